@@ -1,0 +1,287 @@
+// Back-propagation through T steps of the learned optimizer on one tile, from gradients and start state alone.
+//
+// A tile is done in sub-tiles of 32 lanes. The steps run forward once more; their states, gate activations and tanh(c)
+// stay in scratch (T = 20, 2 layers of 20 units: 720 kB, sized for a level-2 cache). The walk back turns the activations
+// into gate gradients in place, and weight gradients are formed for all steps at once, so that each sum is loaded and
+// stored once per sub-tile, not once per step. Multiply-adds per coordinate and step: 4,820 again forward, 4,800 to the
+// inputs, 4,980 to the weights.
+//
+// Long segments are cut into chunks that fit the scratch: a first pass forward leaves the state at the start of each.
+// A chunk's length depends on the network only, so results do not depend on the machine's threads.
+#pragma once
+
+#include "step_kernel.h"
+
+namespace l2l {
+namespace L2L_ISA {
+
+constexpr int kSub = 32;
+constexpr int kSubVectors = kSub / kLanes;
+constexpr int kUnits = kLanes == 16 ? 2 : 1;    // units whose gates are in registers together
+constexpr int kVectors = 2;                     // with vectors of lanes each
+constexpr int kColumns = kLanes == 16 ? 5 : 3;  // inputs per block of a weight gradient
+constexpr size_t kScratchBudget = 768 * 1024;   // bytes for the steps of a chunk
+constexpr long kWidth = kVectors * kLanes;
+
+static L2L_ALWAYS_INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// Where things are in the scratch of one sub-tile, in floats.
+struct Scratch {
+  int steps;                                     // per chunk
+  long features, states, gates, tanh_c;          // [steps][...], states [steps + 1][...]
+  long feature_size, state_size, gate_size, cell_size;  // of one step
+  long checkpoints;                              // [chunks][state_size]
+  long dh, dc;                                   // [layers][hidden rounded up][kSub], [layers][hidden][kSub]
+  long dx;                                       // [4][kSub]: d features
+  long dh_layer;                                 // size of one layer in dh
+  long total;
+
+  Scratch(const Config& c, int all_steps) {
+    feature_size = (long)c.features() * kSub;
+    state_size = (long)c.rows() * kSub;
+    gate_size = 4L * c.layers * c.hidden * kSub;
+    cell_size = (long)c.layers * c.hidden * kSub;
+    const long step = feature_size + state_size + gate_size + cell_size;
+    const long fitting = (long)(kScratchBudget / sizeof(float)) / step;
+    steps = fitting < 1 ? 1 : fitting < all_steps ? (int)fitting : all_steps;
+    const long chunks = (all_steps + steps - 1) / steps;
+    dh_layer = (long)round_up(c.hidden, 4) * kSub;
+    features = 0;
+    states = features + steps * feature_size;
+    gates = states + (steps + 1) * state_size;
+    tanh_c = gates + steps * gate_size;
+    checkpoints = tanh_c + steps * cell_size;
+    dh = checkpoints + chunks * state_size;
+    dc = dh + c.layers * dh_layer;
+    dx = dc + c.layers * cell_size;
+    total = dx + 4 * kSub;
+  }
+};
+
+static size_t backward_scratch(const Config& config, int steps) { return sizeof(float) * Scratch(config, steps).total; }
+
+// Units [j, j + Units) of one layer, keeping the activations.
+template <int Units>
+static L2L_ALWAYS_INLINE void forward_units(const LayerWeights& w, int hidden, int j, const float* x, int inputs,
+                                            const float* h, const float* c, float* new_h, float* new_c, float* gates,
+                                            float* tanh_c) {
+  for (long lane = 0; lane < kSub; lane += kWidth) {
+    vf a[Units][4][kVectors];
+    gate_preactivations<Units, kVectors>(w.forward + 4L * j * (inputs + hidden), w.bias + 4 * j, {x + lane, kSub}, inputs,
+                                         {h + lane, kSub}, hidden, a);
+    L2L_UNROLL for (int u = 0; u < Units; u++)
+      L2L_UNROLL for (int v = 0; v < kVectors; v++) {
+        const long at = (j + u) * kSub + lane + v * kLanes;
+        vf cell = load(c + at);
+        Gates<vf> g;
+        const vf out = cell_forward<Math>(a[u][0][v], a[u][1][v], a[u][2][v], a[u][3][v], cell, g);
+        store(new_c + at, cell);
+        store(new_h + at, out);
+        store(tanh_c + at, g.tanh_c);
+        float* gate = gates + 4L * (j + u) * kSub + lane + v * kLanes;
+        store(gate, g.i);
+        store(gate + kSub, g.f);
+        store(gate + 2 * kSub, g.g);
+        store(gate + 3 * kSub, g.o);
+      }
+  }
+}
+
+// One step of all layers: x are its features; state -> new_state, gates [layers][4 * hidden][kSub], tanh_c.
+static void forward_step(const Network& net, const float* x, const float* state, float* new_state, float* gates,
+                         float* tanh_c) {
+  const int hidden = net.config.hidden;
+  for (int l = 0; l < net.config.layers; l++) {
+    const int inputs = net.config.inputs(l);
+    const long h = (long)net.config.h_row(l) * kSub, c = (long)net.config.c_row(l) * kSub;
+    float* layer_gates = gates + 4L * l * hidden * kSub;
+    float* layer_tanh = tanh_c + (long)l * hidden * kSub;
+    int j = 0;
+    for (; j + kUnits <= hidden; j += kUnits)
+      forward_units<kUnits>(net.layer[l], hidden, j, x, inputs, state + h, state + c, new_state + h, new_state + c,
+                            layer_gates, layer_tanh);
+    for (; j < hidden; j++)
+      forward_units<1>(net.layer[l], hidden, j, x, inputs, state + h, state + c, new_state + h, new_state + c,
+                       layer_gates, layer_tanh);
+    x = new_state + h;
+  }
+}
+
+// Activations -> gradients of the pre-activations, in place; dc: gradient of c' -> gradient of c.
+static void backward_cells(int hidden, float* gates, const float* tanh_c, const float* c, const float* dh, float* dc) {
+  for (int j = 0; j < hidden; j++)
+    L2L_UNROLL for (int v = 0; v < kSubVectors; v++) {
+      const long at = j * kSub + v * kLanes;
+      float* gate = gates + 4L * j * kSub + v * kLanes;
+      const Gates<vf> g{load(gate), load(gate + kSub), load(gate + 2 * kSub), load(gate + 3 * kSub), load(tanh_c + at)};
+      vf d = load(dc + at);
+      const GateGradients<vf> da = cell_backward<vf>(g, load(c + at), load(dh + at), d);
+      store(dc + at, d);
+      store(gate, da.i);
+      store(gate + kSub, da.f);
+      store(gate + 2 * kSub, da.g);
+      store(gate + 3 * kSub, da.o);
+    }
+}
+
+// out[k] (+)= gradient of input k, for `inputs` rounded up to 4.
+template <bool Add>
+static void input_gradients(const float* weights, const float* gates, int hidden, int inputs, float* out) {
+  const int rows = 4 * hidden;
+  for (long lane = 0; lane < kSub; lane += kWidth) {
+    int k = 0;
+    for (; k + 4 * kUnits <= round_up(inputs, 4); k += 4 * kUnits)
+      transposed_product<kUnits, kVectors, Add>(weights + (long)k * rows, gates + lane, kSub, rows, out + k * kSub + lane);
+    for (; k < inputs; k += 4)
+      transposed_product<1, kVectors, Add>(weights + (long)k * rows, gates + lane, kSub, rows, out + k * kSub + lane);
+  }
+}
+
+// Weight gradients of all units with respect to `inputs` inputs, cut into nearly equal blocks of at most kColumns.
+//   out [hidden][out_stride]: the sums of one unit start every out_stride doubles, 4 per input.
+static void weight_gradients(StepRows gates, StepRows x, int steps, int hidden, int inputs, double* out, long out_stride) {
+  const int blocks = (inputs + kColumns - 1) / kColumns;
+  for (int b = 0, k = 0; b < blocks; b++) {
+    const int columns = (inputs - k) / (blocks - b);
+    const StepRows xs{x.data + k * x.stride, x.step, x.stride};
+    for (int j = 0; j < hidden; j++) {
+      const StepRows d{gates.data + 4L * j * gates.stride, gates.step, gates.stride};
+      double* sums = out + j * out_stride + 4L * k;
+      switch (columns) {
+        case 1: weight_gradient<1, kSubVectors>(d, xs, steps, sums); break;
+        case 2: weight_gradient<2, kSubVectors>(d, xs, steps, sums); break;
+        case 3: weight_gradient<3, kSubVectors>(d, xs, steps, sums); break;
+#if L2L_LANES == 16
+        case 4: weight_gradient<4, kSubVectors>(d, xs, steps, sums); break;
+        default: weight_gradient<5, kSubVectors>(d, xs, steps, sums); break;
+#endif
+      }
+    }
+    k += columns;
+  }
+}
+
+// d phi of a chunk: `gates` now holds gate gradients.
+static void chunk_weight_gradients(const Network& net, const Scratch& s, const float* base, const float* grad_updates,
+                                   int steps, double* grad_phi) {
+  const Config& config = net.config;
+  const int hidden = config.hidden;
+  for (int l = 0; l < config.layers; l++) {
+    const int inputs = config.inputs(l);
+    const StepRows gates{base + s.gates + 4L * l * hidden * kSub, s.gate_size, kSub};
+    const StepRows below = l == 0 ? StepRows{base + s.features, s.feature_size, kSub}
+                                  : StepRows{base + s.states + s.state_size + (long)config.h_row(l - 1) * kSub,
+                                             s.state_size, kSub};
+    const StepRows previous{base + s.states + (long)config.h_row(l) * kSub, s.state_size, kSub};
+    double* out = grad_phi + gradient_layer(config, l);
+    const long unit = 4L * (inputs + hidden);
+    weight_gradients(gates, below, steps, hidden, inputs, out, unit);
+    weight_gradients(gates, previous, steps, hidden, hidden, out + 4L * inputs, unit);
+    double* bias = grad_phi + gradient_bias(config, l);
+    for (int j = 0; j < hidden; j++)
+      row_sums<kSubVectors>({gates.data + 4L * j * kSub, gates.step, kSub}, steps, bias + 4 * j);
+  }
+  // The read-out: update = weight_out . h + bias_out.
+  const float* last = base + s.states + s.state_size + (long)config.h_row(config.layers - 1) * kSub;
+  double* out = grad_phi + gradient_out(config);
+  for (int j = 0; j <= hidden; j++) {
+    vf sum{};
+    for (int t = 0; t < steps; t++)
+      L2L_UNROLL for (int v = 0; v < kSubVectors; v++) {
+        const vf du = load(grad_updates + (long)t * kTile + v * kLanes);
+        sum += j < hidden ? du * load(last + t * s.state_size + j * kSub + v * kLanes) : du;
+      }
+    out[j] += (double)sum_lanes(sum, vf{}, vf{}, vf{})[0];
+  }
+}
+
+static void copy_rows(const float* from, long from_stride, float* to, long to_stride, int rows) {
+  for (int r = 0; r < rows; r++) __builtin_memcpy(to + r * to_stride, from + r * from_stride, sizeof(float) * kSub);
+}
+
+static void backward_sub_tile(const Network& net, const BackwardTile& tile, int lane, const Scratch& s, float* base) {
+  const Config& config = net.config;
+  const int hidden = config.hidden, layers = config.layers;
+  const int chunks = (tile.steps + s.steps - 1) / s.steps;
+  float* dh = base + s.dh;
+  float* dc = base + s.dc;
+  const auto state = [&](int slot) __attribute__((always_inline)) { return base + s.states + slot * s.state_size; };
+
+  const auto forward = [&](int first, int steps) __attribute__((always_inline)) {
+    for (int t = 0; t < steps; t++) {
+      float* x = base + s.features + t * s.feature_size;
+      features(net, tile.grads[first + t] + lane, kSub, x, kSub);
+      forward_step(net, x, state(t), state(t + 1), base + s.gates + t * s.gate_size, base + s.tanh_c + t * s.cell_size);
+    }
+  };
+
+  copy_rows(tile.state + lane, kTile, base + s.checkpoints, kSub, config.rows());
+  for (int chunk = 0; chunk + 1 < chunks; chunk++) {
+    __builtin_memcpy(state(0), base + s.checkpoints + chunk * s.state_size, sizeof(float) * s.state_size);
+    forward(chunk * s.steps, s.steps);
+    __builtin_memcpy(base + s.checkpoints + (chunk + 1) * s.state_size, state(s.steps), sizeof(float) * s.state_size);
+  }
+
+  for (int l = 0; l < layers; l++) {
+    float* dh_l = dh + l * s.dh_layer;
+    float* dc_l = dc + (long)l * hidden * kSub;
+    if (tile.grad_end_state) {
+      copy_rows(tile.grad_end_state + (long)config.h_row(l) * kTile + lane, kTile, dh_l, kSub, hidden);
+      copy_rows(tile.grad_end_state + (long)config.c_row(l) * kTile + lane, kTile, dc_l, kSub, hidden);
+    } else {
+      __builtin_memset(dh_l, 0, sizeof(float) * s.dh_layer);
+      __builtin_memset(dc_l, 0, sizeof(float) * hidden * kSub);
+    }
+  }
+
+  for (int chunk = chunks - 1; chunk >= 0; chunk--) {
+    const int first = chunk * s.steps;
+    const int steps = tile.steps - first < s.steps ? tile.steps - first : s.steps;
+    __builtin_memcpy(state(0), base + s.checkpoints + chunk * s.state_size, sizeof(float) * s.state_size);
+    forward(first, steps);
+
+    for (int t = steps - 1; t >= 0; t--) {
+      float* top = dh + (layers - 1) * s.dh_layer;
+      const float* du = tile.grad_updates + (long)(first + t) * kTile + lane;
+      for (int j = 0; j < hidden; j++)
+        L2L_UNROLL for (int v = 0; v < kSubVectors; v++) {
+          float* at = top + j * kSub + v * kLanes;
+          store(at, load(at) + load(du + v * kLanes) * net.weight_out[j]);
+        }
+      for (int l = layers - 1; l >= 0; l--) {
+        float* gates = base + s.gates + t * s.gate_size + 4L * l * hidden * kSub;
+        float* dh_l = dh + l * s.dh_layer;
+        backward_cells(hidden, gates, base + s.tanh_c + t * s.cell_size + (long)l * hidden * kSub,
+                       state(t) + (long)config.c_row(l) * kSub, dh_l, dc + (long)l * hidden * kSub);
+        input_gradients<false>(net.layer[l].backward_h, gates, hidden, hidden, dh_l);
+        if (l > 0) input_gradients<true>(net.layer[l].backward_input, gates, hidden, hidden, dh_l - s.dh_layer);
+      }
+      if (tile.grad_grads) {
+        float* dx = base + s.dx;
+        input_gradients<false>(net.layer[0].backward_input, base + s.gates + t * s.gate_size, hidden, config.features(), dx);
+        for (int v = 0; v < kSub; v += kLanes) {
+          const vf g = load(tile.grads[first + t] + lane + v);
+          const vf d = config.preprocess == Preprocess::identity
+                           ? load(dx + v)
+                           : log_sign_backward<Math>(net.log_sign, g, load(dx + v), load(dx + kSub + v));
+          store(tile.grad_grads + (long)(first + t) * kTile + lane + v, d);
+        }
+      }
+    }
+    chunk_weight_gradients(net, s, base, tile.grad_updates + (long)first * kTile + lane, steps, tile.grad_phi);
+  }
+
+  if (tile.grad_state)
+    for (int l = 0; l < layers; l++) {
+      copy_rows(dh + l * s.dh_layer, kSub, tile.grad_state + (long)config.h_row(l) * kTile + lane, kTile, hidden);
+      copy_rows(dc + (long)l * hidden * kSub, kSub, tile.grad_state + (long)config.c_row(l) * kTile + lane, kTile, hidden);
+    }
+}
+
+static void backward(const Network& net, const BackwardTile& tile, float* scratch) {
+  const Scratch layout(net.config, tile.steps);
+  for (int lane = 0; lane < kTile; lane += kSub) backward_sub_tile(net, tile, lane, layout, scratch);
+}
+
+}  // namespace L2L_ISA
+}  // namespace l2l

@@ -1,0 +1,73 @@
+// What every instruction set provides: the kernels on one tile of 64 coordinates. Plain data only, because this header is
+// read by translation units that may not share inline library code (see simd.h).
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../core/layout.h"
+#include "../core/preprocess.h"
+
+namespace l2l {
+
+// One layer's weights in the order in which the kernels read them, rows grouped by unit: the four gates of a unit lie
+// side by side, so that one pass over the inputs feeds all four.
+struct LayerWeights {
+  const float* forward;         // [hidden][inputs + hidden][4], times gate_scale
+  const float* bias;            // [hidden][4], times gate_scale
+  const float* backward_input;  // [ceil(inputs / 4)][4 * hidden][4]: d gates -> d inputs, zero-padded
+  const float* backward_h;      // [ceil(hidden / 4)][4 * hidden][4]: d gates -> d previous h, zero-padded
+};
+
+struct Network {
+  Config config;
+  LogSign log_sign;
+  LayerWeights layer[kMaxLayers];
+  const float* weight_out;  // [hidden], times output_scale
+  float bias_out;           // times output_scale
+};
+
+// Sums for d loss / d phi, in the kernels' order (unpacked by packing.h): per layer [hidden][inputs + hidden][4] and
+// [hidden][4], then the read-out [hidden] and its bias.
+L2L_HOST_DEVICE int gradient_size(const Config& c) { return c.phi_size(); }
+L2L_HOST_DEVICE int gradient_layer(const Config& c, int layer) { return c.layer_begin(layer); }
+L2L_HOST_DEVICE int gradient_bias(const Config& c, int layer) {
+  return c.layer_begin(layer) + kGates * c.hidden * (c.inputs(layer) + c.hidden);
+}
+L2L_HOST_DEVICE int gradient_out(const Config& c) { return c.weight_out(); }
+
+// Back-propagation through `steps` steps of one tile. Arrays of lanes hold 64 floats; state tiles are [rows][64].
+struct BackwardTile {
+  int steps;
+  const float* const* grads;    // [steps] rows of gradients, the inputs of the steps
+  const float* grad_updates;    // [steps][64] d loss / d update
+  const float* state;           // before the first step
+  const float* grad_end_state;  // d loss / d state after the last step, or null for zero
+  float* grad_state;            // d loss / d state before the first step, or null
+  float* grad_grads;            // [steps][64] d loss / d gradient, or null
+  double* grad_phi;             // [gradient_size], added to
+};
+
+// sigmoid_scaled(a) = 1 / (1 + 2^a), tanh_scaled(a) = (2^a - 1) / (2^a + 1): the scale of the pre-activations.
+enum class VectorFunction : int { exp2, sigmoid_scaled, tanh_scaled, log };
+
+struct Kernels {
+  const char* name;
+  int lanes;
+  // One step: reads grad [64] and state, writes new_state (may be state itself) and update [64].
+  void (*step)(const Network&, const float* grad, const float* state, float* new_state, float* update);
+  // Bytes of scratch that backward needs, and the kernel.
+  size_t (*backward_scratch)(const Config&, int steps);
+  void (*backward)(const Network&, const BackwardTile&, float* scratch);
+  // For tests: y = function(x). For the roofline: `repeats` rounds of independent multiply-adds, returns how many.
+  void (*vector_function)(VectorFunction, const float* x, float* y, int64_t n);
+  int64_t (*multiply_adds)(int64_t repeats, float* sink);
+};
+
+namespace baseline { extern const Kernels kernels; }
+#if defined(__x86_64__)
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+#endif
+
+}  // namespace l2l

@@ -1,0 +1,49 @@
+// The kernel table of one instruction set. Each kernels_*.cpp defines L2L_ISA and L2L_LANES, is compiled with that set's
+// flags, and includes this file and nothing else.
+#include "backward_kernel.h"
+
+namespace l2l {
+namespace L2L_ISA {
+
+static void vector_function(VectorFunction function, const float* x, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    float lanes[kLanes];
+    for (int k = 0; k < kLanes; k++) lanes[k] = i + k < n ? x[i + k] : 0.f;
+    vf v = load(lanes);
+    switch (function) {
+      case VectorFunction::exp2: v = Math::exp2(v); break;
+      case VectorFunction::sigmoid_scaled: v = Math::sigmoid_scaled(v); break;
+      case VectorFunction::tanh_scaled: v = Math::tanh_scaled(Math::min(kTanhBound, v)); break;
+      case VectorFunction::log: v = Math::log(v); break;
+    }
+    store(lanes, v);
+    for (int k = 0; k < kLanes && i + k < n; k++) y[i + k] = lanes[k];
+  }
+}
+
+// As many independent chains as hide the latency of a multiply-add; the asm keeps the compiler from folding them.
+static int64_t multiply_adds(int64_t repeats, float* sink) {
+  constexpr int kChains = 12;
+  vf sum[kChains], factor = broadcast(0.999f), addend = broadcast(0.001f);
+  L2L_UNROLL for (int i = 0; i < kChains; i++) sum[i] = broadcast((float)i);
+  for (int64_t r = 0; r < repeats; r++) {
+    L2L_UNROLL for (int i = 0; i < kChains; i++) {
+      sum[i] = sum[i] * factor + addend;
+#if defined(__x86_64__)
+      __asm__ volatile("" : "+v"(sum[i]));
+#endif
+    }
+  }
+  vf total = sum[0];
+  L2L_UNROLL for (int i = 1; i < kChains; i++) total += sum[i];
+  store(sink, total);
+  return repeats * kChains * kLanes;
+}
+
+#define L2L_STRING_(x) #x
+#define L2L_STRING(x) L2L_STRING_(x)
+extern const Kernels kernels = {L2L_STRING(L2L_ISA), kLanes, step, backward_scratch, backward, vector_function,
+                                multiply_adds};
+
+}  // namespace L2L_ISA
+}  // namespace l2l

@@ -1,0 +1,27 @@
+// phi in the order in which the CPU kernels read it, and their gradient sums back in phi's order.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace l2l {
+
+// Owns the packed weights that its Network points to.
+class PackedNetwork {
+ public:
+  PackedNetwork(const Config& config, const float* phi);
+  PackedNetwork(const PackedNetwork&) = delete;
+  PackedNetwork& operator=(const PackedNetwork&) = delete;
+
+  const Network& network() const { return network_; }
+
+ private:
+  Network network_;
+  std::vector<float> storage_;
+};
+
+// From the kernels' sums [gradient_size] to the gradient of phi.
+void unpack_gradient(const Config& config, const double* sums, float* grad_phi);
+
+}  // namespace l2l
