@@ -66,23 +66,34 @@ static L2L_ALWAYS_INLINE void forward_units(const LayerWeights& w, int hidden, i
                                             const float* h, const float* c, float* new_h, float* new_c, float* gates,
                                             float* tanh_c) {
   for (long lane = 0; lane < kSub; lane += kWidth) {
-    vf a[Units][4][kVectors];
+    Wide<kVectors> a[Units][4];
     gate_preactivations<Units, kVectors>(w.forward + 4L * j * (inputs + hidden), w.bias + 4 * j, {x + lane, kSub}, inputs,
                                          {h + lane, kSub}, hidden, a);
+    // The units' lanes side by side: one unit alone would leave the multipliers waiting.
+    constexpr int N = Units * kVectors;
+    Wide<N> i, f, g, o, cell;
     L2L_UNROLL for (int u = 0; u < Units; u++)
       L2L_UNROLL for (int v = 0; v < kVectors; v++) {
+        i.v[u * kVectors + v] = a[u][0].v[v];
+        f.v[u * kVectors + v] = a[u][1].v[v];
+        g.v[u * kVectors + v] = a[u][2].v[v];
+        o.v[u * kVectors + v] = a[u][3].v[v];
+        cell.v[u * kVectors + v] = load(c + (j + u) * kSub + lane + v * kLanes);
+      }
+    Gates<Wide<N>> kept;
+    const Wide<N> out = cell_forward<Math<N>>(i, f, g, o, cell, kept);
+    L2L_UNROLL for (int u = 0; u < Units; u++)
+      L2L_UNROLL for (int v = 0; v < kVectors; v++) {
+        const int n = u * kVectors + v;
         const long at = (j + u) * kSub + lane + v * kLanes;
-        vf cell = load(c + at);
-        Gates<vf> g;
-        const vf out = cell_forward<Math>(a[u][0][v], a[u][1][v], a[u][2][v], a[u][3][v], cell, g);
-        store(new_c + at, cell);
-        store(new_h + at, out);
-        store(tanh_c + at, g.tanh_c);
+        store(new_c + at, cell.v[n]);
+        store(new_h + at, out.v[n]);
+        store(tanh_c + at, kept.tanh_c.v[n]);
         float* gate = gates + 4L * (j + u) * kSub + lane + v * kLanes;
-        store(gate, g.i);
-        store(gate + kSub, g.f);
-        store(gate + 2 * kSub, g.g);
-        store(gate + 3 * kSub, g.o);
+        store(gate, kept.i.v[n]);
+        store(gate + kSub, kept.f.v[n]);
+        store(gate + 2 * kSub, kept.g.v[n]);
+        store(gate + 3 * kSub, kept.o.v[n]);
       }
   }
 }
@@ -260,11 +271,12 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
         float* dx = base + s.dx;
         input_gradients<false>(net.layer[0].backward_input, base + s.gates + t * s.gate_size, hidden, config.features(), dx);
         for (int v = 0; v < kSub; v += kLanes) {
-          const vf g = load(tile.grads[first + t] + lane + v);
-          const vf d = config.preprocess == Preprocess::identity
-                           ? load(dx + v)
-                           : log_sign_backward<Math>(net.log_sign, g, load(dx + v), load(dx + kSub + v));
-          store(tile.grad_grads + (long)(first + t) * kTile + lane + v, d);
+          const Wide<1> g = load_wide<1>(tile.grads[first + t] + lane + v);
+          const Wide<1> d = config.preprocess == Preprocess::identity
+                                ? load_wide<1>(dx + v)
+                                : log_sign_backward<Math<1>>(net.log_sign, g, load_wide<1>(dx + v),
+                                                             load_wide<1>(dx + kSub + v));
+          store_wide(tile.grad_grads + (long)(first + t) * kTile + lane + v, d);
         }
       }
     }

@@ -9,14 +9,14 @@ static void vector_function(VectorFunction function, const float* x, float* y, i
   for (int64_t i = 0; i < n; i += kLanes) {
     float lanes[kLanes];
     for (int k = 0; k < kLanes; k++) lanes[k] = i + k < n ? x[i + k] : 0.f;
-    vf v = load(lanes);
+    Wide<1> v = load_wide<1>(lanes);
     switch (function) {
-      case VectorFunction::exp2: v = Math::exp2(v); break;
-      case VectorFunction::sigmoid_scaled: v = Math::sigmoid_scaled(v); break;
-      case VectorFunction::tanh_scaled: v = Math::tanh_scaled(Math::min(kTanhBound, v)); break;
-      case VectorFunction::log: v = Math::log(v); break;
+      case VectorFunction::exp2: v = Math<1>::exp2(v); break;
+      case VectorFunction::sigmoid_scaled: v = Math<1>::sigmoid_scaled(v); break;
+      case VectorFunction::tanh_scaled: v = Math<1>::tanh_scaled(Math<1>::min(kTanhBound, v)); break;
+      case VectorFunction::log: v = Math<1>::log(v); break;
     }
-    store(lanes, v);
+    store_wide(lanes, v);
     for (int k = 0; k < kLanes && i + k < n; k++) y[i + k] = lanes[k];
   }
 }

@@ -23,11 +23,11 @@ struct Rows {
 //   weights [Units][inputs + hidden][4], bias [Units][4]; x has `inputs` rows, h has `hidden`.
 template <int Units, int Vectors>
 static L2L_ALWAYS_INLINE void gate_preactivations(const float* __restrict weights, const float* __restrict bias, Rows x,
-                                                  int inputs, Rows h, int hidden, vf (&a)[Units][4][Vectors]) {
+                                                  int inputs, Rows h, int hidden, Wide<Vectors> (&a)[Units][4]) {
   const long unit = 4L * (inputs + hidden);
   L2L_UNROLL for (int u = 0; u < Units; u++)
     L2L_UNROLL for (int g = 0; g < 4; g++)
-      L2L_UNROLL for (int v = 0; v < Vectors; v++) a[u][g][v] = broadcast(bias[4 * u + g]);
+      L2L_UNROLL for (int v = 0; v < Vectors; v++) a[u][g].v[v] = broadcast(bias[4 * u + g]);
 
   const auto accumulate = [&](const float* row) __attribute__((always_inline)) {
     vf lane[Vectors];
@@ -35,7 +35,7 @@ static L2L_ALWAYS_INLINE void gate_preactivations(const float* __restrict weight
     L2L_UNROLL for (int u = 0; u < Units; u++)
       L2L_UNROLL for (int g = 0; g < 4; g++) {
         const vf w = broadcast(weights[u * unit + g]);
-        L2L_UNROLL for (int v = 0; v < Vectors; v++) a[u][g][v] += w * lane[v];
+        L2L_UNROLL for (int v = 0; v < Vectors; v++) a[u][g].v[v] += w * lane[v];
       }
     weights += 4;
   };

@@ -17,14 +17,14 @@ constexpr int kStepVectors = kLanes == 16 ? 4 : 2;
 // The features of 64 gradients, as rows of 64.
 static L2L_ALWAYS_INLINE void features(const Network& net, const float* grad, int lanes, float* out, long stride) {
   for (int v = 0; v < lanes; v += kLanes) {
-    const vf g = load(grad + v);
+    const Wide<1> g = load_wide<1>(grad + v);
     if (net.config.preprocess == Preprocess::identity) {
-      store(out + v, g);
+      store_wide(out + v, g);
     } else {
-      vf magnitude, sign;
-      log_sign<Math>(net.log_sign, g, magnitude, sign);
-      store(out + v, magnitude);
-      store(out + stride + v, sign);
+      Wide<1> magnitude, sign;
+      log_sign<Math<1>>(net.log_sign, g, magnitude, sign);
+      store_wide(out + v, magnitude);
+      store_wide(out + stride + v, sign);
     }
   }
 }
@@ -35,16 +35,14 @@ static void step_layer(const LayerWeights& w, int hidden, const float* x, int in
   for (int j = 0; j < hidden; j++) {
     const float* weights = w.forward + 4L * j * (inputs + hidden);
     for (int lane = 0; lane < kTile; lane += width) {
-      vf a[1][4][kStepVectors];
+      Wide<kStepVectors> a[1][4];
       gate_preactivations<1, kStepVectors>(weights, w.bias + 4 * j, {x + lane, kTile}, inputs, {h + lane, kTile},
                                            hidden, a);
-      L2L_UNROLL for (int v = 0; v < kStepVectors; v++) {
-        const long at = (long)j * kTile + lane + v * kLanes;
-        vf cell = load(c + at);
-        const vf out = cell_step<Math>(a[0][0][v], a[0][1][v], a[0][2][v], a[0][3][v], cell);
-        store(new_c + at, cell);
-        store(new_h + at, out);
-      }
+      const long at = (long)j * kTile + lane;
+      Wide<kStepVectors> cell = load_wide<kStepVectors>(c + at);
+      const Wide<kStepVectors> out = cell_step<Math<kStepVectors>>(a[0][0], a[0][1], a[0][2], a[0][3], cell);
+      store_wide(new_c + at, cell);
+      store_wide(new_h + at, out);
     }
   }
 }
