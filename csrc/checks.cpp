@@ -16,7 +16,8 @@ constexpr double kMaxP = 80.0;
 
 }  // namespace
 
-Config make_config(int64_t hidden_size, int64_t num_layers, std::string_view preprocess, double p, double output_scale) {
+Config make_config(int64_t hidden_size, int64_t num_layers, std::string_view preprocess, double p,
+                   double output_scale) {
   TORCH_CHECK_VALUE(hidden_size >= kMinHidden && hidden_size <= kMaxHidden, "hidden_size: expected ", kMinHidden, "..",
                     kMaxHidden, ", got ", hidden_size);
   TORCH_CHECK_VALUE(num_layers >= 1 && num_layers <= kMaxLayers, "num_layers: expected 1..", kMaxLayers, ", got ",
@@ -41,8 +42,8 @@ void check_phi(const Config& config, const at::Tensor& phi) {
 }
 
 void check_coordinates(const at::Tensor& tensor, const char* name, int64_t index) {
-  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, label(name, index), ": expected a dense (strided) tensor, got layout ",
-                   tensor.layout());
+  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, label(name, index),
+                   ": expected a dense (strided) tensor, got layout ", tensor.layout());
   const auto dtype = tensor.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, label(name, index),
                    ": expected dtype float32, bfloat16 or float16, got ", dtype);
@@ -59,14 +60,15 @@ void check_state(const Config& config, const at::Tensor& state, int64_t tiles, c
                     state.strides());
 }
 
-void check_same_device(const at::Tensor& tensor, const char* name, const at::Tensor& reference, const char* reference_name,
-                       int64_t index) {
+void check_same_device(const at::Tensor& tensor, const char* name, const at::Tensor& reference,
+                       const char* reference_name, int64_t index) {
   TORCH_CHECK_VALUE(tensor.device() == reference.device(), label(name, index), ": expected device ", reference.device(),
                     " as ", reference_name, ", got ", tensor.device());
 }
 
 void check_step_arguments(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,
-                          const at::Tensor& phi, const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles) {
+                          const at::Tensor& phi, const std::optional<at::Tensor>& record,
+                          at::IntArrayRef record_tiles) {
   check_phi(config, phi);
   TORCH_CHECK_VALUE(grads.size() == params.size(), "grads: expected ", params.size(), " tensors as params, got ",
                     grads.size());
@@ -76,7 +78,8 @@ void check_step_arguments(const Config& config, at::TensorList params, at::Tenso
   TORCH_CHECK_VALUE(record_tiles.size() == records, "record_tiles: expected ", records, " offsets, got ",
                     record_tiles.size());
   if (record) {
-    TORCH_CHECK_TYPE(record->scalar_type() == at::kFloat, "record: expected dtype float32, got ", record->scalar_type());
+    TORCH_CHECK_TYPE(record->scalar_type() == at::kFloat, "record: expected dtype float32, got ",
+                     record->scalar_type());
     TORCH_CHECK_VALUE(record->dim() == 1 && record->is_contiguous(), "record: expected a contiguous vector, got shape ",
                       record->sizes(), " and strides ", record->strides());
     check_same_device(*record, "record", phi, "phi");

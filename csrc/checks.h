@@ -23,8 +23,8 @@ void check_coordinates(const at::Tensor& tensor, const char* name, int64_t index
 void check_state(const Config& config, const at::Tensor& state, int64_t tiles, const char* name, int64_t index = -1);
 
 // ValueError unless both are on the same device.
-void check_same_device(const at::Tensor& tensor, const char* name, const at::Tensor& reference, const char* reference_name,
-                       int64_t index = -1);
+void check_same_device(const at::Tensor& tensor, const char* name, const at::Tensor& reference,
+                       const char* reference_name, int64_t index = -1);
 
 // What the in-place step is given, checked.
 void check_step_arguments(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,

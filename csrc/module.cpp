@@ -14,7 +14,8 @@ namespace {
 
 // Multiply-adds per second of the calling thread at the selected instruction set.
 double fma_rate(double seconds) {
-  if (!(seconds > 0)) throw std::invalid_argument("seconds: expected a positive number, got " + std::to_string(seconds));
+  if (!(seconds > 0))
+    throw std::invalid_argument("seconds: expected a positive number, got " + std::to_string(seconds));
   using clock = std::chrono::steady_clock;
   float sink[64];
   int64_t done = 0;
@@ -45,8 +46,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   l2l::kernels();  // a wrong L2L_FAST_ISA fails the import, not the first step
   m.attr("TILE") = l2l::kTile;
   m.def("isa", [] { return std::string(l2l::kernels().name); }, "The instruction set in use.");
-  m.def("isa_available", &l2l::available_instruction_sets, "Instruction sets this build and machine have, slowest first.");
-  m.def("set_isa", &l2l::set_instruction_set, py::arg("name"), "Switch the instruction set; ValueError if not available.");
+  m.def("isa_available", &l2l::available_instruction_sets,
+        "Instruction sets this build and machine have, slowest first.");
+  m.def("set_isa", &l2l::set_instruction_set, py::arg("name"),
+        "Switch the instruction set; ValueError if not available.");
   m.def("fma_rate", &fma_rate, py::arg("seconds") = 0.2, py::call_guard<py::gil_scoped_release>(),
         "Multiply-adds per second of the calling thread.");
   m.def("build_info", &build_info, "Versions this extension was built with.");

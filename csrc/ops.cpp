@@ -1,6 +1,7 @@
 // Operator schemas. CPU kernels are registered in csrc/cpu, autograd formulas and fake kernels in l2l_fast/ops.py.
 //
-// Every operator takes the configuration as the same five arguments: hidden_size, num_layers, preprocess, p, output_scale.
+// Every operator takes the configuration as the same five arguments: hidden_size, num_layers, preprocess, p,
+// output_scale.
 #include <torch/library.h>
 
 #define L2L_CONFIG "int hidden_size, int num_layers, str preprocess, float p, float output_scale"
@@ -11,9 +12,8 @@ TORCH_LIBRARY(l2l_fast, m) {
   m.def(
       "lstm_step_backward(Tensor grad_update, Tensor grad_new_state, Tensor grad, Tensor state, Tensor phi, " L2L_CONFIG
       ") -> (Tensor grad_grad, Tensor grad_state, Tensor grad_phi)");
-  m.def(
-      "lstm_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor phi, " L2L_CONFIG
-      ", float lr, float weight_decay, bool maximize, Tensor(c!)? record, int[] record_tiles) -> ()");
+  m.def("lstm_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor phi, " L2L_CONFIG
+        ", float lr, float weight_decay, bool maximize, Tensor(c!)? record, int[] record_tiles) -> ()");
   m.def(
       "lstm_segment_backward(Tensor[] start_states, int[] record_tiles, Tensor[] records, float[] loss_weights, "
       "float[] lrs, float[] decays, Tensor phi, " L2L_CONFIG

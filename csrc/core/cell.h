@@ -1,6 +1,6 @@
 // One LSTM cell from its pre-activations on, forward and backward. Shared by the CPU (V a SIMD vector) and the GPU
-// (V a float). M is the arithmetic of the caller: M::V and M::exp2, exp2_minus_1, quotient, sigmoid_scaled, tanh_scaled,
-// min(float, V).
+// (V a float). M is the arithmetic of the caller: M::V and M::exp2, exp2_minus_1, quotient, sigmoid_scaled,
+// tanh_scaled, min(float, V).
 //
 // Pre-activations come scaled, a = -log2(e) x for the gates i, f, o and a = 2 log2(e) x for g, so that sigmoid(x) =
 // 1 / (1 + 2^a) and tanh(x) = (2^a - 1) / (2^a + 1): the scale is folded into the weights once per launch.
@@ -54,8 +54,8 @@ L2L_HOST_DEVICE typename M::V cell_forward(typename M::V i, typename M::V f, typ
   return gates.o * gates.tanh_c;
 }
 
-// Backward: from d loss / d h' and d loss / d c' (in dc) to the gradients of the unscaled pre-activations; dc becomes the
-// gradient of the previous c.
+// Backward: from d loss / d h' and d loss / d c' (in dc) to the gradients of the unscaled pre-activations; dc becomes
+// the gradient of the previous c.
 template <class V>
 L2L_HOST_DEVICE GateGradients<V> cell_backward(const Gates<V>& gates, V c_previous, V dh, V& dc) {
   const V through_o = dh * gates.o;

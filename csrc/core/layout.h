@@ -1,8 +1,9 @@
 // Sizes and memory layouts that the CPU, CUDA and Python sides share. No ATen, no CUDA runtime.
 //
 // State of one tensor: [tiles][2 * layers * hidden][kTile] float32. A tile holds 64 consecutive coordinates; row r of a
-// tile holds one number of each: for layer l, rows [2*l*hidden, ...) are h and rows [(2*l+1)*hidden, ...) are c. A row is
-// contiguous, so it is read by SIMD lanes or by the threads of two warps at once; a tile is contiguous, so it streams.
+// tile holds one number of each: for layer l, rows [2*l*hidden, ...) are h and rows [(2*l+1)*hidden, ...) are c. A row
+// is contiguous, so it is read by SIMD lanes or by the threads of two warps at once; a tile is contiguous, so it
+// streams.
 //
 // phi, the learned parameters, flat: per layer weight_ih [4*hidden][inputs], weight_hh [4*hidden][hidden],
 // bias [4*hidden]; then weight_out [hidden] and bias_out [1]. Gate order i, f, g, o, as in torch.nn.LSTMCell.
@@ -42,7 +43,9 @@ struct Config {
 
   // Offsets into phi.
   L2L_HOST_DEVICE int layer_size(int layer) const { return kGates * hidden * (inputs(layer) + hidden + 1); }
-  L2L_HOST_DEVICE int layer_begin(int layer) const { return layer == 0 ? 0 : layer_size(0) + (layer - 1) * layer_size(1); }
+  L2L_HOST_DEVICE int layer_begin(int layer) const {
+    return layer == 0 ? 0 : layer_size(0) + (layer - 1) * layer_size(1);
+  }
   L2L_HOST_DEVICE int weight_ih(int layer) const { return layer_begin(layer); }
   L2L_HOST_DEVICE int weight_hh(int layer) const { return layer_begin(layer) + kGates * hidden * inputs(layer); }
   L2L_HOST_DEVICE int bias(int layer) const { return weight_hh(layer) + kGates * hidden * hidden; }

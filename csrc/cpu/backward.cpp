@@ -1,8 +1,8 @@
-// Back-propagation on the CPU: through one functional step, and through a whole recorded segment. Both are the same tile
-// kernel; a step is a segment of length one with its upstream gradient given.
+// Back-propagation on the CPU: through one functional step, and through a whole recorded segment. Both are the same
+// tile kernel; a step is a segment of length one with its upstream gradient given.
 //
-// Tiles are cut into a fixed number of slices; a slice sums d phi in float64 in tile order and slices are added in order,
-// whichever thread ran them: results are the same for any number of threads.
+// Tiles are cut into a fixed number of slices; a slice sums d phi in float64 in tile order and slices are added in
+// order, whichever thread ran them: results are the same for any number of threads.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -55,10 +55,12 @@ at::Tensor sum_over_tiles(const Config& config, const at::Tensor& phi, int64_t t
   return grad_phi;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(
-    const at::Tensor& grad_update, const at::Tensor& grad_new_state, const at::Tensor& grad, const at::Tensor& state,
-    const at::Tensor& phi, int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p,
-    double output_scale) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(const at::Tensor& grad_update,
+                                                                  const at::Tensor& grad_new_state,
+                                                                  const at::Tensor& grad, const at::Tensor& state,
+                                                                  const at::Tensor& phi, int64_t hidden_size,
+                                                                  int64_t num_layers, c10::string_view preprocess,
+                                                                  double p, double output_scale) {
   const Config config = make_config(hidden_size, num_layers, preprocess, p, output_scale);
   check_phi(config, phi);
   check_coordinates(grad, "grad");
@@ -91,14 +93,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(
     std::vector<float> masked;
     if (count < kTile) {  // padding must not reach d phi, whatever the upstream gradient holds there
       masked.assign(end_tile, end_tile + stride);
-      for (int64_t r = 0; r < rows; r++) std::fill(masked.begin() + r * kTile + count, masked.begin() + (r + 1) * kTile, 0.f);
+      for (int64_t r = 0; r < rows; r++)
+        std::fill(masked.begin() + r * kTile + count, masked.begin() + (r + 1) * kTile, 0.f);
       end_tile = masked.data();
     }
     const float* steps[1] = {g};
     {
       FlushDenormals flush;
-      kernel.backward(net.network(),
-                      {1, steps, du, from + tile * stride, end_tile, to + tile * stride, dg, sums}, scratch);
+      kernel.backward(net.network(), {1, steps, du, from + tile * stride, end_tile, to + tile * stride, dg, sums},
+                      scratch);
     }
     result.write(tile * kTile, count, dg);
   });
@@ -106,9 +109,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(
 }
 
 std::tuple<at::Tensor, std::vector<at::Tensor>> lstm_segment_backward(
-    at::TensorList start_states, at::IntArrayRef record_tiles, at::TensorList records, at::ArrayRef<double> loss_weights,
-    at::ArrayRef<double> lrs, at::ArrayRef<double> decays, const at::Tensor& phi, int64_t hidden_size, int64_t num_layers,
-    c10::string_view preprocess, double p, double output_scale, at::TensorList grad_end_states, bool need_grad_start) {
+    at::TensorList start_states, at::IntArrayRef record_tiles, at::TensorList records,
+    at::ArrayRef<double> loss_weights, at::ArrayRef<double> lrs, at::ArrayRef<double> decays, const at::Tensor& phi,
+    int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p, double output_scale,
+    at::TensorList grad_end_states, bool need_grad_start) {
   const Config config = make_config(hidden_size, num_layers, preprocess, p, output_scale);
   check_segment_arguments(config, start_states, record_tiles, records, loss_weights, lrs, decays, phi, grad_end_states);
 

@@ -1,10 +1,10 @@
 // Back-propagation through T steps of the learned optimizer on one tile, from gradients and start state alone.
 //
 // A tile is done in sub-tiles of 32 lanes. The steps run forward once more; their states, gate activations and tanh(c)
-// stay in scratch (T = 20, 2 layers of 20 units: 720 kB, sized for a level-2 cache). The walk back turns the activations
-// into gate gradients in place, and weight gradients are formed for all steps at once, so that each sum is loaded and
-// stored once per sub-tile, not once per step. Multiply-adds per coordinate and step: 4,820 again forward, 4,800 to the
-// inputs, 4,980 to the weights.
+// stay in scratch (T = 20, 2 layers of 20 units: 720 kB, sized for a level-2 cache). The walk back turns the
+// activations into gate gradients in place, and weight gradients are formed for all steps at once, so that each sum is
+// loaded and stored once per sub-tile, not once per step. Multiply-adds per coordinate and step: 4,820 again forward,
+// 4,800 to the inputs, 4,980 to the weights.
 //
 // Long segments are cut into chunks that fit the scratch: a first pass forward leaves the state at the start of each.
 // A chunk's length depends on the network only, so results do not depend on the machine's threads.
@@ -27,13 +27,13 @@ static L2L_ALWAYS_INLINE int round_up(int n, int to) { return (n + to - 1) / to 
 
 // Where things are in the scratch of one sub-tile, in floats.
 struct Scratch {
-  int steps;                                     // per chunk
-  long features, states, gates, tanh_c;          // [steps][...], states [steps + 1][...]
+  int steps;                                            // per chunk
+  long features, states, gates, tanh_c;                 // [steps][...], states [steps + 1][...]
   long feature_size, state_size, gate_size, cell_size;  // of one step
-  long checkpoints;                              // [chunks][state_size]
-  long dh, dc;                                   // [layers][hidden rounded up][kSub], [layers][hidden][kSub]
-  long dx;                                       // [4][kSub]: d features
-  long dh_layer;                                 // size of one layer in dh
+  long checkpoints;                                     // [chunks][state_size]
+  long dh, dc;                                          // [layers][hidden rounded up][kSub], [layers][hidden][kSub]
+  long dx;                                              // [4][kSub]: d features
+  long dh_layer;                                        // size of one layer in dh
   long total;
 
   Scratch(const Config& c, int all_steps) {
@@ -67,12 +67,12 @@ static L2L_ALWAYS_INLINE void forward_units(const LayerWeights& w, int hidden, i
                                             float* tanh_c) {
   for (long lane = 0; lane < kSub; lane += kWidth) {
     Wide<kVectors> a[Units][4];
-    gate_preactivations<Units, kVectors>(w.forward + 4L * j * (inputs + hidden), w.bias + 4 * j, {x + lane, kSub}, inputs,
-                                         {h + lane, kSub}, hidden, a);
+    gate_preactivations<Units, kVectors>(w.forward + 4L * j * (inputs + hidden), w.bias + 4 * j, {x + lane, kSub},
+                                         inputs, {h + lane, kSub}, hidden, a);
     // The units' lanes side by side: one unit alone would leave the multipliers waiting.
     constexpr int N = Units * kVectors;
     Wide<N> i, f, g, o, cell;
-    L2L_UNROLL for (int u = 0; u < Units; u++)
+  L2L_UNROLL for (int u = 0; u < Units; u++)
       L2L_UNROLL for (int v = 0; v < kVectors; v++) {
         i.v[u * kVectors + v] = a[u][0].v[v];
         f.v[u * kVectors + v] = a[u][1].v[v];

@@ -1,5 +1,5 @@
-// What every instruction set provides: the kernels on one tile of 64 coordinates. Plain data only, because this header is
-// read by translation units that may not share inline library code (see simd.h).
+// What every instruction set provides: the kernels on one tile of 64 coordinates. Plain data only, because this header
+// is read by translation units that may not share inline library code (see simd.h).
 #pragma once
 
 #include <stddef.h>

@@ -1,5 +1,5 @@
-// The kernel table of one instruction set. Each kernels_*.cpp defines L2L_ISA and L2L_LANES, is compiled with that set's
-// flags, and includes this file and nothing else.
+// The kernel table of one instruction set. Each kernels_*.cpp defines L2L_ISA and L2L_LANES, is compiled with that
+// set's flags, and includes this file and nothing else.
 #include "backward_kernel.h"
 
 namespace l2l {
@@ -11,10 +11,18 @@ static void vector_function(VectorFunction function, const float* x, float* y, i
     for (int k = 0; k < kLanes; k++) lanes[k] = i + k < n ? x[i + k] : 0.f;
     Wide<1> v = load_wide<1>(lanes);
     switch (function) {
-      case VectorFunction::exp2: v = Math<1>::exp2(v); break;
-      case VectorFunction::sigmoid_scaled: v = Math<1>::sigmoid_scaled(v); break;
-      case VectorFunction::tanh_scaled: v = Math<1>::tanh_scaled(Math<1>::min(kTanhBound, v)); break;
-      case VectorFunction::log: v = Math<1>::log(v); break;
+      case VectorFunction::exp2:
+        v = Math<1>::exp2(v);
+        break;
+      case VectorFunction::sigmoid_scaled:
+        v = Math<1>::sigmoid_scaled(v);
+        break;
+      case VectorFunction::tanh_scaled:
+        v = Math<1>::tanh_scaled(Math<1>::min(kTanhBound, v));
+        break;
+      case VectorFunction::log:
+        v = Math<1>::log(v);
+        break;
     }
     store_wide(lanes, v);
     for (int k = 0; k < kLanes && i + k < n; k++) y[i + k] = lanes[k];

@@ -1,4 +1,5 @@
-// exp2, log, sigmoid and tanh on vectors: within 4 ulp of libm, saturating, NaN in, NaN out. Plain arithmetic, no tables.
+// exp2, log, sigmoid and tanh on vectors: within 4 ulp of libm, saturating, NaN in, NaN out. Plain arithmetic, no
+// tables.
 #pragma once
 
 #include "../core/cell.h"

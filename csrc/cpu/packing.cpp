@@ -79,7 +79,8 @@ void unpack_gradient(const Config& config, const double* sums, float* grad_phi) 
         const int row = g * hidden + j;
         const double* unit = weight + 4L * j * (inputs + hidden) + g;
         for (int k = 0; k < inputs; k++) grad_phi[config.weight_ih(l) + row * inputs + k] = (float)unit[4 * k];
-        for (int k = 0; k < hidden; k++) grad_phi[config.weight_hh(l) + row * hidden + k] = (float)unit[4 * (inputs + k)];
+        for (int k = 0; k < hidden; k++)
+          grad_phi[config.weight_hh(l) + row * hidden + k] = (float)unit[4 * (inputs + k)];
         grad_phi[config.bias(l) + row] = (float)bias[4 * j + g];
       }
   }

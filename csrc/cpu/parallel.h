@@ -8,8 +8,8 @@
 
 namespace l2l {
 
-// Saturated gates decay to denormals, which cost 100 cycles each; they are flushed to zero while network arithmetic runs
-// and only then: the caller's mode is restored, and parameters are updated outside.
+// Saturated gates decay to denormals, which cost 100 cycles each; they are flushed to zero while network arithmetic
+// runs and only then: the caller's mode is restored, and parameters are updated outside.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)

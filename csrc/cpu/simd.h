@@ -1,8 +1,8 @@
 // The vector type of one instruction set, by GCC/Clang vector extensions, and the few operations they lack.
 //
-// Included once per translation unit with L2L_ISA (a namespace) and L2L_LANES (floats in a vector) defined. Everything is
-// in that namespace and nothing here may use a standard-library template: the linker would keep one copy of an inline
-// function for all translation units, perhaps the one with instructions this machine lacks.
+// Included once per translation unit with L2L_ISA (a namespace) and L2L_LANES (floats in a vector) defined. Everything
+// is in that namespace and nothing here may use a standard-library template: the linker would keep one copy of an
+// inline function for all translation units, perhaps the one with instructions this machine lacks.
 #pragma once
 
 #include <stdint.h>

@@ -33,8 +33,8 @@ struct GradientTile {
 };
 
 std::tuple<at::Tensor, at::Tensor> lstm_step(const at::Tensor& grad, const at::Tensor& state, const at::Tensor& phi,
-                                             int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p,
-                                             double output_scale) {
+                                             int64_t hidden_size, int64_t num_layers, c10::string_view preprocess,
+                                             double p, double output_scale) {
   const Config config = make_config(hidden_size, num_layers, preprocess, p, output_scale);
   check_phi(config, phi);
   check_coordinates(grad, "grad");
@@ -90,8 +90,8 @@ void lstm_step_(at::TensorList params, at::TensorList grads, at::TensorList stat
     plain_grads.push_back(grads[k].resolve_neg());
     float* recorded = record ? record->mutable_data_ptr<float>() + record_tiles[k] * kTile : nullptr;
     params[k].mutable_data_ptr();  // materializes a lazy clone
-    items.push_back({StridedView(params[k]), StridedView(plain_grads.back()), states[k].mutable_data_ptr<float>(),
-                     recorded});
+    items.push_back(
+        {StridedView(params[k]), StridedView(plain_grads.back()), states[k].mutable_data_ptr<float>(), recorded});
     ends.push_back(tiles += tiles_for(params[k].numel()));
   }
   const at::Tensor dense_phi = phi.contiguous();
@@ -134,7 +134,8 @@ at::Tensor vector_math(c10::string_view function, const at::Tensor& x) {
   } else if (function == "log") {
     f = VectorFunction::log;
   } else {
-    TORCH_CHECK_VALUE(function == "exp2", "function: expected 'exp2', 'sigmoid_scaled', 'tanh_scaled' or 'log', got '", function, "'");
+    TORCH_CHECK_VALUE(function == "exp2", "function: expected 'exp2', 'sigmoid_scaled', 'tanh_scaled' or 'log', got '",
+                      function, "'");
   }
   const at::Tensor in = x.contiguous();
   at::Tensor out = at::empty_like(in);

@@ -78,7 +78,8 @@ inline StridedView::StridedView(const at::Tensor& tensor)
       strides_.push_back(stride);
     }
   }
-  TORCH_CHECK_VALUE(sizes_.size() <= kMaxDims, "expected a tensor of at most ", kMaxDims, " dimensions, got ", sizes_.size());
+  TORCH_CHECK_VALUE(sizes_.size() <= kMaxDims, "expected a tensor of at most ", kMaxDims, " dimensions, got ",
+                    sizes_.size());
   if (sizes_.empty()) {
     sizes_.push_back(1);
     strides_.push_back(1);

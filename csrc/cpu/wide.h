@@ -8,31 +8,31 @@
 namespace l2l {
 namespace L2L_ISA {
 
-// N vectors that go through the same arithmetic side by side. Every operation is written for all of them before the next,
-// so that N chains of dependent operations are in flight within the processor's small scheduling window.
+// N vectors that go through the same arithmetic side by side. Every operation is written for all of them before the
+// next, so that N chains of dependent operations are in flight within the processor's small scheduling window.
 template <int N>
 struct Wide {
   vf v[N];
 };
 
-#define L2L_WIDE_OPERATOR(op)                                                          \
-  template <int N>                                                                     \
-  static L2L_ALWAYS_INLINE Wide<N> operator op(const Wide<N>& a, const Wide<N>& b) {   \
-    Wide<N> r;                                                                         \
-    L2L_UNROLL for (int i = 0; i < N; i++) r.v[i] = a.v[i] op b.v[i];                  \
-    return r;                                                                          \
-  }                                                                                    \
-  template <int N>                                                                     \
-  static L2L_ALWAYS_INLINE Wide<N> operator op(const Wide<N>& a, float b) {            \
-    Wide<N> r;                                                                         \
-    L2L_UNROLL for (int i = 0; i < N; i++) r.v[i] = a.v[i] op b;                       \
-    return r;                                                                          \
-  }                                                                                    \
-  template <int N>                                                                     \
-  static L2L_ALWAYS_INLINE Wide<N> operator op(float a, const Wide<N>& b) {            \
-    Wide<N> r;                                                                         \
-    L2L_UNROLL for (int i = 0; i < N; i++) r.v[i] = a op b.v[i];                       \
-    return r;                                                                          \
+#define L2L_WIDE_OPERATOR(op)                                                        \
+  template <int N>                                                                   \
+  static L2L_ALWAYS_INLINE Wide<N> operator op(const Wide<N>& a, const Wide<N>& b) { \
+    Wide<N> r;                                                                       \
+    L2L_UNROLL for (int i = 0; i < N; i++) r.v[i] = a.v[i] op b.v[i];                \
+    return r;                                                                        \
+  }                                                                                  \
+  template <int N>                                                                   \
+  static L2L_ALWAYS_INLINE Wide<N> operator op(const Wide<N>& a, float b) {          \
+    Wide<N> r;                                                                       \
+    L2L_UNROLL for (int i = 0; i < N; i++) r.v[i] = a.v[i] op b;                     \
+    return r;                                                                        \
+  }                                                                                  \
+  template <int N>                                                                   \
+  static L2L_ALWAYS_INLINE Wide<N> operator op(float a, const Wide<N>& b) {          \
+    Wide<N> r;                                                                       \
+    L2L_UNROLL for (int i = 0; i < N; i++) r.v[i] = a op b.v[i];                     \
+    return r;                                                                        \
   }
 L2L_WIDE_OPERATOR(+)
 L2L_WIDE_OPERATOR(-)
