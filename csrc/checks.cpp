@@ -1,8 +1,12 @@
 #include "checks.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/MemoryOverlap.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
+#include <vector>
 
 namespace l2l {
 namespace {
@@ -11,8 +15,63 @@ std::string label(const char* name, int64_t index) {
   return index < 0 ? std::string(name) : std::string(name) + "[" + std::to_string(index) + "]";
 }
 
-// e^p and e^-p must be normal float32 numbers.
-constexpr double kMaxP = 80.0;
+// Denormal gradients count as zero, so e^p times the largest of them must be below float32's resolution.
+constexpr double kMaxP = 70.0;
+
+// ValueError unless the tensor's elements lie within its storage, which its owner may have freed or shrunk.
+void check_memory(const at::Tensor& tensor, const char* name, int64_t index = -1) {
+  const size_t needed =
+      at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(), tensor.storage_offset());
+  TORCH_CHECK_VALUE(needed <= tensor.storage().nbytes(), label(name, index), ": expected a storage of at least ",
+                    needed, " bytes, got ", tensor.storage().nbytes(), " (freed?)");
+}
+
+// Memory of one tensor; only the first element if the tensor has gaps, which another one may fill.
+struct Span {
+  Span(const at::Tensor& tensor, const void* data, const char* name, int64_t index)
+      : Span(data, tensor.is_non_overlapping_and_dense() ? tensor.nbytes() : tensor.itemsize(), name, index) {}
+  Span(const void* data, size_t bytes, const char* name, int64_t index)
+      : begin(static_cast<const char*>(data)), end(begin + bytes), name(name), index(index) {}
+
+  const char* begin;
+  const char* end;
+  const char* name;
+  int64_t index;
+};
+
+// ValueError if tensors that the step writes share memory with each other or with a gradient of another parameter:
+// the result would depend on the order in which threads come to them.
+void check_aliasing(at::TensorList params, at::TensorList grads, at::TensorList states,
+                    const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles) {
+  std::vector<Span> written;
+  written.reserve(3 * params.size());
+  for (size_t k = 0; k < params.size(); k++) {
+    if (params[k].numel() == 0) continue;
+    // mutable_data_ptr gives a lazy clone its own memory.
+    written.emplace_back(params[k], params[k].mutable_data_ptr(), "params", k);
+    written.emplace_back(states[k], states[k].mutable_data_ptr(), "states", k);
+    if (record) {
+      const size_t tile = kTile * sizeof(float);
+      written.emplace_back(static_cast<char*>(record->mutable_data_ptr()) + record_tiles[k] * tile,
+                           tiles_for(params[k].numel()) * tile, "record_tiles", k);
+    }
+  }
+  std::sort(written.begin(), written.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  for (size_t i = 1; i < written.size(); i++)
+    TORCH_CHECK_VALUE(written[i - 1].end <= written[i].begin, label(written[i].name, written[i].index),
+                      ": expected memory of its own, got memory shared with ",
+                      label(written[i - 1].name, written[i - 1].index));
+  for (size_t k = 0; k < params.size(); k++) {
+    if (grads[k].numel() == 0) continue;
+    const Span grad(grads[k], grads[k].const_data_ptr(), "grads", k);
+    const auto at = std::upper_bound(written.begin(), written.end(), grad.begin,
+                                     [](const char* begin, const Span& span) { return begin < span.end; });
+    TORCH_CHECK_VALUE(at == written.end() || grad.end <= at->begin ||
+                          at::get_overlap_status(grads[k], params[k]) == at::MemOverlapStatus::Full,
+                      label("grads", k), ": expected memory of its own or that of params[", k,
+                      "] with the same strides, got memory shared with ", label(at->name, at->index));
+  }
+}
 
 }  // namespace
 
@@ -24,8 +83,11 @@ Config make_config(int64_t hidden_size, int64_t num_layers, std::string_view pre
                     num_layers);
   TORCH_CHECK_VALUE(preprocess == "identity" || preprocess == "log_sign",
                     "preprocess: expected 'identity' or 'log_sign', got '", preprocess, "'");
-  TORCH_CHECK_VALUE(p > 0 && p <= kMaxP, "p: expected a number in (0, ", kMaxP, "], got ", p);
-  TORCH_CHECK_VALUE(std::isfinite(output_scale), "output_scale: expected a finite number, got ", output_scale);
+  // As float32, which is what the kernels compute with.
+  TORCH_CHECK_VALUE(p >= std::numeric_limits<float>::min() && p <= kMaxP, "p: expected a number in (0, ", kMaxP,
+                    "], got ", p);
+  TORCH_CHECK_VALUE(std::abs(output_scale) <= std::numeric_limits<float>::max(),
+                    "output_scale: expected a finite number, got ", output_scale);
   Config config;
   config.hidden = static_cast<int>(hidden_size);
   config.layers = static_cast<int>(num_layers);
@@ -39,6 +101,7 @@ void check_phi(const Config& config, const at::Tensor& phi) {
   TORCH_CHECK_TYPE(phi.scalar_type() == at::kFloat, "phi: expected dtype float32, got ", phi.scalar_type());
   TORCH_CHECK_VALUE(phi.dim() == 1 && phi.size(0) == config.phi_size(), "phi: expected shape [", config.phi_size(),
                     "] for hidden_size=", config.hidden, ", num_layers=", config.layers, ", got ", phi.sizes());
+  check_memory(phi, "phi");
 }
 
 void check_coordinates(const at::Tensor& tensor, const char* name, int64_t index) {
@@ -47,6 +110,7 @@ void check_coordinates(const at::Tensor& tensor, const char* name, int64_t index
   const auto dtype = tensor.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, label(name, index),
                    ": expected dtype float32, bfloat16 or float16, got ", dtype);
+  check_memory(tensor, name, index);
 }
 
 void check_state(const Config& config, const at::Tensor& state, int64_t tiles, const char* name, int64_t index) {
@@ -58,6 +122,7 @@ void check_state(const Config& config, const at::Tensor& state, int64_t tiles, c
                     config.rows(), ", ", kTile, "], got ", state.sizes());
   TORCH_CHECK_VALUE(state.is_contiguous(), label(name, index), ": expected a contiguous tensor, got strides ",
                     state.strides());
+  check_memory(state, name, index);
 }
 
 void check_same_device(const at::Tensor& tensor, const char* name, const at::Tensor& reference,
@@ -82,7 +147,9 @@ void check_step_arguments(const Config& config, at::TensorList params, at::Tenso
                      record->scalar_type());
     TORCH_CHECK_VALUE(record->dim() == 1 && record->is_contiguous(), "record: expected a contiguous vector, got shape ",
                       record->sizes(), " and strides ", record->strides());
+    TORCH_CHECK_VALUE(!record->is_neg(), "record: expected a tensor that is not a lazy negation");
     check_same_device(*record, "record", phi, "phi");
+    check_memory(*record, "record");
   }
   for (size_t k = 0; k < params.size(); k++) {
     check_coordinates(params[k], "params", k);
@@ -93,17 +160,19 @@ void check_step_arguments(const Config& config, at::TensorList params, at::Tenso
     check_same_device(grads[k], "grads", phi, "phi", k);
     check_same_device(states[k], "states", phi, "phi", k);
     TORCH_CHECK_VALUE(!params[k].is_neg(), label("params", k), ": expected a tensor that is not a lazy negation");
+    TORCH_CHECK_VALUE(!states[k].is_neg(), label("states", k), ": expected a tensor that is not a lazy negation");
     TORCH_CHECK_VALUE(at::has_internal_overlap(params[k]) != at::MemOverlap::Yes, label("params", k),
                       ": expected memory that does not overlap itself (an expanded tensor?), got shape ",
                       params[k].sizes(), " and strides ", params[k].strides());
     const int64_t tiles = tiles_for(params[k].numel());
     check_state(config, states[k], tiles, "states", k);
     if (record) {
-      TORCH_CHECK_VALUE(record_tiles[k] >= 0 && (record_tiles[k] + tiles) * kTile <= record->numel(),
+      TORCH_CHECK_VALUE(record_tiles[k] >= 0 && record_tiles[k] <= record->numel() / kTile - tiles,
                         label("record_tiles", k), ": expected ", tiles, " tiles from it to lie in record of ",
                         record->numel(), " elements, got offset ", record_tiles[k]);
     }
   }
+  check_aliasing(params, grads, states, record, record_tiles);
 }
 
 void check_segment_arguments(const Config& config, at::TensorList start_states, at::IntArrayRef record_tiles,
@@ -126,6 +195,7 @@ void check_segment_arguments(const Config& config, at::TensorList start_states, 
     TORCH_CHECK_VALUE(records[t].numel() == records[0].numel(), label("records", t), ": expected ", records[0].numel(),
                       " elements as records[0], got ", records[t].numel());
     check_same_device(records[t], "records", phi, "phi", t);
+    check_memory(records[t], "records", t);
   }
   TORCH_CHECK_VALUE(record_tiles.size() == start_states.size(), "record_tiles: expected ", start_states.size(),
                     " offsets as start_states, got ", record_tiles.size());
@@ -137,7 +207,7 @@ void check_segment_arguments(const Config& config, at::TensorList start_states, 
     check_state(config, start_states[k], -1, "start_states", k);
     check_same_device(start_states[k], "start_states", phi, "phi", k);
     const int64_t tiles = start_states[k].size(0);
-    TORCH_CHECK_VALUE(record_tiles[k] >= 0 && record_tiles[k] + tiles <= all_tiles, label("record_tiles", k),
+    TORCH_CHECK_VALUE(record_tiles[k] >= 0 && record_tiles[k] <= all_tiles - tiles, label("record_tiles", k),
                       ": expected ", tiles, " tiles from it to lie in records of ", all_tiles, " tiles, got offset ",
                       record_tiles[k]);
     if (!grad_end_states.empty()) {

@@ -20,3 +20,6 @@ TORCH_LIBRARY(l2l_fast, m) {
       ", Tensor[] grad_end_states, bool need_grad_start) -> (Tensor grad_phi, Tensor[] grad_start_states)");
   m.def("_vector_math(str function, Tensor x) -> Tensor");
 }
+
+// Lazy negations reach the in-place step: PyTorch's own fallback would run it and fail afterwards.
+TORCH_LIBRARY_IMPL(l2l_fast, Negative, m) { m.impl("lstm_step_", torch::CppFunction::makeFallthrough()); }

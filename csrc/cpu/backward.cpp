@@ -89,19 +89,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(const at::Tens
     const int count = static_cast<int>(std::min<int64_t>(kTile, numel - tile * kTile));
     grads.read(tile * kTile, count, g);
     upstream.read(tile * kTile, count, du);
-    const float* end_tile = end_data + tile * stride;
-    std::vector<float> masked;
-    if (count < kTile) {  // padding must not reach d phi, whatever the upstream gradient holds there
-      masked.assign(end_tile, end_tile + stride);
-      for (int64_t r = 0; r < rows; r++)
-        std::fill(masked.begin() + r * kTile + count, masked.begin() + (r + 1) * kTile, 0.f);
-      end_tile = masked.data();
-    }
+    const float* ends[2] = {from + tile * stride, end_data + tile * stride};
+    std::vector<float> masked[2];
+    if (count < kTile)  // padding must not reach d phi, whatever the state and the upstream gradient hold there
+      for (int i = 0; i < 2; i++) {
+        masked[i].assign(ends[i], ends[i] + stride);
+        for (int64_t r = 0; r < rows; r++)
+          std::fill(masked[i].begin() + r * kTile + count, masked[i].begin() + (r + 1) * kTile, 0.f);
+        ends[i] = masked[i].data();
+      }
     const float* steps[1] = {g};
     {
       FlushDenormals flush;
-      kernel.backward(net.network(), {1, steps, du, from + tile * stride, end_tile, to + tile * stride, dg, sums},
-                      scratch);
+      kernel.backward(net.network(), {1, steps, du, ends[0], ends[1], to + tile * stride, dg, sums}, scratch);
     }
     result.write(tile * kTile, count, dg);
   });

@@ -56,14 +56,14 @@ struct Math {
     return zip(y, x, [](vf a, vf b) L2L_LAMBDA { return (vf)_mm512_scalef_ps((__m512)a, (__m512)b); });
 #else
     const V bounded = max(-126.f, min(128.f, x));
-    const V shifted = bounded + kRoundingShift;
-    const V f = bounded - (shifted - kRoundingShift);
+    const V whole = map(bounded, [](vf a) L2L_LAMBDA { return (vf)nearest(a); });
+    const V f = zip(bounded, whole, [](vf a, vf n) L2L_LAMBDA { return a - __builtin_convertvector((vi)n, vf); });
     V y = 1.326472725e-3f * f + 9.671512688e-3f;
     y = y * f + 5.550733744e-2f;
     y = y * f + 2.402224208e-1f;
     y = y * f + 6.931469776e-1f;
     y = y * f + 1.f;
-    return zip(y, shifted, [](vf a, vf b) L2L_LAMBDA { return (vf)((vi)a + ((vi)b << 23)); });
+    return zip(y, whole, [](vf a, vf n) L2L_LAMBDA { return (vf)((vi)a + ((vi)n << 23)); });
 #endif
   }
 
@@ -75,9 +75,9 @@ struct Math {
     const V power = map(x - f, [](vf a) L2L_LAMBDA { return (vf)_mm512_scalef_ps(_mm512_set1_ps(1.f), (__m512)a); });
 #else
     const V bounded = max(-126.f, x);
-    const V shifted = bounded + kRoundingShift;
-    const V f = bounded - (shifted - kRoundingShift);
-    const V power = map(shifted, [](vf a) L2L_LAMBDA { return (vf)(((vi)a << 23) + 0x3f800000); });
+    const V whole = map(bounded, [](vf a) L2L_LAMBDA { return (vf)nearest(a); });
+    const V f = zip(bounded, whole, [](vf a, vf n) L2L_LAMBDA { return a - __builtin_convertvector((vi)n, vf); });
+    const V power = map(whole, [](vf n) L2L_LAMBDA { return (vf)(((vi)n << 23) + 0x3f800000); });
 #endif
     V q = 1.540351280e-4f * f + 1.339073553e-3f;
     q = q * f + 9.618237494e-3f;
@@ -121,8 +121,6 @@ struct Math {
   }
 
  private:
-  static constexpr float kRoundingShift = 12582912.f;  // 1.5 * 2^23: the nearest integer lands in the low bits
-
   // 1 / x for x >= 1 to 1 ulp; 2^-126 for anything larger than 2^126.
   static L2L_ALWAYS_INLINE V bounded_reciprocal(V x) {
 #if L2L_LANES == 16

@@ -45,6 +45,20 @@ static L2L_ALWAYS_INLINE vf max(float bound, vf x) {
 }
 #endif
 
+#if L2L_LANES != 16
+// The nearest integer of |x| < 2^22; of a NaN a multiple of 2^31, so that no payload bits reach what is made of it.
+static L2L_ALWAYS_INLINE vi nearest(vf x) {
+#if L2L_LANES == 8
+  return (vi)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__x86_64__)
+  return (vi)_mm_cvtps_epi32((__m128)x);
+#else
+  const vf shift = broadcast(12582912.f);  // 1.5 * 2^23: the integer lands in the low bits
+  return ((vi)(x + shift) - (vi)shift) & (vi)(x == x);
+#endif
+}
+#endif
+
 typedef float vf4 __attribute__((vector_size(16)));
 
 // The sums over the lanes of four vectors, by a fixed tree.

@@ -73,6 +73,10 @@ void lstm_step_(at::TensorList params, at::TensorList grads, at::TensorList stat
                 at::IntArrayRef record_tiles) {
   const Config config = make_config(hidden_size, num_layers, preprocess, p, output_scale);
   check_step_arguments(config, params, grads, states, phi, record, record_tiles);
+  // Before anything is written: it refuses tensors made under inference_mode.
+  for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();
+  for (const at::Tensor& state : states) state.unsafeGetTensorImpl()->bump_version();
+  if (record) record->unsafeGetTensorImpl()->bump_version();
 
   struct Item {
     StridedView param, grad;
@@ -94,7 +98,7 @@ void lstm_step_(at::TensorList params, at::TensorList grads, at::TensorList stat
         {StridedView(params[k]), StridedView(plain_grads.back()), states[k].mutable_data_ptr<float>(), recorded});
     ends.push_back(tiles += tiles_for(params[k].numel()));
   }
-  const at::Tensor dense_phi = phi.contiguous();
+  const at::Tensor dense_phi = phi.resolve_neg().contiguous();
   const PackedNetwork net(config, dense_phi.const_data_ptr<float>());
   const Kernels& kernel = kernels();
   const int64_t stride = static_cast<int64_t>(config.rows()) * kTile;
@@ -118,10 +122,6 @@ void lstm_step_(at::TensorList params, at::TensorList grads, at::TensorList stat
       item.param.update(tile * kTile, count, decay, static_cast<float>(lr), u);
     }
   });
-
-  for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();
-  for (const at::Tensor& state : states) state.unsafeGetTensorImpl()->bump_version();
-  if (record) record->unsafeGetTensorImpl()->bump_version();
 }
 
 at::Tensor vector_math(c10::string_view function, const at::Tensor& x) {

@@ -1,0 +1,83 @@
+# `make demo` and `make test` work from a fresh clone; what is already done is not done again.
+#
+#   make PYTHON=python3.12      another interpreter for a new .venv
+#   make TORCH=torch==2.9.1     another torch
+#   make TORCH_INDEX=           torch from the package index alone (on Linux that build carries CUDA, gigabytes of it)
+#   make MAX_JOBS=1             fewer compilers at once (each needs about 1 GB)
+#   make test PYTEST="-k mnist" options for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+PYTEST ?=
+
+export MAX_JOBS PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/.l2l_fast
+SOURCES := $(shell find csrc -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' \) 2>/dev/null)
+FORMATTED := $(shell find csrc tests bench -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' \) 2>/dev/null)
+# What `git clean` or a copy of the folder may have taken away while the stamps stayed.
+ifeq ($(wildcard l2l_fast/_C*.so),)
+REBUILD := missing-extension
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo lint format bench sdist asan clean missing-extension
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    set up, meta-train on real digits, compare with tuned baselines, plot"
+	@echo "make test    set up, run all tests"
+	@echo "make setup   only set up: $(VENV) with torch and the compiled package"
+	@echo "make lint | format | bench | sdist | asan | clean"
+
+setup: $(STAMPS)/built
+
+$(STAMPS)/venv: scripts/setup_venv.sh
+	@bash scripts/setup_venv.sh "$(PYTHON)" "$(VENV)" "$(TORCH)" "$(TORCH_INDEX)"
+	@mkdir -p $(STAMPS) && touch $@
+
+# The first installation compiles everything; afterwards only what changed is compiled, in build/.
+$(STAMPS)/installed: $(STAMPS)/venv setup.py pyproject.toml
+	@echo "== building and installing l2l_fast ($(MAX_JOBS) compilers at once; a minute or two)"
+	@$(PY) -m pip install --quiet --no-build-isolation -e '.[train,test,bench,dev]'
+	@touch $@
+
+$(STAMPS)/built: $(STAMPS)/installed $(SOURCES) $(REBUILD)
+	@if [ -n "$(REBUILD)" ] && ! ls l2l_fast/_C*.so >/dev/null 2>&1 || \
+	    [ -n "$$(find csrc -type f -newer $(STAMPS)/installed)" ]; then \
+	  echo "== compiling what changed" && $(PY) setup.py --quiet build_ext --inplace; fi
+	@$(PY) -c "import l2l_fast._C as C; print('== l2l_fast is ready: instruction sets', *C.isa_available())"
+	@touch $@
+
+test: setup
+	$(PY) -m pytest $(PYTEST)
+
+demo: setup
+	$(PY) -m l2l_fast demo
+
+bench: setup
+	$(PY) -m l2l_fast bench
+
+lint: setup
+	$(PY) -m ruff check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(VENV)/bin/clang-format -i $(FORMATTED)
+
+# The source distribution, built and installed into an environment of its own.
+sdist: setup
+	@bash scripts/check_sdist.sh "$(VENV)"
+
+# The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+asan: setup
+	@bash scripts/run_sanitized.sh "$(VENV)"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info l2l_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
+	find l2l_fast tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

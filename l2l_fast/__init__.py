@@ -1,0 +1,67 @@
+"""l2l_fast: learned optimizers (Andrychowicz et al. 2016) with fused kernels.
+
+Use a trained one::
+
+    net = l2l_fast.load("optimizer.safetensors")
+    opt = l2l_fast.LearnedOptimizer(model.parameters(), net)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch  # noqa: F401  (the extension links against the libraries that this loads)
+
+try:
+    from . import _C as _C
+except ImportError as error:
+    if "L2L_FAST_ISA" in str(error):  # an unknown instruction set, not a missing build
+        raise ValueError(str(error)) from None
+    raise ImportError(
+        f"l2l_fast's compiled extension could not be loaded ({error}). Build it for the installed torch "
+        f"({torch.__version__}) from the source folder: pip install --no-build-isolation -e ."
+    ) from error
+
+from . import ops, reference
+from .network import CoordinatewiseLSTM, load
+from .ops import Config
+from .optimizer import LearnedOptimizer
+from .state import State
+
+if TYPE_CHECKING:
+    from . import baselines, data, meta, plots, problems
+    from .meta import MetaTrainer
+
+__all__ = [
+    "Config",
+    "CoordinatewiseLSTM",
+    "LearnedOptimizer",
+    "MetaTrainer",
+    "State",
+    "baselines",
+    "data",
+    "load",
+    "meta",
+    "ops",
+    "plots",
+    "problems",
+    "reference",
+]
+
+_LAZY_MODULES = ("baselines", "data", "meta", "plots", "problems")
+
+
+def __getattr__(name: str) -> Any:
+    # What deployment does not need (data sets, plots, meta-training) is imported when first asked for.
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name == "MetaTrainer":
+        return importlib.import_module(".meta", __name__).MetaTrainer
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("l2l_fast")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

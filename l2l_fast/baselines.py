@@ -1,0 +1,210 @@
+"""Hand-written optimizers at their best learning rates: what a learned optimizer is compared with.
+
+As in Andrychowicz et al. 2016, section 3: the learning rate is tuned per optimizer and problem for the best *final*
+loss, the other hyper-parameters are the defaults of Torch7's ``optim``. The search uses validation tasks, the
+comparison fresh test tasks.
+
+Reported losses are f at ``p``, the parameters that ``torch.optim`` holds, before each update: ``losses[:, 0]`` is
+f(theta_0). For NAG, ``p`` is the look-ahead point theta + 0.9 v at which the gradient is taken; Torch7 reports it there
+too (the two formulations give the same sequence), so the paper's NAG curves are of this kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.optim import SGD, Adam, Optimizer, RMSprop
+
+from l2l_fast.problems.base import Problem, Task, positive_int
+
+# Torch7 adds Adam's eps before the bias correction, PyTorch after it; at 1e-8 only gradients of that size could tell.
+# The fused kernel is the same arithmetic without a Python loop.
+_OPTIMIZERS: dict[str, Callable[[Iterable[torch.nn.Parameter], float], Optimizer]] = {
+    "sgd": lambda parameters, lr: SGD(parameters, lr=lr),
+    "nag": lambda parameters, lr: SGD(parameters, lr=lr, momentum=0.9, nesterov=True),
+    "rmsprop": lambda parameters, lr: RMSprop(parameters, lr=lr, alpha=0.99, eps=1e-8),
+    "adam": lambda parameters, lr: Adam(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True),
+}
+NAMES = tuple(_OPTIMIZERS)
+
+# Where a search starts, as powers of ten; it goes on from there as far as it has to.
+_START = {"sgd": (-2.0, 0.0), "nag": (-2.0, 0.0), "rmsprop": (-2.5, -0.5), "adam": (-2.5, -0.5)}
+_LIMIT = (-9.0, 5.0)
+
+
+def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: float) -> Optimizer:
+    """The ``torch.optim`` optimizer "sgd", "nag", "rmsprop" or "adam" with Torch7's hyper-parameters.
+
+    Raises:
+        ValueError: there is no baseline of that name, or ``lr`` is not positive and finite.
+    """
+    _check_name(name)
+    if not 0.0 < lr < math.inf:
+        raise ValueError(f"lr must be positive and finite, got {lr!r}")
+    return _OPTIMIZERS[name](parameters, lr)
+
+
+def run(
+    problem: Problem,
+    name: str,
+    lr: float,
+    seeds: Iterable[int],
+    horizon: int,
+    *,
+    split: str = "test",
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Optimise the tasks ``problem.sample(seed, split)`` for ``horizon`` steps each, one after the other.
+
+    Returns:
+        float64 ``[episodes, horizon + 1]``: f(theta_t) for t = 0..horizon, divided by the task's ``num_problems``.
+        From the first infinite or NaN loss on, an episode counts as +inf.
+
+    Raises:
+        ValueError: an unknown ``name`` or ``split``, no seeds, or ``lr`` or ``horizon`` out of range.
+    """
+    horizon = positive_int("horizon", horizon)
+    episodes = [_episode(problem.sample(seed, split, device), name, lr, horizon) for seed in seeds]
+    if not episodes:
+        raise ValueError("seeds must name at least one task, got none")
+    return torch.tensor(episodes, dtype=torch.float64)
+
+
+def _episode(task: Task, name: str, lr: float, horizon: int) -> list[float]:
+    optimizer = make_optimizer(name, task.parameters(), lr)
+    losses = [math.inf] * (horizon + 1)
+    for t in range(horizon + 1):
+        last = t == horizon
+        with torch.set_grad_enabled(not last):
+            loss = task()
+        value = loss.item() / task.num_problems
+        if not math.isfinite(value):
+            break
+        losses[t] = value
+        if not last:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return losses
+
+
+@dataclass(frozen=True)
+class Search:
+    """A finished search: the chosen ``lr``, and the mean final loss of every learning rate tried, in rising order."""
+
+    name: str
+    lr: float
+    final_losses: dict[float, float]
+
+
+def search(
+    problem: Problem,
+    name: str,
+    horizon: int,
+    *,
+    seeds: Iterable[int] = range(10),
+    points_per_decade: int = 4,
+    split: str = "validation",
+    device: torch.device | str | None = None,
+    on_trial: Callable[[float, float], None] | None = None,
+) -> Search:
+    """Find the learning rate with the lowest mean final loss on the tasks ``seeds`` of ``split``.
+
+    A logarithmic grid of two decades is extended until its best point has neighbours on both sides; then the two
+    midpoints beside the best are tried too. All learning rates see the same tasks. A mean with a diverged run is +inf.
+
+    Args:
+        on_trial: called with (learning rate, mean final loss) after every trial, for a progress display.
+
+    Raises:
+        ValueError: an argument is out of range, see ``run``.
+        RuntimeError: the best learning rate is still at an edge at 1e-9 or 1e5.
+    """
+    _check_name(name)
+    points_per_decade = positive_int("points_per_decade", points_per_decade)
+    seeds = list(seeds)
+    # Keys are exponents counted in half steps of the grid, so that the midpoints are integers as well.
+    unit = 2 * points_per_decade
+    trials: dict[int, float] = {}
+
+    def trial(key: int) -> None:
+        lr = 10.0 ** (key / unit)
+        trials[key] = run(problem, name, lr, seeds, horizon, split=split, device=device)[:, -1].mean().item()
+        if on_trial is not None:
+            on_trial(lr, trials[key])
+
+    def best() -> int:
+        # Among equals the smallest learning rate, so that a grid on which every run diverges grows downwards.
+        return min(sorted(trials), key=trials.__getitem__)
+
+    low, high = (round(edge * points_per_decade) * 2 for edge in _START[name])
+    for key in range(low, high + 1, 2):
+        trial(key)
+    while best() in (low, high):
+        if best() == low:
+            low = key = low - 2
+        else:
+            high = key = high + 2
+        if not _LIMIT[0] <= key / unit <= _LIMIT[1]:
+            raise RuntimeError(
+                f"no best learning rate for {name} on {problem.name} between 1e{_LIMIT[0]:.0f} and 1e{_LIMIT[1]:.0f}: "
+                f"the lowest mean final loss, {trials[best()]:g}, is at the edge {10.0 ** (best() / unit):g}"
+            )
+        trial(key)
+    for key in (best() - 1, best() + 1):
+        trial(key)
+    return Search(name, 10.0 ** (best() / unit), {10.0 ** (key / unit): trials[key] for key in sorted(trials)})
+
+
+def tune(problem: Problem, name: str, horizon: int, **options: object) -> float:
+    """The best learning rate; ``search(...).lr``, with the same arguments and errors."""
+    return search(problem, name, horizon, **options).lr  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A tuned optimizer's result: its search, and its losses (see ``run``) on the test tasks."""
+
+    search: Search
+    losses: torch.Tensor
+
+
+def compare(
+    problem: Problem,
+    horizon: int,
+    seeds: Iterable[int],
+    *,
+    names: Iterable[str] = NAMES,
+    tuning_seeds: Iterable[int] = range(10),
+    device: torch.device | str | None = None,
+    on_trial: Callable[[str, float, float], None] | None = None,
+) -> dict[str, Baseline]:
+    """Tune each optimizer on validation tasks (``tuning_seeds``), then run it on the test tasks ``seeds``.
+
+    Args:
+        on_trial: called with (name, learning rate, mean final loss) after every trial of a search.
+
+    Raises:
+        ValueError, RuntimeError: see ``search`` and ``run``.
+    """
+    names, seeds, tuning_seeds = list(names), list(seeds), list(tuning_seeds)
+    for name in names:
+        _check_name(name)
+    results = {}
+    for name in names:
+        report = None if on_trial is None else _bind(on_trial, name)
+        found = search(problem, name, horizon, seeds=tuning_seeds, device=device, on_trial=report)
+        results[name] = Baseline(found, run(problem, name, found.lr, seeds, horizon, device=device))
+    return results
+
+
+def _bind(on_trial: Callable[[str, float, float], None], name: str) -> Callable[[float, float], None]:
+    return lambda lr, loss: on_trial(name, lr, loss)
+
+
+def _check_name(name: str) -> None:
+    if name not in _OPTIMIZERS:
+        raise ValueError(f"name must be one of {NAMES}, got {name!r}")

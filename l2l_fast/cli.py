@@ -1,0 +1,397 @@
+"""The command line: ``python -m l2l_fast {train, evaluate, compare, bench, info, demo}``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import comparison as comparisons
+from . import problems, recipes
+from .meta import MetaTrainer, evaluate, is_checkpoint, load_best
+from .network import CoordinatewiseLSTM, load
+
+PROGRAM = "python -m l2l_fast"
+
+
+class UserError(Exception):
+    """Something the user can put right; shown without a traceback, exit status 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (0; 1: a demo in which a baseline won; 2: a user's mistake; 130:
+    interrupted)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["bench"]:
+        return _bench(argv[1:])
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
+        return arguments.command(arguments)
+    except UserError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+# ---- commands ----
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    problem = _problem(arguments)
+    recipe = recipes.get(problem)
+    out = Path(arguments.out)
+    checkpoint, log, optimizer = out / "checkpoint.safetensors", out / "log.jsonl", out / "optimizer.safetensors"
+    if not arguments.resume and (checkpoint.exists() or log.exists()):
+        raise UserError(f"--out: {out} already holds a run; --resume continues it, or name another folder")
+    if arguments.resume and not checkpoint.is_file():
+        raise UserError(f"--resume: there is no checkpoint in {out}")
+    network = _given(arguments, "hidden_size", "num_layers", "preprocess", "p", "output_scale")
+    training = _given(
+        arguments,
+        "horizon",
+        "unroll",
+        "lr",
+        "clip_norm",
+        "decay_to",
+        "validate_every",
+        "validation_episodes",
+        "patience",
+        "second_derivatives",
+    )
+    episodes = recipe.episodes if arguments.episodes is None else arguments.episodes
+    with _user_errors():
+        out.mkdir(parents=True, exist_ok=True)
+        net = recipe.make_network(arguments.seed, **network)
+        trainer = recipe.make_trainer(net, problem, episodes, seed=arguments.seed, log=log, **training)
+        if arguments.resume:
+            trainer.resume(checkpoint)
+    _say(f"{problem!r}\ndata: {comparisons.data_set(problem)}\n{net!r}")
+    _say(f"episodes {trainer.episode}..{episodes}, into {out}")
+    try:
+        trainer.fit(episodes, checkpoint=checkpoint, progress=not arguments.quiet)
+    except KeyboardInterrupt:
+        again = " ".join(["train", *sys.argv[2:], *([] if arguments.resume else ["--resume"])])
+        print(f"\ninterrupted; continue with: {PROGRAM} {again}", file=sys.stderr)
+        return 130
+    trainer.best_net().save(optimizer)
+    _report_training(trainer)
+    _say(f"trained optimizer: {optimizer}\ncompare it with:   {_compare_command(optimizer, arguments)}")
+    return 0
+
+
+def _report_training(trainer: MetaTrainer) -> None:
+    counters = trainer.counters
+    if counters.best_loss is not None:
+        _say(f"best final validation loss {counters.best_loss:.4g}, at episode {counters.best_episode}")
+    if counters.stopped:
+        _say(f"stopped early at episode {trainer.episode}: no better validation for {trainer.patience} times")
+    if counters.skipped_updates:
+        _say(f"{counters.skipped_updates} meta-updates were left out: their gradient was not finite")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    net, problem = _network(arguments.optimizer), _problem(arguments)
+    with _user_errors():
+        losses = evaluate(net, problem, range(arguments.episodes), arguments.horizon)
+    result = comparisons.Comparison(problem, {comparisons.LEARNED: losses}, {})
+    _say(comparisons.table(result))
+    _write_json(arguments.json, result.to_json())
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    net, problem = _network(arguments.optimizer), _problem(arguments)
+    show = None if arguments.quiet else _show_trial
+    result = comparisons.compare(
+        net,
+        problem,
+        arguments.horizon,
+        arguments.episodes,
+        tuning_episodes=arguments.tuning_episodes,
+        on_trial=show,
+    )
+    _say(comparisons.table(result))
+    _say(comparisons.verdict(result)[1])
+    _write_json(arguments.json, result.to_json())
+    draw(
+        [result],
+        arguments.plot,
+        titles=[repr(problem)],
+        heading=f"{Path(arguments.optimizer).name} against tuned baselines",
+    )
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from . import demo
+
+    out = Path(arguments.out)
+    with _user_errors():
+        out.mkdir(parents=True, exist_ok=True)
+        tasks = demo.tasks(arguments.data, quick=arguments.quick)
+    return demo.run(tasks, out, progress=not arguments.quiet)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    facts = information()
+    if arguments.json:
+        _say(json.dumps(facts, indent=2))
+        return 0
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        _say(f"{name.ljust(width)}  {text}")
+    return 0
+
+
+def information() -> dict[str, Any]:
+    """Versions, instruction sets, threads and data sets of this installation; JSON-able."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from . import _C
+    from .data import EMBEDDED, ENVIRONMENT_VARIABLE, FULL, load_mnist
+
+    def package(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    facts: dict[str, Any] = {name: package(name) for name in ("l2l_fast", "torch", "numpy", "safetensors")}
+    facts.update({name: package(name) for name in ("tqdm", "matplotlib")})
+    facts["python"] = f"{platform.python_version()} ({sys.executable})"
+    facts["machine"] = platform.platform()
+    facts["instruction set"] = _C.isa()
+    facts["available instruction sets"] = list(_C.isa_available())
+    facts["L2L_FAST_ISA"] = os.environ.get("L2L_FAST_ISA", "not set")
+    facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} processors"
+    facts["CUDA"] = torch.version.cuda or "not in this torch"
+    facts["build"] = ", ".join(f"{key} {value}" for key, value in _C.build_info().items())
+    for name in (EMBEDDED, FULL):
+        try:
+            data = load_mnist(name)
+            facts[name] = f"{sum(len(split) for split in data.splits.values()):,} images in {data.folder}"
+        except (OSError, ValueError) as error:
+            facts[name] = f"not found: {str(error).splitlines()[0]}"
+    facts[ENVIRONMENT_VARIABLE] = os.environ.get(ENVIRONMENT_VARIABLE, "not set")
+    return facts
+
+
+def _bench(argv: list[str]) -> int:
+    try:
+        benchmark = importlib.import_module(".benchmark", __package__)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}.benchmark":
+            raise
+        print(f"{PROGRAM}: error: bench: this installation has no l2l_fast.benchmark", file=sys.stderr)
+        return 2
+    return benchmark.main(argv) or 0
+
+
+# ---- shared by commands ----
+
+
+def draw(results: list[comparisons.Comparison], path: str | os.PathLike[str] | None, **options: Any) -> None:
+    """Draw the curves and say where; without matplotlib say that there is no picture."""
+    if path is None:
+        return
+    from . import plots
+
+    try:
+        with _user_errors():
+            plots.learning_curves(results, path, **options)
+        _say(f"learning curves: {path}")
+    except ModuleNotFoundError as error:
+        print(f"no picture: {error}", file=sys.stderr)
+
+
+def _problem(arguments: argparse.Namespace) -> problems.Problem:
+    options = dict(arguments.option or [])
+    if arguments.data is not None:
+        options["data"] = arguments.data
+    with _user_errors(f"--problem {arguments.problem}: "):
+        return problems.get(arguments.problem, **options)
+
+
+def _network(path: str) -> CoordinatewiseLSTM:
+    with _user_errors("--optimizer: "):
+        return load_best(path) if is_checkpoint(path) else load(path)
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _show_trial(name: str, lr: float, loss: float) -> None:
+    print(f"tuning {name}: lr {lr:.3g}, final validation loss {loss:.4g}", file=sys.stderr)
+
+
+def _compare_command(optimizer: Path, arguments: argparse.Namespace) -> str:
+    options = [f"--option {key}={json.dumps(value, separators=(',', ':'))}" for key, value in arguments.option or []]
+    data = [] if arguments.data is None else [f"--data {arguments.data}"]
+    parts = [PROGRAM, "compare", f"--optimizer {optimizer}", f"--problem {arguments.problem}", *options, *data]
+    return " ".join(parts)
+
+
+def _write_json(path: str | None, value: Any) -> None:
+    if path is None:
+        return
+    with _user_errors("--json: "):
+        Path(path).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+@contextmanager
+def _user_errors(prefix: str = "") -> Iterator[None]:
+    """Inside, what the library says about its arguments is the user's to put right."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+        raise UserError(f"{prefix}{error}") from error
+
+
+# ---- arguments ----
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Learned optimizers (Andrychowicz et al. 2016): meta-train them, measure them, use them.",
+        epilog=f"{PROGRAM} COMMAND --help explains a command.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_compare(commands)
+    _add(commands, "bench", _info, "measure the kernels side by side with eager and compiled PyTorch")
+    info = _add(commands, "info", _info, "print versions, instruction sets, threads and data sets")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    demo = _add(
+        commands, "demo", _demo, "meta-train on quadratics and on real digits, compare with tuned baselines, plot"
+    )
+    demo.add_argument("--out", default="demo_output", metavar="DIR", help="folder for results (default: %(default)s)")
+    demo.add_argument(
+        "--data", metavar="DATA", help="MNIST: a folder or mnist-60k (default: the 10,000 embedded images)"
+    )
+    demo.add_argument("--quick", action="store_true", help="a few episodes, only to see that everything runs")
+    demo.add_argument("--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def _add(commands: Any, name: str, command: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=command)
+    parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: torch's choice)")
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    parser = _add(commands, "train", _train, "meta-train an optimizer; can be killed and resumed at any time")
+    _add_problem(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for checkpoint, log and trained optimizer")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, with the same settings")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    run = parser.add_argument_group("training (defaults: what trains well on the problem)")
+    run.add_argument("--episodes", type=_count, metavar="N", help="episodes in all")
+    run.add_argument("--horizon", type=_count, metavar="N", help="steps of an episode (100)")
+    run.add_argument("--unroll", type=_count, metavar="N", help="steps of a segment of truncated back-propagation")
+    run.add_argument("--lr", type=float, metavar="X", help="Adam's learning rate on the network")
+    run.add_argument(
+        "--decay-to", type=float, metavar="X", help="it falls along a cosine to this fraction; 1: no decay"
+    )
+    run.add_argument("--clip-norm", type=float, metavar="X", help="largest norm of the meta-gradient")
+    run.add_argument(
+        "--second-derivatives", action="store_true", default=None, help="differentiate through the gradients"
+    )
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="of initial weights and tasks (0)")
+    run.add_argument("--validate-every", type=int, metavar="N", help="episodes between validations; 0: never")
+    run.add_argument("--validation-episodes", type=_count, metavar="N", help="tasks of a validation")
+    run.add_argument("--patience", type=_count, metavar="N", help="stop after so many validations without a new best")
+    net = parser.add_argument_group("network")
+    net.add_argument("--hidden-size", type=int, metavar="N", help="units per layer, 4..64 (20)")
+    net.add_argument("--num-layers", type=int, metavar="N", help="1..4 (2)")
+    net.add_argument("--preprocess", choices=("identity", "log_sign"), help="of the gradients")
+    net.add_argument("--p", type=float, metavar="X", help="constant of log_sign (10)")
+    net.add_argument("--output-scale", type=float, metavar="X", help="multiplies the updates")
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _add(commands, "evaluate", _evaluate, "learning curve of a trained optimizer on fresh test tasks")
+    _add_optimizer(parser)
+    _add_problem(parser)
+    _add_protocol(parser)
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _add(commands, "compare", _compare, "a trained optimizer against SGD, NAG, RMSprop and Adam at their best")
+    _add_optimizer(parser)
+    _add_problem(parser)
+    _add_protocol(parser)
+    parser.add_argument(
+        "--tuning-episodes", type=_count, default=10, metavar="N", help="tasks per learning rate tried (%(default)s)"
+    )
+    parser.add_argument("--plot", default="compare.png", metavar="FILE", help="learning curves (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_optimizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--optimizer", required=True, metavar="FILE", help="a trained optimizer, or the checkpoint of a run (its best)"
+    )
+
+
+def _add_problem(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--problem", required=True, choices=problems.available(), help="the optimizee")
+    parser.add_argument(
+        "--option",
+        action="append",
+        type=_option,
+        metavar="KEY=VALUE",
+        help='an option of the problem, as often as needed: "hidden=[40,40]", activation=relu, dim=20',
+    )
+    parser.add_argument(
+        "--data", metavar="DATA", help="data set: a folder or a name (default: L2L_FAST_DATA or embedded)"
+    )
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--episodes", type=_count, default=20, metavar="N", help="test tasks (%(default)s)")
+    parser.add_argument("--horizon", type=_count, default=100, metavar="N", help="steps (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the curves there")
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return value
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value

@@ -1,0 +1,130 @@
+"""The whole in a few minutes: meta-train on quadratics and on real digits, compare with tuned baselines, plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import comparison as comparisons
+from . import recipes
+from .comparison import Comparison
+from .data import EMBEDDED
+from .network import load
+from .problems import MNIST, Problem, Quadratic
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """One half of the demo. Its counts are fixed beforehand: the results do not depend on the machine's speed."""
+
+    title: str
+    problem: Problem
+    episodes: int
+    test_episodes: int
+    tuning_episodes: int
+    horizon: int = 100
+
+
+def tasks(data: str | os.PathLike[str] | None = None, quick: bool = False) -> list[DemoTask]:
+    """The two halves; ``data`` as for :class:`l2l_fast.problems.MNIST`, the embedded images by default.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: see :class:`l2l_fast.problems.MNIST`.
+    """
+    quadratic, mnist = Quadratic(), MNIST(data=EMBEDDED if data is None else data)
+    titles = (
+        "10-dimensional quadratics ||W theta - y||^2, entries of W and y uniform in [0, 1)",
+        "MNIST, 784-20-10 perceptron, sigmoid, minibatches of 128",
+    )
+    counts = (
+        ((2, 3, 1, 10), (2, 3, 1, 10))
+        if quick
+        else (
+            (recipes.get(quadratic).episodes, 30, 5, 100),
+            (recipes.get(mnist).episodes, 30, 5, 100),
+        )
+    )
+    return [DemoTask(title, problem, *count) for title, problem, count in zip(titles, (quadratic, mnist), counts)]
+
+
+def run(halves: list[DemoTask], out: Path, progress: bool = True) -> int:
+    """Run the demo into the folder ``out``; 0 if the learned optimizer ends below every baseline on every problem."""
+    begin = time.monotonic()
+    results: list[Comparison] = []
+    verdicts: list[tuple[bool, str]] = []
+    for half in halves:
+        optimizer = _train(half, out, progress)
+        results.append(_compare(half, optimizer))
+        verdicts.append(comparisons.verdict(results[-1]))
+    print(flush=True)
+    for result, (_, sentence) in zip(results, verdicts):
+        print(comparisons.table(result) + "\n" + sentence + "\n", flush=True)
+    _write_results(results, out, time.monotonic() - begin)
+    from .cli import draw
+
+    draw(
+        results,
+        out / "learning_curves.png",
+        titles=[half.title for half in halves],
+        heading="A learned optimizer against hand-tuned ones, on problems it has never seen",
+    )
+    seconds = time.monotonic() - begin
+    print(f"results: {out / 'results.json'}\ntime: {seconds:.0f} s with {torch.get_num_threads()} threads")
+    for half in halves:
+        print(f"trained optimizer ({half.problem.name}): {_file(half, out)}")
+    print("next, the same optimizer on a wider network:\n  " + _next_command(halves[-1], out), flush=True)
+    return 0 if all(below for below, _ in verdicts) else 1
+
+
+def _train(half: DemoTask, out: Path, progress: bool) -> Path:
+    recipe = recipes.get(half.problem)
+    log = out / f"{half.problem.name}.jsonl"
+    log.unlink(missing_ok=True)
+    print(f"== meta-training on: {half.title} ({half.episodes} episodes)", file=sys.stderr, flush=True)
+    trainer = recipe.make_trainer(recipe.make_network(), half.problem, half.episodes, log=log)
+    trainer.fit(half.episodes, progress=progress)
+    path = _file(half, out)
+    trainer.best_net().save(path)
+    return path
+
+
+def _compare(half: DemoTask, optimizer: Path) -> Comparison:
+    print("== tuning SGD, NAG, RMSprop, Adam; comparing on fresh test tasks", file=sys.stderr, flush=True)
+    # From the file, so that what is shown is what is left behind.
+    return comparisons.compare(
+        load(optimizer),
+        half.problem,
+        half.horizon,
+        half.test_episodes,
+        tuning_episodes=half.tuning_episodes,
+    )
+
+
+def _write_results(results: list[Comparison], out: Path, seconds: float) -> None:
+    record = {
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+        "comparisons": [result.to_json() for result in results],
+    }
+    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _file(half: DemoTask, out: Path) -> Path:
+    return out / f"{half.problem.name}.safetensors"
+
+
+def _next_command(half: DemoTask, out: Path) -> str:
+    try:
+        python = os.path.relpath(sys.executable)
+    except ValueError:  # another drive
+        python = sys.executable
+    if python.startswith(".."):
+        python = sys.executable
+    parts = [python, "-m l2l_fast compare --optimizer", str(_file(half, out)), "--problem", half.problem.name]
+    return " ".join([*parts, "--option hidden=[40]", "--plot", str(out / "wider.png")])

@@ -1,0 +1,20 @@
+"""Meta-training: how phi learns to optimize (Andrychowicz et al. 2016, sections 2 and 3)."""
+
+from __future__ import annotations
+
+from .checkpoint import is_checkpoint, load_best
+from .episode import SegmentTrace
+from .evaluation import Summary, evaluate, summarize
+from .protocol import Protocol
+from .trainer import MetaTrainer
+
+__all__ = [
+    "MetaTrainer",
+    "Protocol",
+    "SegmentTrace",
+    "Summary",
+    "evaluate",
+    "is_checkpoint",
+    "load_best",
+    "summarize",
+]

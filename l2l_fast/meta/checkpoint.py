@@ -1,0 +1,152 @@
+"""Checkpoints of a meta-training run: one safetensors file with everything that its continuation depends on.
+
+Tensors: ``net.*`` and ``best.*`` (parameters of the present and of the best network), ``adam.{parameter}.{slot}``. The
+metadata holds JSON: the settings, which a resuming trainer must share, and the counters. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..network import CoordinatewiseLSTM, _write_atomically
+
+FORMAT = "l2l_fast.MetaTrainer"
+VERSION = "1"
+
+
+@dataclass
+class Counters:
+    """Where a run is: finished episodes, meta-updates left out because their gradient was not finite, and what is known
+    of the best network."""
+
+    episode: int = 0
+    skipped_updates: int = 0
+    best_episode: int | None = None
+    best_loss: float | None = None
+    validations_since_best: int = 0
+    stopped: bool = False
+
+
+@dataclass
+class Checkpoint:
+    """The contents of a file."""
+
+    settings: dict[str, Any]
+    counters: Counters
+    tensors: dict[str, Tensor]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors below ``prefix``, without it."""
+        start = prefix + "."
+        return {name[len(start) :]: value for name, value in self.tensors.items() if name.startswith(start)}
+
+
+def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write atomically: a crash at any moment leaves the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "settings": json.dumps(checkpoint.settings),
+        "counters": json.dumps(asdict(checkpoint.counters)),
+    }
+    _write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def read(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read what :func:`write` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or is not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: no such checkpoint: {str(path)!r}")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
+    found = metadata.get("format"), metadata.get("format_version")
+    if found != (FORMAT, VERSION):
+        raise ValueError(f"{str(path)!r}: expected a checkpoint ({FORMAT!r}, version {VERSION!r}), got {found}")
+    try:
+        counters = Counters(**json.loads(metadata["counters"]))
+        return Checkpoint(json.loads(metadata["settings"]), counters, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r}: damaged metadata: {error}") from error
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether the file is a readable checkpoint (and not, say, a network's own file)."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
+def load_best(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> CoordinatewiseLSTM:
+    """The best network of a checkpoint (the present one if nothing was validated yet).
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read`.
+    """
+    checkpoint = read(path)
+    weights = checkpoint.part("best") or checkpoint.part("net")
+    if not weights:
+        raise ValueError(f"{str(path)!r}: the checkpoint holds no network")
+    try:
+        dtype = next(iter(weights.values())).dtype
+        net = nn.utils.skip_init(CoordinatewiseLSTM, **checkpoint.settings["network"], device=device, dtype=dtype)
+        net.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{str(path)!r}: the checkpoint's network cannot be built: {error}") from error
+    return net
+
+
+def adam_tensors(net: CoordinatewiseLSTM, adam: torch.optim.Adam) -> dict[str, Tensor]:
+    """Adam's slots by parameter name."""
+    return {
+        f"adam.{name}.{slot}": value
+        for name, parameter in net.named_parameters()
+        for slot, value in adam.state.get(parameter, {}).items()
+    }
+
+
+def restore_adam(net: CoordinatewiseLSTM, adam: torch.optim.Adam, slots: dict[str, Tensor]) -> None:
+    """Put back what :func:`adam_tensors` took. Raises ValueError if the slots do not fit the network."""
+    state: dict[nn.Parameter, dict[str, Tensor]] = {}
+    parameters = dict(net.named_parameters())
+    for key, value in slots.items():
+        name, _, slot = key.rpartition(".")
+        parameter = parameters.get(name)
+        if parameter is None or (slot != "step" and value.shape != parameter.shape):
+            raise ValueError(f"checkpoint: the meta-optimizer's {key!r} does not fit the network")
+        state.setdefault(parameter, {})[slot] = value.to(parameter.device) if slot != "step" else value
+    adam.state.clear()
+    adam.state.update(state)
+
+
+def differences(saved: Any, current: Any, path: str = "") -> list[str]:
+    """Where two JSON-able values differ, one line each."""
+    if isinstance(saved, dict) and isinstance(current, dict):
+        lines = []
+        for key in sorted({*saved, *current}):
+            where = f"{path}.{key}" if path else str(key)
+            lines += differences(saved.get(key), current.get(key), where)
+        return lines
+    return [] if saved == current else [f"{path}: the checkpoint has {saved!r}, this trainer {current!r}"]

@@ -1,0 +1,114 @@
+"""Evaluation with phi frozen: learning curves on fresh tasks, and their means with 95 % intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..network import CoordinatewiseLSTM
+from ..optimizer import LearnedOptimizer
+from ..problems import Problem
+from ..problems.base import positive_int
+from .episode import finite_prefix
+
+
+def evaluate(
+    net: CoordinatewiseLSTM,
+    problem: Problem,
+    seeds: Iterable[int],
+    horizon: int,
+    *,
+    split: str = "test",
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Optimise the tasks ``problem.sample(seed, split)`` for ``horizon`` steps each, phi frozen.
+
+    The tasks, minibatches and conventions are those of :func:`l2l_fast.baselines.run`, so the curves can be compared.
+
+    Returns:
+        float64 ``[episodes, horizon + 1]``: f(theta_t) for t = 0..horizon, divided by the task's ``num_problems``.
+        From the first infinite or NaN loss on, an episode counts as +inf.
+
+    Raises:
+        ValueError: an unknown ``split``, no seeds, or ``horizon`` out of range.
+    """
+    horizon = positive_int("horizon", horizon)
+    curves = [_episode(net, problem, seed, horizon, split, device) for seed in seeds]
+    if not curves:
+        raise ValueError("seeds: expected at least one, got none")
+    return torch.tensor(curves, dtype=torch.float64)
+
+
+def _episode(
+    net: CoordinatewiseLSTM,
+    problem: Problem,
+    seed: int,
+    horizon: int,
+    split: str,
+    device: torch.device | str | None,
+) -> list[float]:
+    task = problem.sample(seed, split, device)
+    parameters = list(task.parameters())
+    optimizer = LearnedOptimizer(parameters, net)
+    losses = []
+    for _ in range(horizon):
+        for parameter in parameters:
+            parameter.grad = None
+        loss = task()
+        loss.backward()
+        losses.append(loss.detach())
+        optimizer.step()
+    with torch.no_grad():
+        losses.append(task())
+    return finite_prefix(losses, task.num_problems)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Over episodes: the mean learning curve and the half width of its 95 % interval, both float64 ``[horizon + 1]``,
+    and the same of the sum of the losses at steps 1..horizon. Half widths are NaN for a single episode."""
+
+    mean: Tensor
+    half_width: Tensor
+    total: float
+    total_half_width: float
+    episodes: int
+
+
+def summarize(losses: Tensor) -> Summary:
+    """Summarise the result of :func:`evaluate` or :func:`l2l_fast.baselines.run`, ``[episodes, horizon + 1]``.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if losses.dim() != 2 or losses.shape[0] < 1 or losses.shape[1] < 2:
+        raise ValueError(f"losses: expected shape [episodes, horizon + 1], got {tuple(losses.shape)}")
+    losses = losses.double()
+    mean, half_width = _interval(losses)
+    total, total_half_width = _interval(losses[:, 1:].sum(1, keepdim=True))
+    return Summary(mean, half_width, total.item(), total_half_width.item(), losses.shape[0])
+
+
+def _interval(values: Tensor) -> tuple[Tensor, Tensor]:
+    count = values.shape[0]
+    mean = values.mean(0)
+    if count == 1:
+        return mean, torch.full_like(mean, math.nan)
+    return mean, student_t95(count - 1) * values.std(0) / math.sqrt(count)
+
+
+def student_t95(freedom: int) -> float:
+    """The two-sided 95 % point of Student's t (Cornish-Fisher series; within 0.5 % from 3 degrees of freedom on)."""
+    if freedom <= 2:
+        return (math.nan, 12.706, 4.303)[freedom]
+    z = 1.959964
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom ** (k + 1) for k, term in enumerate(terms))

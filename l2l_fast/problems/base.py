@@ -1,0 +1,136 @@
+"""What an optimizee is: a Problem is a distribution over functions f, a Task one function drawn from it.
+
+Andrychowicz et al. 2016, section 2: an optimizer is trained on, and judged by, functions f drawn from a distribution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn
+
+SPLITS = ("train", "validation", "test")
+
+
+class Task(nn.Module):
+    """One sampled optimizee f: its ``parameters()`` are theta, calling it evaluates f(theta).
+
+    ``forward()`` takes nothing and returns a scalar: the loss on a freshly drawn minibatch, where the problem has
+    minibatches. A task may hold several independent problems side by side (``num_problems``); ``forward()`` then
+    returns the *sum* of their losses, so that each coordinate receives its own problem's gradient, and a reported loss
+    is that sum divided by ``num_problems``.
+
+    All randomness comes from ``generator``, a CPU generator whatever the device; its state together with
+    ``state_dict()`` is the state of the task. Tasks work under ``torch.func.functional_call(task, parameters, ())`` and
+    can be differentiated twice.
+    """
+
+    num_problems: int = 1
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self) -> torch.Tensor:
+        """The loss at the present parameters: a scalar, differentiable in them."""
+        raise TypeError(f"{type(self).__name__} must define forward()")
+
+
+class Problem(ABC):
+    """A distribution over tasks. Subclasses give ``name``, ``make_task`` and ``config``."""
+
+    name: str
+
+    def sample(self, seed: int, split: str = "train", device: torch.device | str | None = None) -> Task:
+        """Draw a task, at its own initial parameters theta_0.
+
+        The same ``(seed, split)`` gives the same task, the same theta_0 and the same minibatches on every call; the
+        global random state is neither read nor changed. Different splits never give the same problem, and use disjoint
+        data where the problem has data.
+
+        Args:
+            seed: any integer.
+            split: "train", "validation" or "test".
+            device: where the parameters live; None is the CPU.
+
+        Raises:
+            ValueError: ``split`` is none of the three.
+            TypeError: ``seed`` is not an integer.
+        """
+        return self.make_task(task_generator(seed, split), split, torch.device("cpu" if device is None else device))
+
+    @abstractmethod
+    def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> Task:
+        """Build the task that ``generator`` (CPU, freshly seeded; the task's own from now on) determines."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The name and the options as JSON-able values, for logs and checkpoints.
+
+        For the problems of this package ``l2l_fast.problems.get(**config)`` builds the same problem again.
+        """
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{key}={value!r}" for key, value in self.config().items() if key != "name")
+        return f"{type(self).__name__}({options})"
+
+
+def task_generator(seed: int, split: str) -> torch.Generator:
+    """The CPU generator of the task ``(seed, split)``.
+
+    torch's CPU generator uses 32 bits of its seed: the two upper ones hold the split, so that no two splits ever share
+    a stream of random numbers; the others are a hash of ``seed``, so that neighbouring seeds are unrelated.
+
+    Raises:
+        ValueError: ``split`` is not "train", "validation" or "test".
+        TypeError: ``seed`` is not an integer.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    if isinstance(seed, bool):
+        raise TypeError("seed must be an integer, got bool")
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed must be an integer, got {type(seed).__name__}") from None
+    digest = hashlib.blake2b(str(number).encode(), digest_size=4).digest()
+    bits = (SPLITS.index(split) << 30) | (int.from_bytes(digest, "big") >> 2)
+    return torch.Generator().manual_seed(bits)
+
+
+def positive_int(name: str, value: int) -> int:
+    """``value`` as a positive int.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it is not positive.
+    """
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a positive integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a positive integer, got {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return number
+
+
+def non_negative(name: str, value: float) -> float:
+    """``value`` as a finite float that is not negative.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is negative, infinite or NaN.
+    """
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+    return number

@@ -1,0 +1,106 @@
+"""Any ``nn.Module`` with any loss as an optimizee, without rewriting it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2l_fast.problems.base import Problem, Task
+
+
+class ModuleTask(Task):
+    """A user's module (attribute ``module``) and the loss that evaluates it."""
+
+    def __init__(
+        self,
+        generator: torch.Generator,
+        module: nn.Module,
+        loss: Callable[..., torch.Tensor],
+        options: dict[str, str],
+        device: torch.device,
+    ) -> None:
+        super().__init__(generator)
+        self.module = module
+        self._loss = loss
+        self._options = options
+        self._device = device
+
+    def forward(self) -> torch.Tensor:
+        """``loss(module, generator)``."""
+        with _own_randomness(self.generator, self._device):
+            value = self._loss(self.module, self.generator, **self._options)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+            raise ValueError(f"loss must return a scalar tensor, got {came}")
+        return value.reshape(())
+
+
+class ModuleProblem(Problem):
+    """Wrap a way to make modules and a loss into a problem.
+
+    Args:
+        make: ``make(generator) -> nn.Module``, a fresh module at its initial parameters.
+        loss: ``loss(module, generator) -> scalar tensor``, differentiable; draws its minibatch itself.
+        name: what logs and tables call it.
+
+    Both may have a parameter called ``split`` and then also get ``split="train" | "validation" | "test"``, to choose
+    data. ``generator`` is the task's own CPU generator. While they run, the global generator (which ``nn.Linear``'s
+    initialisation and dropout use) holds a stream that the task's generator seeds, and is put back afterwards: a task
+    stays a function of its seed, and the global state is untouched.
+
+    Raises:
+        TypeError: ``make`` or ``loss`` is not callable.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., nn.Module],
+        loss: Callable[..., torch.Tensor],
+        name: str = "custom",
+    ) -> None:
+        for argument, value in (("make", make), ("loss", loss)):
+            if not callable(value):
+                raise TypeError(f"{argument} must be callable, got {type(value).__name__}")
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {type(name).__name__}")
+        self.name = name
+        self._make = make
+        self._loss = loss
+
+    def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> ModuleTask:
+        with _own_randomness(generator, torch.device("cpu")):
+            module = self._make(generator, **_split_option(self._make, split))
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"make must return an nn.Module, got {type(module).__name__}")
+        return ModuleTask(generator, module.to(device), self._loss, _split_option(self._loss, split), device)
+
+    def config(self) -> dict[str, Any]:
+        """The name; functions cannot be written to JSON."""
+        return {"name": self.name}
+
+
+def _split_option(function: Callable[..., object], split: str) -> dict[str, str]:
+    try:
+        wanted = "split" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        # Some callables written in C have no signature; they get the two documented arguments.
+        wanted = False
+    return {"split": split} if wanted else {}
+
+
+@contextmanager
+def _own_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Inside, the global CPU generator (and the one of a CUDA ``device``) is a stream that ``generator`` seeds."""
+    seed = int(torch.randint(2**31, (), generator=generator))
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for each in cuda:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(seed)
+        yield

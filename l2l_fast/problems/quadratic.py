@@ -1,0 +1,75 @@
+"""Random quadratics, the paper's first test problem (Andrychowicz et al. 2016, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2l_fast.problems.base import Problem, Task, non_negative, positive_int
+
+_FAMILIES: dict[str, Callable[..., torch.Tensor]] = {"uniform": torch.rand, "gaussian": torch.randn}
+
+
+class QuadraticTask(Task):
+    """``batch`` independent functions f(theta) = ||W theta - y||^2; parameter ``theta`` float32 ``[batch, dim]``."""
+
+    def __init__(
+        self,
+        generator: torch.Generator,
+        draw: Callable[..., torch.Tensor],
+        batch: int,
+        dim: int,
+        init_std: float,
+        device: torch.device,
+    ) -> None:
+        super().__init__(generator)
+        self.num_problems = batch
+        self.register_buffer("W", draw(batch, dim, dim, generator=generator).to(device))
+        self.register_buffer("y", draw(batch, dim, 1, generator=generator).to(device))
+        self.theta = nn.Parameter((torch.randn(batch, dim, generator=generator) * init_std).to(device))
+
+    def forward(self) -> torch.Tensor:
+        """The sum of the ``batch`` losses."""
+        residual = torch.baddbmm(self.y, self.W, self.theta.unsqueeze(-1), beta=-1)
+        return residual.square().sum()
+
+
+class Quadratic(Problem):
+    """f(theta) = ||W theta - y||^2 with fresh W ``[dim, dim]`` and y ``[dim]`` for each of ``batch`` problems per task.
+
+    Args:
+        dim: number of coordinates of one problem.
+        batch: independent problems in one task. Their losses are summed, not averaged: the official code's mean over
+            128 problems divides by 128 the gradient that each coordinate sees.
+        family: distribution of the entries of W and y. "uniform" is U[0, 1), which the paper's published curves were
+            made with (f starts at dim / 3); "gaussian" is N(0, 1), which its text says (f starts at dim).
+        init_std: theta_0 ~ N(0, init_std^2); the official code's 0.01 by default.
+
+    Raises:
+        ValueError, TypeError: an option is out of its range.
+    """
+
+    name = "quadratic"
+
+    def __init__(self, dim: int = 10, batch: int = 128, family: str = "uniform", init_std: float = 0.01) -> None:
+        self.dim = positive_int("dim", dim)
+        self.batch = positive_int("batch", batch)
+        if family not in _FAMILIES:
+            raise ValueError(f"family must be one of {tuple(_FAMILIES)}, got {family!r}")
+        self.family = family
+        self.init_std = non_negative("init_std", init_std)
+
+    def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> QuadraticTask:
+        return QuadraticTask(generator, _FAMILIES[self.family], self.batch, self.dim, self.init_std, device)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "dim": self.dim,
+            "batch": self.batch,
+            "family": self.family,
+            "init_std": self.init_std,
+        }

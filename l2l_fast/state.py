@@ -1,0 +1,185 @@
+"""The recurrent state of the learned optimizer and its blocked memory layout.
+
+Every coordinate owns ``2 * num_layers * hidden_size`` numbers: h and c of each layer. They are stored in tiles of 64
+coordinates, ``[tiles, 2 * num_layers * hidden_size, 64]``, so that one row of one tile is contiguous for SIMD lanes
+and GPU warps, and one tile is a contiguous block of memory. Lane j of tile i is coordinate ``64 * i + j`` of the tensor
+in row-major (logical) order, whatever its strides; the lanes past the last coordinate are padding and never reach a
+result. The layout is private: everything outside the kernels talks through :meth:`State.to_logical` and
+:meth:`State.from_logical`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+TILE = 64
+LogicalState = list[tuple[Tensor, Tensor]]
+
+
+def num_tiles(numel: int) -> int:
+    """Number of 64-coordinate tiles that hold ``numel`` coordinates."""
+    return (numel + TILE - 1) // TILE
+
+
+class State:
+    """Recurrent state of the coordinatewise LSTM for one tensor of ``numel`` coordinates.
+
+    Args:
+        data: ``[ceil(numel / 64), 2 * num_layers * hidden_size, 64]``, float32 (float64 only for the reference path).
+        numel: number of coordinates.
+        hidden_size: H, units per layer.
+        num_layers: number of LSTM layers.
+
+    Raises:
+        TypeError: ``data`` is not a float32 or float64 tensor.
+        ValueError: ``data`` does not have the shape above.
+
+    A state is a pytree node: it passes through ``torch.compile``, ``torch.utils.checkpoint`` and the like, and
+    gradients with respect to a state travel as a :class:`State` too.
+    """
+
+    data: Tensor
+    numel: int
+    hidden_size: int
+    num_layers: int
+
+    def __init__(self, data: Tensor, numel: int, hidden_size: int, num_layers: int) -> None:
+        if not isinstance(data, Tensor) or data.dtype not in (torch.float32, torch.float64):
+            got = data.dtype if isinstance(data, Tensor) else type(data).__name__
+            raise TypeError(f"data: expected a float32 or float64 tensor, got {got}")
+        expected = (num_tiles(numel), 2 * num_layers * hidden_size, TILE)
+        if tuple(data.shape) != expected:
+            raise ValueError(
+                f"data: expected shape {expected} for numel={numel}, hidden_size={hidden_size}, "
+                f"num_layers={num_layers}, got {tuple(data.shape)}"
+            )
+        self.data = data
+        self.numel = numel
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+
+    @classmethod
+    def zeros(
+        cls,
+        numel: int,
+        hidden_size: int,
+        num_layers: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> State:
+        """The all-zero state that every coordinate starts from (Andrychowicz et al. 2016 do not train it)."""
+        if numel < 0:
+            raise ValueError(f"numel: expected a number >= 0, got {numel}")
+        shape = (num_tiles(numel), 2 * num_layers * hidden_size, TILE)
+        return cls(torch.zeros(shape, device=device, dtype=dtype), numel, hidden_size, num_layers)
+
+    @classmethod
+    def from_logical(cls, layers: Sequence[tuple[Tensor, Tensor]]) -> State:
+        """Build a state from one ``(h, c)`` pair per layer, each ``[numel, hidden_size]``. Differentiable.
+
+        Raises:
+            TypeError: not a sequence of pairs of float32 or float64 tensors of one dtype.
+            ValueError: no layers, or shapes or devices that differ.
+        """
+        pairs = _check_logical(layers)
+        numel, hidden_size = pairs[0][0].shape
+        rows = torch.cat([part for pair in pairs for part in pair], dim=1)
+        tiles = num_tiles(numel)
+        padded = torch.nn.functional.pad(rows, (0, 0, 0, tiles * TILE - numel))
+        data = padded.view(tiles, TILE, rows.shape[1]).transpose(1, 2).contiguous()
+        return cls(data, numel, hidden_size, len(pairs))
+
+    def to_logical(self) -> LogicalState:
+        """One ``(h, c)`` pair per layer, each ``[numel, hidden_size]``, free of padding. Differentiable copy."""
+        rows = self.data.transpose(1, 2).reshape(-1, self.data.shape[1])[: self.numel]
+        parts = rows.split(self.hidden_size, dim=1)
+        return [(parts[2 * k], parts[2 * k + 1]) for k in range(self.num_layers)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.data.dtype
+
+    def clone(self) -> State:
+        """A copy with its own memory (differentiable, as :meth:`torch.Tensor.clone`)."""
+        return self._like(self.data.clone())
+
+    def detach(self) -> State:
+        """The same memory, cut off from the autograd graph: what carries a state across unrolled segments."""
+        return self._like(self.data.detach())
+
+    def to(self, *args: Any, **kwargs: Any) -> State:
+        """Convert device or dtype, with the arguments of :meth:`torch.Tensor.to`."""
+        return self._like(self.data.to(*args, **kwargs))
+
+    def _like(self, data: Tensor) -> State:
+        return State(data, self.numel, self.hidden_size, self.num_layers)
+
+    def __repr__(self) -> str:
+        return (
+            f"State(numel={self.numel}, hidden_size={self.hidden_size}, num_layers={self.num_layers}, "
+            f"dtype={self.dtype}, device={str(self.device)!r})"
+        )
+
+
+def _check_logical(layers: Sequence[tuple[Tensor, Tensor]]) -> LogicalState:
+    if isinstance(layers, (Tensor, str)) or not isinstance(layers, Sequence):
+        raise TypeError(f"layers: expected a sequence of (h, c) pairs, got {type(layers).__name__}")
+    if len(layers) == 0:
+        raise ValueError("layers: expected at least one (h, c) pair, got none")
+    pairs: LogicalState = []
+    for k, pair in enumerate(layers):
+        if isinstance(pair, Tensor) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise TypeError(f"layers[{k}]: expected a pair (h, c), got {type(pair).__name__}")
+        for name, part in zip(("h", "c"), pair, strict=True):
+            if not isinstance(part, Tensor):
+                raise TypeError(f"layers[{k}] {name}: expected a tensor, got {type(part).__name__}")
+        pairs.append((pair[0], pair[1]))
+    first = pairs[0][0]
+    if first.dim() != 2:
+        raise ValueError(f"layers[0] h: expected shape [numel, hidden_size], got {tuple(first.shape)}")
+    if first.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"layers[0] h: expected float32 or float64, got {first.dtype}")
+    for k, pair in enumerate(pairs):
+        for name, part in zip(("h", "c"), pair, strict=True):
+            if part.shape != first.shape:
+                raise ValueError(f"layers[{k}] {name}: expected shape {tuple(first.shape)}, got {tuple(part.shape)}")
+            if part.dtype != first.dtype:
+                raise TypeError(f"layers[{k}] {name}: expected {first.dtype}, got {part.dtype}")
+            if part.device != first.device:
+                raise ValueError(f"layers[{k}] {name}: expected device {first.device}, got {part.device}")
+    return pairs
+
+
+def _flatten(state: State) -> tuple[list[Any], tuple[int, int, int]]:
+    return [state.data], (state.numel, state.hidden_size, state.num_layers)
+
+
+def _flatten_with_keys(state: State) -> tuple[list[tuple[Any, Any]], tuple[int, int, int]]:
+    leaves, context = _flatten(state)
+    return [(pytree.GetAttrKey("data"), leaves[0])], context
+
+
+def _unflatten(leaves: Any, context: tuple[int, int, int]) -> State:
+    # No checks: tree_map may put anything in the leaf's place.
+    state = State.__new__(State)
+    (state.data,) = leaves
+    state.numel, state.hidden_size, state.num_layers = context
+    return state
+
+
+pytree.register_pytree_node(
+    State,
+    _flatten,
+    _unflatten,
+    serialized_type_name="l2l_fast.State",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
