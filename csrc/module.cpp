@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
+#if defined(L2L_FAST_WITH_CUDA)
+#include <cuda.h>
+#endif
 
 #include <chrono>
 
@@ -36,7 +39,14 @@ py::dict build_info() {
 #else
   info["compiler"] = "gcc " __VERSION__;
 #endif
+#if defined(L2L_FAST_WITH_CUDA)
+  py::dict cuda;
+  cuda["version"] = std::to_string(CUDA_VERSION / 1000) + "." + std::to_string(CUDA_VERSION / 10 % 100);
+  cuda["architectures"] = L2L_FAST_CUDA_ARCHITECTURES;
+  info["cuda"] = cuda;
+#else
   info["cuda"] = py::none();
+#endif
   return info;
 }
 

@@ -21,5 +21,6 @@ TORCH_LIBRARY(l2l_fast, m) {
   m.def("_vector_math(str function, Tensor x) -> Tensor");
 }
 
-// Lazy negations reach the in-place step: PyTorch's own fallback would run it and fail afterwards.
+// Lazy negations and conjugates reach the checks of the in-place step; PyTorch's fallback would run it, then fail.
 TORCH_LIBRARY_IMPL(l2l_fast, Negative, m) { m.impl("lstm_step_", torch::CppFunction::makeFallthrough()); }
+TORCH_LIBRARY_IMPL(l2l_fast, Conjugate, m) { m.impl("lstm_step_", torch::CppFunction::makeFallthrough()); }

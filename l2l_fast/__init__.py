@@ -59,7 +59,11 @@ def __getattr__(name: str) -> Any:
     if name == "MetaTrainer":
         return importlib.import_module(".meta", __name__).MetaTrainer
     if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("l2l_fast")
+        metadata = importlib.import_module("importlib.metadata")
+        try:
+            return metadata.version("l2l_fast")
+        except metadata.PackageNotFoundError:
+            return "unknown"  # used from the source folder, without an installation
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,8 +84,8 @@ def _train(arguments: argparse.Namespace) -> int:
     try:
         trainer.fit(episodes, checkpoint=checkpoint, progress=not arguments.quiet)
     except KeyboardInterrupt:
-        again = " ".join(["train", *sys.argv[2:], *([] if arguments.resume else ["--resume"])])
-        print(f"\ninterrupted; continue with: {PROGRAM} {again}", file=sys.stderr)
+        hint = "continue with the same command and --resume" if checkpoint.exists() else "nothing was saved yet"
+        print(f"\ninterrupted at episode {trainer.episode}; {hint}", file=sys.stderr)
         return 130
     trainer.best_net().save(optimizer)
     _report_training(trainer)
@@ -106,7 +107,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     net, problem = _network(arguments.optimizer), _problem(arguments)
     with _user_errors():
         losses = evaluate(net, problem, range(arguments.episodes), arguments.horizon)
-    result = comparisons.Comparison(problem, {comparisons.LEARNED: losses}, {})
+    problems_per_task = problem.sample(0, "test").num_problems
+    result = comparisons.Comparison(problem, {comparisons.LEARNED: losses}, {}, problems_per_task)
     _say(comparisons.table(result))
     _write_json(arguments.json, result.to_json())
     return 0
@@ -241,10 +243,12 @@ def _show_trial(name: str, lr: float, loss: float) -> None:
 
 
 def _compare_command(optimizer: Path, arguments: argparse.Namespace) -> str:
-    options = [f"--option {key}={json.dumps(value, separators=(',', ':'))}" for key, value in arguments.option or []]
-    data = [] if arguments.data is None else [f"--data {arguments.data}"]
-    parts = [PROGRAM, "compare", f"--optimizer {optimizer}", f"--problem {arguments.problem}", *options, *data]
-    return " ".join(parts)
+    parts = ["compare", "--optimizer", str(optimizer), "--problem", arguments.problem]
+    for key, value in arguments.option or []:
+        parts += ["--option", f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"]
+    if arguments.data is not None:
+        parts += ["--data", arguments.data]
+    return f"{PROGRAM} {shlex.join(parts)}"
 
 
 def _write_json(path: str | None, value: Any) -> None:

@@ -23,11 +23,13 @@ _STEPS = (1, 10, 20, 40, 60, 80, 100, 200, 500, 1000, 2000, 5000, 10000)
 @dataclass(frozen=True)
 class Comparison:
     """Learning curves by optimizer (``"learned"`` first, if it took part): float64 ``[episodes, horizon + 1]``, all on
-    the same test tasks; and the tuned learning rates of the others."""
+    the same test tasks; and the tuned learning rates of the others. A task's loss is the mean of ``problems_per_task``
+    problems."""
 
     problem: Problem
     losses: dict[str, Tensor]
     learning_rates: dict[str, float]
+    problems_per_task: int = 1
 
     @property
     def horizon(self) -> int:
@@ -46,10 +48,15 @@ class Comparison:
         finals = {name: losses[:, -1].mean().item() for name, losses in self.losses.items() if name != LEARNED}
         return min(finals, key=finals.__getitem__)
 
+    def tasks(self) -> str:
+        """How many test tasks, in words."""
+        each = f" (the mean of {self.problems_per_task} problems each)" if self.problems_per_task > 1 else ""
+        return f"{self.episodes} fresh test tasks{each}"
+
     def label(self, name: str) -> str:
         """Name for tables and legends, with the learning rate."""
         rate = self.learning_rates.get(name)
-        return _LABELS.get(name, name) + (f" {rate:.3g}" if rate is not None else "")
+        return _LABELS.get(name, name) + (f", lr {rate:.3g}" if rate is not None else "")
 
     def to_json(self) -> dict[str, Any]:
         """Everything in the table and more, JSON-able (infinite losses are null)."""
@@ -66,6 +73,7 @@ class Comparison:
             "data": data_set(self.problem),
             "horizon": self.horizon,
             "test_tasks": self.episodes,
+            "problems_per_task": self.problems_per_task,
             "results": results,
         }
 
@@ -102,7 +110,7 @@ def compare(
     for name, baseline in tuned.items():
         losses[name] = baseline.losses
         rates[name] = baseline.search.lr
-    return Comparison(problem, losses, rates)
+    return Comparison(problem, losses, rates, problem.sample(0, "test").num_problems)
 
 
 def data_set(problem: Problem) -> str:
@@ -127,7 +135,7 @@ def table(comparison: Comparison) -> str:
     columns = [max(len(row[k]) for row in rows) for k in range(len(header))]
     lines = [
         f"{comparison.problem!r}",
-        f"data: {data_set(comparison.problem)}; means over {comparison.episodes} fresh test tasks, ± 95 % interval",
+        f"data: {data_set(comparison.problem)}; means over {comparison.tasks()}, ± 95 % interval",
     ]
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row[1:], columns[1:])]

@@ -127,4 +127,4 @@ def _next_command(half: DemoTask, out: Path) -> str:
     if python.startswith(".."):
         python = sys.executable
     parts = [python, "-m l2l_fast compare --optimizer", str(_file(half, out)), "--problem", half.problem.name]
-    return " ".join([*parts, "--option hidden=[40]", "--plot", str(out / "wider.png")])
+    return " ".join([*parts, "--option 'hidden=[40]'", "--plot", str(out / "wider.png")])

@@ -211,8 +211,11 @@ def lstm_segment_backward(
 
 
 def vector_math(function: str, x: Tensor) -> Tensor:
-    """``"exp2"``, ``"sigmoid"``, ``"tanh"`` or ``"log"`` of a float32 tensor, as the selected instruction set computes
-    it; here for the accuracy tests."""
+    """An elementary function of a float32 tensor as the selected instruction set computes it; for the accuracy tests.
+
+    function: ``"exp2"``, ``"log"`` (of normal numbers), ``"sigmoid_scaled"`` (sigmoid(x) from -log2(e) x) or
+    ``"tanh_scaled"`` (tanh(x) from 2 log2(e) x): the kernels fold these factors into the weights.
+    """
     return torch.ops.l2l_fast._vector_math(function, x)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -262,16 +263,18 @@ class LearnedOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a segment is open.
-            ValueError: groups, parameters or networks that do not match; nothing has been loaded then.
+            TypeError, ValueError: not such a dict, or groups, parameters or networks that do not match; nothing has
+                been loaded then.
         """
         if self._segment is not None:
             raise RuntimeError(
                 "load_state_dict: a segment is open and would no longer match the state; call backward_segment() or "
                 "discard_segment() first"
             )
-        state_dict = state_dict.copy()
+        state_dict = copy.copy(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict  # type: ignore[assignment]
+        _check_structure(state_dict)
         groups = copy.deepcopy(state_dict["param_groups"])
         counts = [len(group["params"]) for group in groups], [len(group["params"]) for group in self.param_groups]
         if counts[0] != counts[1]:
@@ -281,6 +284,7 @@ class LearnedOptimizer(Optimizer):
         owners: dict[Any, tuple[Tensor, CoordinatewiseLSTM]] = {}
         for new, old in zip(groups, self.param_groups, strict=True):
             _check_same_network(new.get("network"), old["network"].config)
+            _check_options({**new, "network": old["network"]})
             owners.update(
                 (key, (param, old["network"])) for key, param in zip(new["params"], old["params"], strict=True)
             )
@@ -309,6 +313,26 @@ def _exact_step(param: Tensor, grad: Tensor, state: State, batch: Batch) -> None
     state.data.copy_(State.from_logical(logical).data)
 
 
+def _check_structure(state_dict: Any) -> None:
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
+        got = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
+        raise ValueError(f"state_dict: expected a dict with 'state' and 'param_groups', got {got}")
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(state, dict) or not all(isinstance(entry, dict) for entry in state.values()):
+        raise TypeError("state_dict: expected a dict of dicts as 'state'")
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise TypeError("state_dict: expected a list of dicts as 'param_groups'")
+    for group in groups:
+        missing = {"params", "lr", "weight_decay", "maximize"} - set(group)
+        if missing:
+            raise ValueError(f"state_dict: a group lacks {sorted(missing)}")
+        if not isinstance(group["params"], list) or not all(isinstance(k, (int, str)) for k in group["params"]):
+            raise TypeError(f"state_dict: expected a list of indices as 'params' of a group, got {group['params']!r}")
+    keys = [key for group in groups for key in group["params"]]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"state_dict: expected every parameter once, got {keys}")
+
+
 def _check_options(group: Mapping[str, Any]) -> None:
     if group["network"] is None:
         raise ValueError("network: expected a CoordinatewiseLSTM for every parameter group, got None")
@@ -321,7 +345,7 @@ def _check_options(group: Mapping[str, Any]) -> None:
                 raise ValueError(f"lr: expected a number or a tensor with one element, got shape {tuple(value.shape)}")
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}: expected a number, got {value!r}")
-        if not 0.0 <= float(value) < float("inf"):
+        if not 0.0 <= (float(value) if isinstance(value, Tensor) else value) <= sys.float_info.max:
             raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
     if not isinstance(group["maximize"], bool):
         raise TypeError(f"maximize: expected a bool, got {group['maximize']!r}")
@@ -352,6 +376,8 @@ def _unpack_entry(entry: Mapping[str, Any], param: Tensor, network: Coordinatewi
         if not isinstance(saved, Tensor) or tuple(saved.shape) != expected:
             got = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
             raise ValueError(f"state_dict: expected {STATE_KEY!r} of shape {expected}, got {got}")
+        if saved.layout != torch.strided or not saved.is_floating_point():
+            raise TypeError(f"state_dict: expected a dense real {STATE_KEY!r}, got {saved.dtype}, {saved.layout}")
         saved = saved.to(param.device, torch.float64 if param.dtype == torch.float64 else torch.float32)
         layers = [(saved[:, k, 0], saved[:, k, 1]) for k in range(network.num_layers)]
         unpacked[STATE_KEY] = State.from_logical(layers)
@@ -361,8 +387,10 @@ def _unpack_entry(entry: Mapping[str, Any], param: Tensor, network: Coordinatewi
 def _check_same_network(saved: Mapping[str, Any] | None, current: Config) -> None:
     if saved is None:
         return
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"state_dict: expected a network's configuration, got {type(saved).__name__}")
     for name, value in current._asdict().items():
-        if saved.get(name) == value:
+        if isinstance(saved.get(name), (int, float, str)) and saved[name] == value:
             continue
         difference = f"state_dict: saved with a network of {name}={saved.get(name)!r}, now {name}={value!r}"
         if name in ("hidden_size", "num_layers"):

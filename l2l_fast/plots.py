@@ -95,7 +95,7 @@ def _panel(axes: Axes, comparison: Comparison, title: str) -> None:
     axes.legend(
         handles[::-1],
         labels[::-1],
-        title=f"median, 10-90 % of {comparison.episodes} test tasks\n(baselines at their tuned learning rates)",
+        title=f"median and 10-90 % band over\n{comparison.tasks()}",
         title_fontsize=8,
         fontsize=9,
         frameon=False,

@@ -23,6 +23,8 @@ from .state import TILE, State, num_tiles
 if TYPE_CHECKING:
     from .optimizer import Batch
 
+HALF_WAY = "a step of the open segment failed half-way; call discard_segment() and start anew"
+
 
 @dataclass
 class Step:
@@ -96,6 +98,8 @@ class Segment:
     def begin_step(self, batches: Iterable[tuple[dict[str, Any], Batch]]) -> None:
         """Check that the step continues the segment and keep the start states of parameters that move for the first
         time. Raises RuntimeError if a network or a state was replaced since the previous step."""
+        if self._broken:
+            raise RuntimeError(HALF_WAY)
         witness = None
         for group, batch in batches:
             moving = [*zip(batch.params, batch.grads, batch.states, strict=True), *batch.exact]
@@ -155,7 +159,7 @@ class Segment:
         if self.num_steps == 0:
             raise RuntimeError("backward_segment: no step was recorded since start_segment()")
         if self._broken:
-            raise RuntimeError("backward_segment: a step failed half-way; call discard_segment() and start anew")
+            raise RuntimeError(HALF_WAY)
         w = _check_weights(weights, self.num_steps)
         end_grads = _check_end_states(grad_end_states, states)
         self._check_unchanged(states)
@@ -330,7 +334,7 @@ def _check_weights(weights: Sequence[float] | Tensor | None, steps: int) -> list
         raise TypeError("weights: expected a sequence of numbers or a tensor, got a string")
     try:
         values = [float(value) for value in weights]
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TypeError(f"weights: expected a sequence of numbers or a tensor: {error}") from error
     if len(values) != steps:
         raise ValueError(f"weights: expected {steps} values (one per recorded step), got {len(values)}")

@@ -96,7 +96,8 @@ class State:
 
     def to_logical(self) -> LogicalState:
         """One ``(h, c)`` pair per layer, each ``[numel, hidden_size]``, free of padding. Differentiable copy."""
-        rows = self.data.transpose(1, 2).reshape(-1, self.data.shape[1])[: self.numel]
+        # contiguous() always copies here; reshape() alone would hand out views of a state of one tile.
+        rows = self.data.transpose(1, 2).contiguous().view(-1, self.data.shape[1])[: self.numel]
         parts = rows.split(self.hidden_size, dim=1)
         return [(parts[2 * k], parts[2 * k + 1]) for k in range(self.num_layers)]
 

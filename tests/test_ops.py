@@ -252,7 +252,12 @@ def test_step_in_place_bumps_versions():
     record = torch.empty(64)
     versions = [x._version for x in (param, grad, state, record)]
     ops.lstm_step_([param], [grad], [state], phi_of(net), *net.config, 1.0, 0.0, False, record, [0])
-    assert [x._version for x in (param, grad, state, record)] == [versions[0] + 1, versions[1], versions[2] + 1, versions[3] + 1]
+    assert [x._version for x in (param, grad, state, record)] == [
+        versions[0] + 1,
+        versions[1],
+        versions[2] + 1,
+        versions[3] + 1,
+    ]
 
 
 def test_step_in_place_protects_autograd():

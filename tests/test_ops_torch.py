@@ -28,7 +28,8 @@ def small_network(**options) -> l2l.CoordinatewiseLSTM:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((), torch.float16), ((6, 12, 2), torch.float32), ((65,), torch.bfloat16), ((0,), torch.float32)]
+    ("shape", "dtype"),
+    [((), torch.float16), ((6, 12, 2), torch.float32), ((65,), torch.bfloat16), ((0,), torch.float32)],
 )
 def test_opcheck_step(shape, dtype):
     net = small_network()

@@ -81,7 +81,8 @@ def test_steps_match_the_oracle(options):
 def test_other_dtypes(dtype, tolerance):
     net = random_network()
     params = parameters((70,), (4, 5), dtype=dtype)
-    optimizer, oracle = l2l.LearnedOptimizer(params, net, weight_decay=0.1), Oracle(params, net, weight_decay=0.1)
+    options = {"lr": 0.5, "weight_decay": 0.1}
+    optimizer, oracle = l2l.LearnedOptimizer(params, net, **options), Oracle(params, net, **options)
     set_gradients(params)
     oracle.step([param.grad for param in params])
     optimizer.step()
@@ -131,6 +132,7 @@ def test_strides_do_not_matter():
     results = []
     for param_format in ("contiguous", "channels_last", "transposed"):
         for grad_format in ("contiguous", "channels_last", "transposed"):
+
             def arrange(x, how):
                 if how == "channels_last":
                     return x.clone(memory_format=torch.channels_last)
@@ -332,7 +334,24 @@ def test_trains_a_model_under_autocast():
             loss = model(torch.randn(16, 4)).square().mean()
         loss.backward()
         optimizer.step()
-    assert all(not torch.equal(param, o) and param.isfinite().all() for param, o in zip(model.parameters(), old, strict=True))
+    assert all(
+        not torch.equal(param, o) and param.isfinite().all() for param, o in zip(model.parameters(), old, strict=True)
+    )
+
+
+def test_step_under_torch_compile():
+    net = random_network()
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        params = parameters((70,), (3, 4))
+        optimizer = l2l.LearnedOptimizer(params, net, lr=0.5)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for t in range(3):
+            set_gradients(params, t)
+            step()
+        results.append(torch.cat([param.detach().flatten() for param in params]))
+    assert torch.equal(*results)
 
 
 # ---- checkpoints ----
@@ -445,7 +464,7 @@ def test_load_rejects_what_does_not_fit_and_keeps_everything():
     fewer["param_groups"][0]["params"].pop()
     cases.append((fewer, "groups of"))
     groups = copy.deepcopy(good)
-    groups["param_groups"].append({"params": []})
+    groups["param_groups"].append({**groups["param_groups"][0], "params": []})
     cases.append((groups, "groups of"))
     shape = copy.deepcopy(good)
     shape["state"][3][STATE] = torch.zeros(2, 2, 2, 20)
@@ -547,7 +566,9 @@ def test_bad_gradient_in_the_last_group_leaves_the_first_alone(kind):
     else:  # a tensor can change its dtype after it has been given to the optimizer
         b.data = torch.ones(6, dtype=torch.complex64 if kind == "complex" else torch.int32)
         b.grad = torch.ones_like(b)
-    with pytest.raises(ValueError if kind == "device" else TypeError, match="device" if kind == "device" else "params|grad"):
+    with pytest.raises(
+        ValueError if kind == "device" else TypeError, match="device" if kind == "device" else "params|grad"
+    ):
         optimizer.step()
     assert torch.equal(a, kept[0]) and torch.equal(optimizer.state[a][STATE].data, kept[1])
     assert torch.equal(optimizer.state[b][STATE].data, kept[2])

@@ -32,8 +32,8 @@ def test_step_matches_lstm_cells(options):
     for function in (lambda g, s: reference.step(net, g, s), cells):
         g = grad.clone().requires_grad_()
         s = [(h.detach().requires_grad_(), c.detach().requires_grad_()) for h, c in state]
-        for _ in range(2):  # twice, so that the new state matters
-            update, s_new = function(g, s if _ == 0 else s_new)
+        _, s_new = function(g, s)
+        update, s_new = function(g, s_new)  # twice, so that the new state matters
         loss = (update * torch.linspace(-1, 2, 63).view(7, 9)).sum() + sum(((h - 0.3 * c) ** 2).sum() for h, c in s_new)
         loss.backward()
         inputs.append((update, s_new, g.grad, s))
@@ -152,9 +152,13 @@ class Segment:
             [structured_gradient(s, seed=10 * t + k, dtype=torch.float64) for k, s in enumerate(self.shapes)]
             for t in range(steps + 1)
         ]
-        self.start = [random_state(self.net, math.prod(s), seed=k, dtype=torch.float64) for k, s in enumerate(self.shapes)]
+        self.start = [
+            random_state(self.net, math.prod(s), seed=k, dtype=torch.float64) for k, s in enumerate(self.shapes)
+        ]
         self.start = [state.to_logical() for state in self.start]
-        self.end = [random_state(self.net, math.prod(s), seed=9 + k, dtype=torch.float64) for k, s in enumerate(self.shapes)]
+        self.end = [
+            random_state(self.net, math.prod(s), seed=9 + k, dtype=torch.float64) for k, s in enumerate(self.shapes)
+        ]
         self.end = [state.to_logical() for state in self.end]
         self.weights = torch.rand(steps, generator=generator).tolist()
         self.lrs = (torch.rand(steps, generator=generator) + 0.5).tolist()

@@ -66,6 +66,15 @@ def test_conversions_are_differentiable():
     assert all(torch.equal(part.grad, w) for part, w in zip(flat, weights, strict=True))
 
 
+@pytest.mark.parametrize("numel", [1, 64, 65])
+def test_logical_parts_are_copies(numel):
+    state = l2l.State.from_logical(logical(numel, 4, 1))
+    [(h, _)] = state.to_logical()
+    kept = h.clone()
+    state.data.zero_()
+    assert torch.equal(h, kept)
+
+
 def test_clone_detach_to():
     state = l2l.State.from_logical(logical(3, 4, 1))
     state.data.requires_grad_()

@@ -69,8 +69,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(const at::Tens
                     grad_update.sizes());
   const int64_t numel = grad.numel(), tiles = tiles_for(numel);
   check_state(config, state, tiles, "state");
-  const at::Tensor end = grad_new_state.contiguous();
-  check_state(config, end, tiles, "grad_new_state");
+  check_state(config, grad_new_state, tiles, "grad_new_state");
 
   const at::Tensor plain_grad = grad.resolve_neg(), plain_upstream = grad_update.resolve_neg();
   const at::Tensor dense_phi = phi.contiguous();
@@ -80,7 +79,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(const at::Tens
   const Kernels& kernel = kernels();
   const StridedView grads(plain_grad), upstream(plain_upstream), result(grad_grad);
   const float* from = state.const_data_ptr<float>();
-  const float* end_data = end.const_data_ptr<float>();
+  const float* end_data = grad_new_state.const_data_ptr<float>();
   float* to = grad_state.mutable_data_ptr<float>();
   const int64_t rows = config.rows(), stride = rows * kTile;
 

@@ -126,6 +126,7 @@ void lstm_step_(at::TensorList params, at::TensorList grads, at::TensorList stat
 
 at::Tensor vector_math(c10::string_view function, const at::Tensor& x) {
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, "x: expected dtype float32, got ", x.scalar_type());
+  check_coordinates(x, "x");
   VectorFunction f = VectorFunction::exp2;
   if (function == "sigmoid_scaled") {
     f = VectorFunction::sigmoid_scaled;

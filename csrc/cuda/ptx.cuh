@@ -1,8 +1,8 @@
 // The only place with inline PTX: thin wrappers, and the host twins that stand in for them on the CPU.
 //
 // The approximate functions flush denormals (.ftz). Their errors, from the PTX ISA: ex2 2^-22.5 relative; rcp 2^-23
-// relative; lg2 2^-22, absolute in (0.5, 2) and relative elsewhere. Fragments of mma and ldmatrix are laid out as the PTX ISA
-// says in "Warp-level matrix multiply-accumulate instructions".
+// relative; lg2 2^-22, absolute in (0.5, 2) and relative elsewhere. Fragments of mma and ldmatrix are laid out as the
+// PTX ISA says in "Warp-level matrix multiply-accumulate instructions".
 #pragma once
 
 #include <cuda_bf16.h>
@@ -31,8 +31,8 @@ __device__ __forceinline__ float lg2(float x) {
   return y;
 }
 
-// Copies Bytes (4, 8 or 16) from global to shared memory, or zeros if not valid; both addresses multiples of Bytes. The copy
-// has landed after cp_async_wait; before compute capability 8.0 it lands at once.
+// Copies Bytes (4, 8 or 16) from global to shared memory, or zeros if not valid; both addresses multiples of Bytes. The
+// copy has landed after cp_async_wait; before compute capability 8.0 it lands at once.
 template <int Bytes>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, bool valid = true) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async copies 4, 8 or 16 bytes");
@@ -58,7 +58,8 @@ __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-// Waits until at most GroupsLeft of the thread's committed groups are in flight. Other threads see the data after a barrier.
+// Waits until at most GroupsLeft of the thread's committed groups are in flight. Other threads see the data after a
+// barrier.
 template <int GroupsLeft>
 __device__ __forceinline__ void cp_async_wait() {
 #if L2L_CUDA_ARCH >= 800
@@ -107,11 +108,12 @@ __device__ __forceinline__ unsigned to_tf32(float x) {
 }
 
 // d += a b with a 16 x depth by rows, b depth x 8 by columns.
-#define L2L_MMA(name, shape_and_types)                                                                       \
-  __device__ __forceinline__ void name(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {      \
-    asm volatile("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                            \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                        \
+#define L2L_MMA(name, shape_and_types)                                                                  \
+  __device__ __forceinline__ void name(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { \
+    asm volatile("mma.sync.aligned." shape_and_types                                                    \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                   \
   }
 L2L_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 L2L_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")

@@ -5,6 +5,6 @@ bench/README.md explains the columns. Nothing else in the package imports this o
 
 from __future__ import annotations
 
-from .main import main
+from .command import main
 
 __all__ = ["main"]

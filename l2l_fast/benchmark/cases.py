@@ -21,9 +21,6 @@ from .memory import available_bytes, peak_extra_bytes
 from .table import Row
 from .timing import Sampler, copy_bandwidth, fma_peak, interleave, medians, timed, with_isa
 
-# Coordinates at which the memory of the plain contenders is measured: enough to drown constants, 4 GB at most.
-_PLAIN_MEMORY_SIZE = 100_000
-
 
 @dataclass(frozen=True)
 class Options:
@@ -39,7 +36,8 @@ class Options:
     rounds: int
     min_seconds: float
     max_seconds: float
-    memory_size: int
+    memory_size: int  # coordinates at which memory is measured, enough to drown constants
+    plain_memory_size: int  # of the plain contenders, which need some GB at 100,000
     copy_megabytes: int
     say: Callable[[str], None]
 
@@ -52,7 +50,7 @@ def step_multiply_adds(config: Config) -> int:
 
 
 def backward_multiply_adds(config: Config) -> int:
-    """Of the segment backward per coordinate and step: forward again without read-out, to the inputs, to the weights."""
+    """Of the segment backward, per coordinate and step: forward again (no read-out), to the inputs, to the weights."""
     hidden = config.hidden_size
     to_inputs = 4 * hidden * hidden * (2 * config.num_layers - 1) + hidden
     return step_multiply_adds(config) - hidden + to_inputs + step_multiply_adds(config)
@@ -122,9 +120,9 @@ class Bench:
 
     def _fitting(self, measure: str, name: str, n: int) -> int:
         """The largest number of coordinates up to ``n`` that memory allows a plain contender."""
-        if name == "fused" or n <= _PLAIN_MEMORY_SIZE:
+        if name == "fused" or n <= self.options.plain_memory_size:
             return n
-        peak = self._peak(measure, name, min(_PLAIN_MEMORY_SIZE, self.options.memory_size))
+        peak = self._peak(measure, name, self.options.plain_memory_size)
         if peak is None:
             return n
         # The others stay in memory meanwhile: their states, and what the fused segment records.
@@ -182,7 +180,7 @@ class Bench:
         for name in o.contenders:
             if name == "fused" and not self.fused:
                 continue
-            size = o.memory_size if name == "fused" else min(_PLAIN_MEMORY_SIZE, o.memory_size)
+            size = o.memory_size if name == "fused" else o.plain_memory_size
             row.values[name] = self._peak(measure, name, size)
             if size < o.memory_size:
                 row.notes.append(f"{name} at N={size:,}")

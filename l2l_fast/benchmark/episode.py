@@ -40,9 +40,7 @@ class PlainEpisode:
             theta, state = self.segment(theta, state, min(self.unroll, self.horizon - start))
             meta_optimizer.step()
 
-    def segment(
-        self, theta: dict[str, Tensor], state: PlainState, steps: int
-    ) -> tuple[dict[str, Tensor], PlainState]:
+    def segment(self, theta: dict[str, Tensor], state: PlainState, steps: int) -> tuple[dict[str, Tensor], PlainState]:
         sizes = [p.numel() for p in theta.values()]
         theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
         loss, meta_loss = functional_call(self.task, theta, ()), torch.zeros(())

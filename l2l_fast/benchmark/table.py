@@ -57,25 +57,32 @@ class Row:
         return {**own, **self.values, **self.derived(), "notes": self.notes, "samples": self.samples}
 
 
-_HEADER = ("measure", "N", "thr", "isa", "unit", "eager", "compile", "fused", "x eager", "x compile", "madds", "Gmadd/s")
-_HEADER += ("of peak", "GB/s", "of copy", "Adam", "notes")
-_LEFT = {0, 3, 4, len(_HEADER) - 1}
+_HEADER = (
+    *("measure", "N", "threads", "isa", "unit", "eager", "compile", "fused", "x eager", "x compile"),
+    *("madds", "Gmadd/s", "of peak", "GB/s", "of copy", "Adam", "note"),
+)
+_LEFT = ("measure", "isa", "unit", "note")
 
 
 def render(rows: Sequence[Row]) -> str:
-    """The table in Markdown, columns aligned."""
-    lines = [_HEADER, *[_cells(row) for row in rows]]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(_HEADER))]
+    """The table in Markdown, columns aligned, those without an entry left out; its notes below."""
+    notes: list[str] = list(dict.fromkeys(note for row in rows for note in row.notes))
+    lines = [_HEADER, *[_cells(row, [notes.index(note) + 1 for note in row.notes]) for row in rows]]
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    left = [column[0] in _LEFT for column in columns]
 
     def text(cells: Sequence[str]) -> str:
-        padded = [c.ljust(w) if k in _LEFT else c.rjust(w) for k, (c, w) in enumerate(zip(cells, widths))]
+        padded = [c.ljust(w) if at_left else c.rjust(w) for c, w, at_left in zip(cells, widths, left, strict=True)]
         return "| " + " | ".join(padded) + " |"
 
-    ruler = "|" + "|".join("-" * (w + 2) if k in _LEFT else "-" * (w + 1) + ":" for k, w in enumerate(widths)) + "|"
-    return "\n".join([text(_HEADER), ruler, *map(text, lines[1:])])
+    marks = ["-" * (w + 2) if at_left else "-" * (w + 1) + ":" for w, at_left in zip(widths, left, strict=True)]
+    header, *body = zip(*columns, strict=True) if columns else [()]
+    legend = [f"{k}. {note}" for k, note in enumerate(notes, 1)]
+    return "\n".join([text(header), f"|{'|'.join(marks)}|", *map(text, body), *([""] if legend else []), *legend])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, notes: Sequence[int]) -> tuple[str, ...]:
     d = row.derived()
     rate, traffic = d["multiply_adds_per_second"], d["bytes_per_second"]
     return (
@@ -93,7 +100,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _number(traffic and traffic / 1e9),
         _percent(d["fraction_of_copy_bandwidth"]),
         _number(row.values.get("adam")),
-        "; ".join(row.notes),
+        " ".join(map(str, notes)),
     )
 
 

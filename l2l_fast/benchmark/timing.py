@@ -28,9 +28,9 @@ def interleave(samplers: Mapping[str, Sampler], rounds: int, seconds: float = ma
     for r in range(rounds):
         if r >= 3 and time.perf_counter() - begin > seconds:
             break
+        gc.collect()
         for k in range(len(names)):
             name = names[(k + r) % len(names)]
-            gc.collect()
             samples[name].append(samplers[name]())
     return samples
 
@@ -40,21 +40,21 @@ def medians(samples: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def timed(run: Callable[[], object], units: float, min_seconds: float, device: torch.device) -> Sampler:
-    """Samples seconds per unit of work of ``run()``, which does ``units``; warms up and calibrates at once."""
+    """Samples seconds per unit of work of ``run()``, which does ``units``; calls it once to warm up."""
     run()
 
-    def seconds(calls: int) -> float:
+    def sample() -> float:
         _synchronize(device)
-        begin = time.perf_counter()
-        for _ in range(calls):
+        calls, begin = 0, time.perf_counter()
+        while True:
             run()
+            calls += 1
+            if time.perf_counter() - begin >= min_seconds:
+                break
         _synchronize(device)
-        return time.perf_counter() - begin
+        return (time.perf_counter() - begin) / (calls * units)
 
-    calls = 1
-    while (elapsed := seconds(calls)) < min_seconds:
-        calls = max(calls + 1, math.ceil(calls * min(10.0, 1.1 * min_seconds / max(elapsed, 1e-9))))
-    return lambda: seconds(calls) / (calls * units)
+    return sample
 
 
 def with_isa(isa: str, sampler: Sampler) -> Sampler:
@@ -72,7 +72,7 @@ def with_isa(isa: str, sampler: Sampler) -> Sampler:
 
 
 def fma_peak(threads: int, device: torch.device, seconds: float) -> Sampler:
-    """Samples multiply-adds per second: independent chains in registers on ``threads`` CPU threads, or cuBLAS float32."""
+    """Samples multiply-adds per second: independent chains in registers on CPU threads, or cuBLAS float32 on a GPU."""
     if device.type == "cuda":
         a = torch.randn(4096, 4096, device=device)
         product = timed(lambda: a @ a, 4096.0**3, seconds, device)

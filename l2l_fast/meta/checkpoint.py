@@ -128,15 +128,24 @@ def adam_tensors(net: CoordinatewiseLSTM, adam: torch.optim.Adam) -> dict[str, T
 
 
 def restore_adam(net: CoordinatewiseLSTM, adam: torch.optim.Adam, slots: dict[str, Tensor]) -> None:
-    """Put back what :func:`adam_tensors` took. Raises ValueError if the slots do not fit the network."""
+    """Put back what :func:`adam_tensors` took; before the first update that was nothing.
+
+    Raises:
+        ValueError: the slots do not fit the network; nothing has been changed then.
+    """
     state: dict[nn.Parameter, dict[str, Tensor]] = {}
-    parameters = dict(net.named_parameters())
-    for key, value in slots.items():
-        name, _, slot = key.rpartition(".")
-        parameter = parameters.get(name)
-        if parameter is None or (slot != "step" and value.shape != parameter.shape):
-            raise ValueError(f"checkpoint: the meta-optimizer's {key!r} does not fit the network")
-        state.setdefault(parameter, {})[slot] = value.to(parameter.device) if slot != "step" else value
+    remaining = dict(slots)
+    for name, parameter in net.named_parameters() if slots else ():
+        entry = {slot: remaining.pop(f"{name}.{slot}", None) for slot in ("step", "exp_avg", "exp_avg_sq")}
+        for slot, value in entry.items():
+            expected = torch.Size() if slot == "step" else parameter.shape
+            if value is None or value.shape != expected:
+                raise ValueError(
+                    f"checkpoint: the meta-optimizer's {name}.{slot} is missing or does not fit the network"
+                )
+        state[parameter] = {slot: value.to(parameter.device) for slot, value in entry.items() if value is not None}
+    if remaining:
+        raise ValueError(f"checkpoint: unknown tensors of the meta-optimizer: {sorted(remaining)}")
     adam.state.clear()
     adam.state.update(state)
 

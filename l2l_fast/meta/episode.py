@@ -19,6 +19,7 @@ from ..optimizer import LearnedOptimizer
 from ..problems import Task
 from ..state import State
 from .protocol import Protocol
+from .sampling import start_sampled_segment
 
 MetaStep = Callable[[], None]
 
@@ -47,14 +48,23 @@ class SegmentTrace:
 MetaLoss = Callable[[SegmentTrace], Tensor]
 
 
-def fused_episode(task: Task, net: CoordinatewiseLSTM, protocol: Protocol, meta_step: MetaStep) -> list[float]:
+def fused_episode(
+    task: Task,
+    net: CoordinatewiseLSTM,
+    protocol: Protocol,
+    meta_step: MetaStep,
+    coordinate_fraction: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[float]:
     """An ordinary training loop with :class:`LearnedOptimizer`; the meta-gradient is one fused launch per segment.
 
     Calls ``meta_step`` whenever the network's ``.grad`` holds the gradient of a segment's mean loss per problem,
     ``sum_t w_t f(theta_t) / num_problems``. Returns f(theta_0) ... f(theta_horizon), see :func:`finite_prefix`.
+    ``coordinate_fraction`` and ``generator``: see :mod:`l2l_fast.meta.sampling`.
     """
     parameters = list(task.parameters())
     optimizer = LearnedOptimizer(parameters, net)
+    generator = torch.Generator() if generator is None else generator
     losses: list[Tensor] = []
 
     def evaluate() -> None:
@@ -66,7 +76,7 @@ def fused_episode(task: Task, net: CoordinatewiseLSTM, protocol: Protocol, meta_
 
     evaluate()
     for start, end in protocol.segments():
-        optimizer.start_segment()
+        start_sampled_segment(optimizer, coordinate_fraction, generator)
         for _ in range(start, end):
             optimizer.step()
             evaluate()

@@ -102,7 +102,7 @@ def _interval(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def student_t95(freedom: int) -> float:
-    """The two-sided 95 % point of Student's t (Cornish-Fisher series; within 0.5 % from 3 degrees of freedom on)."""
+    """The two-sided 95 % point of Student's t (Cornish-Fisher series; within 1 % from 3 degrees of freedom on)."""
     if freedom <= 2:
         return (math.nan, 12.706, 4.303)[freedom]
     z = 1.959964

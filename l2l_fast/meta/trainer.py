@@ -43,6 +43,8 @@ class MetaTrainer:
         second_derivatives: keep the path through d grad / d theta, which the paper drops. Runs through autograd.
         meta_loss: replaces the weighted sum: ``meta_loss(trace: SegmentTrace) -> scalar``. Runs through autograd.
         autograd: unroll in autograd although the fused backward would do (slower; the same gradients).
+        coordinate_fraction: below 1, the meta-gradient is estimated, without bias, from this random part of the
+            coordinates of every large tensor (:mod:`l2l_fast.meta.sampling`); cheaper, a little noisier.
         clip_norm: the meta-gradient's norm is cut to this. It is the gradient of the loss per problem.
         betas: of Adam.
         decay_episodes, decay_to: the learning rate falls along half a cosine to ``decay_to`` times its first value
@@ -71,6 +73,7 @@ class MetaTrainer:
         second_derivatives: bool = False,
         meta_loss: MetaLoss | None = None,
         autograd: bool = False,
+        coordinate_fraction: float = 1.0,
         clip_norm: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         decay_episodes: int | None = None,
@@ -91,6 +94,9 @@ class MetaTrainer:
             raise TypeError(f"meta_loss: expected a callable, got {type(meta_loss).__name__}")
         _check_range("lr", lr, 0.0, math.inf)
         _check_range("decay_to", decay_to, 0.0, 1.0, closed=True)
+        _check_range("coordinate_fraction", coordinate_fraction, 0.0, 1.0, closed=True)
+        if coordinate_fraction == 0.0:
+            raise ValueError("coordinate_fraction: expected a number above 0, got 0")
         if clip_norm is not None:
             _check_range("clip_norm", clip_norm, 0.0, math.inf)
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
@@ -107,6 +113,9 @@ class MetaTrainer:
         self.seed = seed
         self.meta_loss = meta_loss
         self.autograd = bool(autograd or second_derivatives or meta_loss is not None)
+        self.coordinate_fraction = float(coordinate_fraction)
+        if self.autograd and self.coordinate_fraction < 1.0:
+            raise ValueError("coordinate_fraction: expected 1 with autograd, only the fused backward can sample")
         self.clip_norm = None if clip_norm is None else float(clip_norm)
         self.decay_episodes = decay_episodes
         self.decay_to = float(decay_to)
@@ -139,6 +148,7 @@ class MetaTrainer:
                 **self.protocol.config(),
                 "meta_loss": meta_loss,
                 "autograd": self.autograd,
+                "coordinate_fraction": self.coordinate_fraction,
             },
             "meta_optimizer": {
                 "lr": self.lr,
@@ -205,7 +215,8 @@ class MetaTrainer:
         if self.autograd:
             losses = autograd_episode(task, self.net, self.protocol, self._meta_step, self.meta_loss)
         else:
-            losses = fused_episode(task, self.net, self.protocol, self._meta_step)
+            generator = torch.Generator().manual_seed(episode_seed(self.seed, self.episode))
+            losses = fused_episode(task, self.net, self.protocol, self._meta_step, self.coordinate_fraction, generator)
         counters.episode += 1
         self._write_log(
             event="episode",

@@ -7,7 +7,8 @@ Four builds of the same sources, by ``sanitizer``:
 - ``"address"``: AddressSanitizer and UndefinedBehaviorSanitizer.
 - ``"thread"``: ThreadSanitizer.
 
-The first two load into any process; the other two run as an executable, or in a Python started by :func:`sanitized_python`.
+The first two load into any process; the other two run as an executable, or in a Python that
+:func:`sanitized_python` starts.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ REPOSITORY = HERE.parent.parent
 SANITIZERS = ("none", "access", "address", "thread")
 SANITIZER_EXIT_CODE = 66
 
-_COMMON = (
-    "-std=c++17 -fPIC -g1 -Wall -Wextra -Wno-unknown-pragmas -fno-gnu-unique -fno-semantic-interposition".split()
-)
+_COMMON = "-std=c++17 -fPIC -g1 -Wall -Wextra -Wno-unknown-pragmas -fno-gnu-unique -fno-semantic-interposition".split()
 _UNDEFINED = "-fsanitize=undefined"
 _NO_VPTR = "-fno-sanitize=vptr"  # this check alone needs the compiler's runtime library
 _DEVICE_FLAGS: Mapping[str, Sequence[str]] = {
@@ -79,19 +78,20 @@ def compile_kernels(
     """Compiles .cu files together with the runtime into a shared library, or an executable that runs their test cases.
 
     ``include`` folders come after the runtime's own and csrc; a change of any header in these rebuilds.
-    Raises ValueError for an unknown sanitizer and RuntimeError, with the compiler's output, if a source does not compile.
+    Raises ValueError for an unknown sanitizer; RuntimeError, with the compiler's output, if something does not compile.
     """
     if sanitizer not in SANITIZERS:
         raise ValueError(f"sanitizer must be one of {', '.join(SANITIZERS)}, got {sanitizer!r}")
     source_paths = [Path(source).resolve() for source in sources]
     folders = [HERE / "include", REPOSITORY / "csrc", *(Path(folder).resolve() for folder in include)]
     headers = _content(folders + sorted({path.parent for path in source_paths}))
-    machine = (compiler(), _compiler_version(), *_native_flags(), *_COMMON, sanitizer)
+    machine = (compiler(), _compiler_version(compiler()), *_native_flags(compiler()), *_COMMON, sanitizer)
 
     def compile_one(path: Path, extra: Sequence[str], dependencies: str) -> Path:
         key = _digest(*machine, *extra, *flags, path.name, path.read_text(), dependencies)
         includes = [f"-I{folder}" for folder in folders]
-        command = [compiler(), *_COMMON, *_native_flags(), *extra, *includes, *flags, "-x", "c++", "-c", str(path)]
+        fixed = [compiler(), *_COMMON, *_native_flags(compiler())]
+        command = [*fixed, *extra, *includes, *flags, "-x", "c++", "-c", str(path)]
         return _cached(f"{path.stem}-{sanitizer}-{key}.o", command)
 
     runtime = HERE / "runtime" / "runtime.cpp"
@@ -146,9 +146,12 @@ def sanitized_python(sanitizer: str) -> tuple[list[str], dict[str, str]]:
     """Command prefix and environment of a Python that can load a library built with this sanitizer."""
     env = environment(sanitizer)
     if sanitizer in ("address", "thread"):
-        name = {"address": "libasan.so", "thread": "libtsan.so"}[sanitizer]
-        found = subprocess.run([compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True)
-        env["LD_PRELOAD"] = os.path.realpath(found.stdout.strip())
+        names = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}[sanitizer]
+        paths = [
+            subprocess.run([compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+            for name in names
+        ]
+        env["LD_PRELOAD"] = " ".join(os.path.realpath(path.strip()) for path in paths)
     return [*_launcher(sanitizer), sys.executable], env
 
 
@@ -195,15 +198,18 @@ def _cached(name: str, command: Sequence[str]) -> Path:
 
 
 @functools.cache
-def _compiler_version() -> str:
-    return subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+def _compiler_version(name: str) -> str:
+    return subprocess.run([name, "--version"], capture_output=True, text=True, check=True).stdout
 
 
 @functools.cache
-def _native_flags() -> tuple[str, ...]:
+def _native_flags(name: str) -> tuple[str, ...]:
     """-march=native (fused multiply-add in one instruction), and a digest of the machine it stands for."""
     probe = subprocess.run(
-        [compiler(), "-march=native", "-E", "-dM", "-x", "c++", "/dev/null"], capture_output=True, text=True, check=False
+        [name, "-march=native", "-E", "-dM", "-x", "c++", "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if probe.returncode != 0:
         return ()

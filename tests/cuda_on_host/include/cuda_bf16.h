@@ -1,8 +1,8 @@
 // CUDA's <cuda_bf16.h> for g++: storage, conversions and basic arithmetic of bfloat16.
 #pragma once
 
-#include "cuda_runtime.h"
 #include "cuda_on_host/half_precision.h"
+#include "cuda_runtime.h"
 
 struct __nv_bfloat16_raw {
   unsigned short x;

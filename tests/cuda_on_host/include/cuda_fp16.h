@@ -1,8 +1,8 @@
 // CUDA's <cuda_fp16.h> for g++: storage, conversions and basic arithmetic of IEEE half precision.
 #pragma once
 
-#include "cuda_runtime.h"
 #include "cuda_on_host/half_precision.h"
+#include "cuda_runtime.h"
 
 struct __half_raw {
   unsigned short x;

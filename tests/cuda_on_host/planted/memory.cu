@@ -69,13 +69,13 @@ __global__ void sum_unwritten(const float* x, float* y) {
   __syncthreads();
   float sum = 0.f;
   for (unsigned i = 0; i < 64; ++i) sum += s[i];
-  y[t] = sum;
+  y[blockIdx.x * 64 + t] = sum;
 }
 PLANTED(uninitialised_shared_memory) {
   const auto x = random_values(64);
   double sum = 0;
   for (float v : x) sum += v;
-  DeviceVector<float> in(x), out(64);
+  DeviceVector<float> in(x), out(128);
   LAUNCH_EITHER(sum_unwritten, 2, 64, 64 * sizeof(float), in.data(), out.data());
   for (float v : out.host()) EXPECT_NEAR(v, sum, 1e-4);
 }
@@ -111,7 +111,8 @@ PLANTED(misaligned_float4) {
   const auto x = random_values(129);
   DeviceVector<float> in(x), out(32);
   LAUNCH_EITHER(load_vectors, 1, 32, 0, in.data() + 1, out.data());
-  for (size_t i = 0; i < 32; ++i) EXPECT_NEAR(out.host()[i], x[4 * i + 1] + x[4 * i + 2] + x[4 * i + 3] + x[4 * i + 4], 1e-5);
+  for (size_t i = 0; i < 32; ++i)
+    EXPECT_NEAR(out.host()[i], x[4 * i + 1] + x[4 * i + 2] + x[4 * i + 3] + x[4 * i + 4], 1e-5);
 }
 
 template <bool Fixed>
@@ -154,7 +155,7 @@ PLANTED(host_pointer) {
 // Each call needs more stack than the last.
 __device__ int descend(int depth, volatile int* out) {
   volatile int frame[1024];
-  for (int& v : const_cast<int(&)[1024]>(frame)) v = depth;
+  for (int& v : const_cast<int (&)[1024]>(frame)) v = depth;
   return depth == 0 ? frame[5] : descend(depth - 1, out) + frame[depth % 1024];
 }
 template <bool Fixed>

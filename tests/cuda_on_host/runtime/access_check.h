@@ -1,13 +1,14 @@
-// The access check: every load and store of device code, compared with what came before it. It finds data races in shared
-// and global memory whatever the schedule, reads of shared memory nobody wrote, and accesses outside device memory.
+// The access check: every load and store of device code, compared with what came before it. It finds data races in
+// shared and global memory whatever the schedule, reads of shared memory nobody wrote, and accesses outside device
+// memory.
 //
 // Device code is compiled with -fsanitize=thread, which calls __tsan_read4(address) and the like; these are defined in
-// access_hooks.h instead of linking ThreadSanitizer. So this build runs inside any process, returns its findings as errors
-// of the launch, and knows what orders memory in CUDA: launches, grid.sync, __syncthreads, __syncwarp, and atomic
-// operations. Shuffles and votes do not.
+// access_hooks.h instead of linking ThreadSanitizer. So this build runs inside any process, returns its findings as
+// errors of the launch, and knows what orders memory in CUDA: launches, grid.sync, __syncthreads, __syncwarp, and
+// atomic operations. Shuffles and votes do not.
 //
-// Time is one counter, raised at every ordering event. A byte remembers its last writer and reader and when; an access is
-// ordered before the current thread if it is older than the last event that both took part in.
+// Time is one counter, raised at every ordering event. A byte remembers its last writer and reader and when; an access
+// is ordered before the current thread if it is older than the last event that both took part in.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +32,13 @@ namespace cuda_on_host::access_check {
 
 using Tick = uint32_t;
 
-enum class Scope : uint8_t { none, thread, warp, block, grid };  // who: one thread, or several of a warp, block, the grid
+enum class Scope : uint8_t {
+  none,
+  thread,
+  warp,
+  block,
+  grid
+};  // who: one thread, or several of a warp, block, the grid
 
 struct Access {
   Tick when = 0;
@@ -42,11 +49,14 @@ struct Access {
   bool undefined : 1;  // a write that leaves garbage: the destination of a cp.async in flight
 };
 
-struct Cell {  // one byte of memory
+// One byte of memory. The first cell of an aligned word speaks for all four bytes, until some of them are accessed
+// alone.
+struct Cell {
   Access write, read;
+  bool split = false;  // in the first cell of a word: its bytes differ
 };
 
-// A cell for every byte of a buffer; zero pages until touched.
+// A cell for every byte of a buffer, rounded up to words; zero pages until touched.
 class Shadow {
  public:
   Shadow() = default;
@@ -54,9 +64,11 @@ class Shadow {
   Shadow& operator=(const Shadow&) = delete;
   ~Shadow() { release(); }
   Cell* cover(const unsigned char* base, size_t bytes) {
+    bytes = (bytes + 3) / 4 * 4;
     if (base_ == base && bytes_ == bytes) return cells_;
     release();
-    void* cells = mmap(nullptr, bytes * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* cells =
+        mmap(nullptr, bytes * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (cells == MAP_FAILED) std::abort();
     cells_ = static_cast<Cell*>(cells), base_ = base, bytes_ = bytes;
     return cells_;
@@ -71,8 +83,9 @@ class Shadow {
   size_t bytes_ = 0;
 };
 
-// The atomic operations on one address. Each publishes what its thread knows: its own accesses, those of its warp it has
-// met, those of its block before the last barrier. An operation that follows has learnt all that was published before it.
+// The atomic operations on one address. Each publishes what its thread knows: its own accesses, those of its warp it
+// has met, those of its block before the last barrier. An operation that follows has learnt all that was published
+// before it.
 struct Publication {
   Tick covers, at;
 };
@@ -85,10 +98,10 @@ using Learnt = std::unordered_map<const AtomicAddress*, Tick>;  // an address ->
 
 struct BlockState {
   uint32_t block = 0;
-  Tick begin = 0, barrier = 0;                              // when it started, when its last __syncthreads completed
-  std::vector<std::array<std::array<Tick, 32>, 32>> lanes;  // per warp: [i][j], up to when lane i knows lane j
-  std::vector<Learnt> learnt;                               // per thread, since the last barrier
-  Learnt common;                                            // by any thread before it
+  Tick begin = 0, barrier = 0;                               // when it started, when its last __syncthreads completed
+  std::vector<std::array<std::array<Tick, 32>, 32> > lanes;  // per warp: [i][j], up to when lane i knows lane j
+  std::vector<Learnt> learnt;                                // per thread, since the last barrier
+  Learnt common;                                             // by any thread before it
   Shadow dynamic_shadow, static_shadow;
 };
 
@@ -151,7 +164,8 @@ inline void atomic_event(const void* address) {
   for (size_t lane = 0; lane < 32; ++lane) {
     const bool self = lane == static_cast<size_t>(current->lane);
     if (self || known[lane] != 0)
-      publish(atomic.threads[thread_key(mine.block, static_cast<size_t>(current->linear - current->lane) + lane)], self ? now : known[lane]);
+      publish(atomic.threads[thread_key(mine.block, static_cast<size_t>(current->linear - current->lane) + lane)],
+              self ? now : known[lane]);
   }
 }
 
@@ -162,11 +176,13 @@ inline bool published(const Access& access, const Learnt& learnt) {
       const auto found = map.find(key);
       if (found == map.end()) return false;
       const Publications& list = found->second;
-      const auto first = std::upper_bound(list.begin(), list.end(), access.when, [](Tick when, const Publication& p) { return when < p.covers; });
+      const auto first = std::upper_bound(list.begin(), list.end(), access.when,
+                                          [](Tick when, const Publication& p) { return when < p.covers; });
       return first != list.end() && first->at < learnt_at;
     };
     if (covered(address->blocks, access.block)) return true;
-    if (access.scope == Scope::thread && covered(address->threads, thread_key(access.block, access.thread))) return true;
+    if (access.scope == Scope::thread && covered(address->threads, thread_key(access.block, access.thread)))
+      return true;
   }
   return false;
 }
@@ -182,7 +198,8 @@ inline bool ordered(const Access& access, const BlockState& mine) {
       if (access.scope == Scope::thread && access.when < known[access.thread % 32]) return true;
       if (access.scope == Scope::warp) {
         bool all = true;
-        for (size_t lane = 0; lane < 32; ++lane) all &= lane == static_cast<size_t>(current->lane) || access.when < known[lane];
+        for (size_t lane = 0; lane < 32; ++lane)
+          all &= lane == static_cast<size_t>(current->lane) || access.when < known[lane];
         if (all) return true;
       }
     }
@@ -198,7 +215,7 @@ inline void remember_read(Access& readers, const Access& mine_now, const BlockSt
     readers = mine_now;
     return;
   }
-  const Scope joint = readers.block != mine_now.block                 ? Scope::grid
+  const Scope joint = readers.block != mine_now.block               ? Scope::grid
                       : readers.thread / 32 != mine_now.thread / 32 ? Scope::block
                                                                     : Scope::warp;
   readers.scope = std::max(readers.scope, joint);

@@ -30,7 +30,8 @@ inline unsigned arrive(Barrier& barrier, const char* what, BlockVote vote, int p
     barrier.vote = vote;
     barrier.votes = 0;
   } else if (!same(barrier.site, site) || barrier.vote != vote) {
-    fail(cudaErrorLaunchFailure, site, format("%s is reached while other threads wait in the one at %s", what, at(barrier.site).c_str()));
+    fail(cudaErrorLaunchFailure, site,
+         format("%s is reached while other threads wait in the one at %s", what, at(barrier.site).c_str()));
   }
   barrier.votes += predicate != 0;
   ++barrier.arrived;
@@ -52,7 +53,9 @@ int block_barrier(BlockVote vote, int predicate, Site site) {
   if (current == nullptr) device_error(cudaErrorLaunchFailure, site, "__syncthreads() exists in device code only");
   Block& block = *current->block;
   if (block.finished != 0)
-    fail(cudaErrorLaunchFailure, site, format("__syncthreads() is reached after %zu of the block's %zu threads have exited", block.finished, block.threads.size()));
+    fail(cudaErrorLaunchFailure, site,
+         format("__syncthreads() is reached after %zu of the block's %zu threads have exited", block.finished,
+                block.threads.size()));
   const unsigned round = arrive(block.barrier, "__syncthreads()", vote, predicate, site);
   current->wait = Wait::block_barrier;
   if (block.barrier.arrived == block.threads.size()) {
@@ -71,9 +74,11 @@ void grid_barrier(Site site) {
   const Unwatched unwatched;
   if (current == nullptr) device_error(cudaErrorLaunchFailure, site, "grid.sync() exists in device code only");
   Launch& launch = *active;
-  if (!launch.cooperative) fail(cudaErrorLaunchFailure, site, "grid.sync() in a launch without cudaLaunchAttributeCooperative");
+  if (!launch.cooperative)
+    fail(cudaErrorLaunchFailure, site, "grid.sync() in a launch without cudaLaunchAttributeCooperative");
   if (launch.finished_threads != 0)
-    fail(cudaErrorLaunchFailure, site, format("grid.sync() is reached after %zu threads of the grid have exited", launch.finished_threads));
+    fail(cudaErrorLaunchFailure, site,
+         format("grid.sync() is reached after %zu threads of the grid have exited", launch.finished_threads));
   Barrier& barrier = launch.grid_barrier;
   const unsigned round = arrive(barrier, "grid.sync()", BlockVote::none, 0, site);
   current->wait = Wait::grid_barrier;
@@ -93,7 +98,8 @@ void yield_now() {
   const Unwatched unwatched;
   if (current == nullptr) return;
   const size_t limit = 1000000 + 100 * active->blocks * active->threads_per_block;
-  if (++active->fruitless_yields > limit) fail(cudaErrorLaunchTimeout, Site{"yield", 0}, "threads spin and none gets any further");
+  if (++active->fruitless_yields > limit)
+    fail(cudaErrorLaunchTimeout, Site{"yield", 0}, "threads spin and none gets any further");
   current->block->ready.push(current);
   Fiber::suspend();
 }

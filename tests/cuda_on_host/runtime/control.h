@@ -8,7 +8,9 @@
 extern "C" {
 void cuda_on_host_set_seed(int seed) { cuda_on_host::schedule.set_seed(seed); }
 
-int cuda_on_host_set_device(const char* text) { return cuda_on_host::parse_device(text, &cuda_on_host::device) ? 0 : 1; }
+int cuda_on_host_set_device(const char* text) {
+  return cuda_on_host::parse_device(text, &cuda_on_host::device) ? 0 : 1;
+}
 
 const char* cuda_on_host_message() { return cuda_on_host::error_state.message.c_str(); }
 
@@ -33,7 +35,9 @@ const char* cuda_on_host_launch_log() {
   static std::string text;
   text.clear();
   for (const auto& l : cuda_on_host::launch_log)
-    text += cuda_on_host::format("%s grid %s block %s shared %zu%s\n", l.kernel.c_str(), cuda_on_host::text_of(l.grid).c_str(), cuda_on_host::text_of(l.block).c_str(), l.dynamic_bytes, l.cooperative ? " cooperative" : "");
+    text += cuda_on_host::format("%s grid %s block %s shared %zu%s\n", l.kernel.c_str(),
+                                 cuda_on_host::text_of(l.grid).c_str(), cuda_on_host::text_of(l.block).c_str(),
+                                 l.dynamic_bytes, l.cooperative ? " cooperative" : "");
   return text.c_str();
 }
 

@@ -54,8 +54,8 @@ __attribute__((format(printf, 1, 2))) inline std::string format(const char* form
 inline std::string at(Site site) { return format("%s:%d", site.file, site.line); }
 inline std::string text_of(uint3 v) { return format("(%u,%u,%u)", v.x, v.y, v.z); }
 
-// "file:line" of a machine instruction, by binutils' addr2line, which comes with g++. Of inlined calls, the innermost that
-// is not in the headers of this runtime.
+// "file:line" of a machine instruction, by binutils' addr2line, which comes with g++. Of inlined calls, the innermost
+// that is not in the headers of this runtime.
 inline std::string line_of(const void* instruction) {
   Dl_info info;
   if (instruction == nullptr || dladdr(instruction, &info) == 0 || info.dli_fname == nullptr) return "?";

@@ -37,7 +37,8 @@ struct Context {
   void* stack_pointer;
 };
 
-// Saves the callee-saved registers on the current stack, stores the stack pointer in *from, continues on the stack `to`.
+// Saves the callee-saved registers on the current stack, stores the stack pointer in *from, continues on the stack
+// `to`.
 extern "C" void cuda_on_host_switch(void** from, void* to);
 #if defined(__x86_64__)
 asm(R"(
@@ -119,7 +120,8 @@ class Fiber {
       return kb < 32 ? size_t{32} << 10 : kb << 10;
     }();
     mapping_bytes_ = stack_bytes + kGuard;
-    void* mapping = mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* mapping =
+        mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED || mprotect(mapping, kGuard, PROT_NONE) != 0) {
       std::perror("cuda_on_host: no memory for the stack of a device thread");
       std::abort();
@@ -128,10 +130,7 @@ class Fiber {
     usable_ = stack_bytes - (index % 13) * 320;
     sanitizer_.describe_stack(mapping_ + kGuard, stack_bytes);
   }
-  ~Fiber() {
-    sanitizer_.destroy();
-    munmap(mapping_, mapping_bytes_);
-  }
+  ~Fiber() { munmap(mapping_, mapping_bytes_); }
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
@@ -160,7 +159,7 @@ class Fiber {
     self->suspended_ = true;
     self->sanitizer_.leave(scheduler_sanitizer, false);
     switch_context(self->context_, scheduler_context);
-    self->sanitizer_.arrive(nullptr, false);
+    self->sanitizer_.arrive(&scheduler_sanitizer, false);
     self->suspended_ = false;
   }
   // From the fiber: back to the scheduler for good. `complete`: all frames but the entry function's have returned.

@@ -50,7 +50,8 @@ void check_cuda(cudaError_t error, const char* file, int line) {
 
 void check_near(double actual, double expected, double tolerance, const char* what, const char* file, int line) {
   if (std::fabs(actual - expected) <= tolerance) return;
-  fail(file, line, (std::string(what) + " is " + std::to_string(actual) + ", expected " + std::to_string(expected)).c_str());
+  fail(file, line,
+       (std::string(what) + " is " + std::to_string(actual) + ", expected " + std::to_string(expected)).c_str());
 }
 
 std::vector<float> random_values(size_t n, unsigned seed, float low, float high) {

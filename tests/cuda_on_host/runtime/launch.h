@@ -1,4 +1,5 @@
-// A launch: its checks, the residency of blocks, and the loop that runs threads until all have finished or one has failed.
+// A launch: its checks, the residency of blocks, and the loop that runs threads until all have finished or one has
+// failed.
 #pragma once
 
 #include <deque>
@@ -30,12 +31,16 @@ inline void finish_thread(Thread& thread) {
   const Block& block = *thread.block;
   Warp& warp = thread.block->warps[static_cast<size_t>(thread.warp_index)];
   if (block.barrier.arrived != 0)
-    fail(cudaErrorLaunchFailure, block.barrier.site, format("the thread exits while %zu threads of its block wait in __syncthreads()", block.barrier.arrived));
+    fail(cudaErrorLaunchFailure, block.barrier.site,
+         format("the thread exits while %zu threads of its block wait in __syncthreads()", block.barrier.arrived));
   if (active->grid_barrier.arrived != 0)
-    fail(cudaErrorLaunchFailure, active->grid_barrier.site, format("the thread exits while %zu threads wait in grid.sync()", active->grid_barrier.arrived));
+    fail(cudaErrorLaunchFailure, active->grid_barrier.site,
+         format("the thread exits while %zu threads wait in grid.sync()", active->grid_barrier.arrived));
   for (const auto& meeting : warp.meetings)
     if (meeting->arrived != 0 && (meeting->mask >> thread.lane & 1u))
-      fail(cudaErrorLaunchFailure, meeting->site, format("lane %d exits while other lanes wait for it in %s with mask 0x%08x", thread.lane, name_of(meeting->kind), meeting->mask));
+      fail(cudaErrorLaunchFailure, meeting->site,
+           format("lane %d exits while other lanes wait for it in %s with mask 0x%08x", thread.lane,
+                  name_of(meeting->kind), meeting->mask));
   warp.finished |= 1u << thread.lane;
   thread.finished = true;
 }
@@ -52,24 +57,35 @@ inline void thread_main() {
 
 inline cudaError_t check_shape(const Launch& launch, size_t parameter_bytes) {
   const auto bad = [&](cudaError_t code, const std::string& what) {
-    return record_error(code, format("launch of %s at %s: %s", launch.name.c_str(), at(launch.site).c_str(), what.c_str()));
+    return record_error(code,
+                        format("launch of %s at %s: %s", launch.name.c_str(), at(launch.site).c_str(), what.c_str()));
   };
   const dim3 g = launch.grid, b = launch.block;
   if (b.x == 0 || b.y == 0 || b.z == 0 || b.x > 1024 || b.y > 1024 || b.z > 64 || launch.threads_per_block > 1024)
-    return bad(cudaErrorInvalidConfiguration, format("a block of %s threads; at most 1024 in all, (1024,1024,64)", text_of(b).c_str()));
+    return bad(cudaErrorInvalidConfiguration,
+               format("a block of %s threads; at most 1024 in all, (1024,1024,64)", text_of(b).c_str()));
   if (g.x == 0 || g.y == 0 || g.z == 0 || g.x > 2147483647u || g.y > 65535 || g.z > 65535)
-    return bad(cudaErrorInvalidConfiguration, format("a grid of %s blocks; at most (2147483647,65535,65535)", text_of(g).c_str()));
+    return bad(cudaErrorInvalidConfiguration,
+               format("a grid of %s blocks; at most (2147483647,65535,65535)", text_of(g).c_str()));
   if (parameter_bytes > kMaxParameters)
-    return bad(cudaErrorInvalidValue, format("%zu bytes of kernel parameters, more than %zu", parameter_bytes, kMaxParameters));
+    return bad(cudaErrorInvalidValue,
+               format("%zu bytes of kernel parameters, more than %zu", parameter_bytes, kMaxParameters));
   const size_t allowed = static_cast<size_t>(shared_limit(launch.call->function));
   if (launch.dynamic_bytes > allowed)
-    return bad(cudaErrorInvalidValue, format("%zu bytes of dynamic shared memory, more than the %zu allowed to this kernel (cudaFuncSetAttribute raises it, up to %d)", launch.dynamic_bytes, allowed, device.shared_optin));
+    return bad(cudaErrorInvalidValue, format("%zu bytes of dynamic shared memory, more than the %zu allowed to this "
+                                             "kernel (cudaFuncSetAttribute raises it, up to %d)",
+                                             launch.dynamic_bytes, allowed, device.shared_optin));
   if (!launch.cooperative) return cudaSuccess;
-  const auto fitting = static_cast<size_t>(resident_blocks(static_cast<int>(launch.threads_per_block), launch.dynamic_bytes) * device.multiprocessors);
+  const auto fitting = static_cast<size_t>(
+      resident_blocks(static_cast<int>(launch.threads_per_block), launch.dynamic_bytes) * device.multiprocessors);
   if (launch.blocks > fitting)
-    return bad(cudaErrorCooperativeLaunchTooLarge, format("a cooperative grid of %zu blocks, but %zu can be resident", launch.blocks, fitting));
+    return bad(cudaErrorCooperativeLaunchTooLarge,
+               format("a cooperative grid of %zu blocks, but %zu can be resident", launch.blocks, fitting));
   if (launch.blocks * launch.threads_per_block > kMaxFibers)
-    return bad(cudaErrorNotSupported, format("a cooperative grid of %zu threads; this runtime keeps at most %zu (pretend fewer multiprocessors)", launch.blocks * launch.threads_per_block, kMaxFibers));
+    return bad(
+        cudaErrorNotSupported,
+        format("a cooperative grid of %zu threads; this runtime keeps at most %zu (pretend fewer multiprocessors)",
+               launch.blocks * launch.threads_per_block, kMaxFibers));
   return cudaSuccess;
 }
 
@@ -78,8 +94,10 @@ inline cudaError_t read_attributes(const cudaLaunchConfig_t& config, Launch* lau
     const cudaLaunchAttribute& attribute = config.attrs[i];
     if (attribute.id == cudaLaunchAttributeCooperative)
       launch->cooperative = attribute.val.cooperative != 0;
-    else if (attribute.id != cudaLaunchAttributeIgnore && attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization)
-      return record_error(cudaErrorNotSupported, format("launch of %s: launch attribute %d", launch->name.c_str(), attribute.id));
+    else if (attribute.id != cudaLaunchAttributeIgnore &&
+             attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization)
+      return record_error(cudaErrorNotSupported,
+                          format("launch of %s: launch attribute %d", launch->name.c_str(), attribute.id));
   }
   return cudaSuccess;
 }
@@ -94,7 +112,8 @@ inline size_t residency(const Launch& launch) {
 
 class Runner {
  public:
-  explicit Runner(Launch& launch) : launch_(launch), order_(launch.blocks > 1 && schedule.random() ? launch.blocks : 0) {
+  explicit Runner(Launch& launch)
+      : launch_(launch), order_(launch.blocks > 1 && schedule.random() ? launch.blocks : 0) {
     for (size_t i = 0; i < order_.size(); ++i) order_[i] = i;
     for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[schedule.below(i)]);
     const size_t slots = residency(launch), per_block = launch.threads_per_block;
@@ -111,7 +130,8 @@ class Runner {
         thread.fiber = fibers[slot * per_block + t].get();
         thread.block = &block;
         thread.index = {i % b.x, i / b.x % b.y, i / b.x / b.y};
-        thread.linear = static_cast<int>(t), thread.warp_index = static_cast<int>(t / 32), thread.lane = static_cast<int>(t % 32);
+        thread.linear = static_cast<int>(t), thread.warp_index = static_cast<int>(t / 32),
+        thread.lane = static_cast<int>(t % 32);
         block.warps[t / 32].lanes |= 1u << (t % 32);
       }
       begin(block);
@@ -136,7 +156,8 @@ class Runner {
     const size_t n = started_++;
     block.linear = !order_.empty() ? order_[n] : schedule.reverse() ? launch_.blocks - 1 - n : n;
     const dim3 g = launch_.grid;
-    block.index = {static_cast<unsigned>(block.linear % g.x), static_cast<unsigned>(block.linear / g.x % g.y), static_cast<unsigned>(block.linear / g.x / g.y)};
+    block.index = {static_cast<unsigned>(block.linear % g.x), static_cast<unsigned>(block.linear / g.x % g.y),
+                   static_cast<unsigned>(block.linear / g.x / g.y)};
     block.finished = 0;
     block.barrier = Barrier{};
     for (Warp& warp : block.warps) {
@@ -172,7 +193,10 @@ class Runner {
     Thread* thread = block.ready.pop();
     if (!static_shared.load(block)) {
       launch_.failed = true;
-      record_error(cudaErrorNotSupported, format("kernel %s: ThreadSanitizer cannot tell the static __shared__ variables of several resident blocks apart; use dynamic shared memory or the access check", launch_.name.c_str()));
+      record_error(cudaErrorNotSupported,
+                   format("kernel %s: ThreadSanitizer cannot tell the static __shared__ variables of several resident "
+                          "blocks apart; use dynamic shared memory or the access check",
+                          launch_.name.c_str()));
       return;
     }
     current = thread;
@@ -190,7 +214,10 @@ class Runner {
     --live_;
     if (!block.dynamic_shared.intact()) {
       launch_.failed = true;
-      record_error(cudaErrorIllegalAddress, format("kernel %s, block %s: bytes past the end of its %zu bytes of dynamic shared memory were written", launch_.name.c_str(), text_of(block.index).c_str(), launch_.dynamic_bytes));
+      record_error(
+          cudaErrorIllegalAddress,
+          format("kernel %s, block %s: bytes past the end of its %zu bytes of dynamic shared memory were written",
+                 launch_.name.c_str(), text_of(block.index).c_str(), launch_.dynamic_bytes));
       return;
     }
     // Blocks follow one another in the same memory, which ThreadSanitizer would take for a race.
@@ -203,14 +230,18 @@ class Runner {
     for (const auto& block : launch_.resident)
       for (const Thread& thread : block->threads) {
         if (!block->active || thread.finished) continue;
-        const std::string where = thread.wait == Wait::block_barrier  ? "__syncthreads()"
-                                  : thread.wait == Wait::grid_barrier ? "grid.sync()"
-                                                                      : format("a warp operation with mask 0x%08x", thread.wait_mask);
+        const std::string where = thread.wait == Wait::block_barrier ? "__syncthreads()"
+                                  : thread.wait == Wait::grid_barrier
+                                      ? "grid.sync()"
+                                      : format("a warp operation with mask 0x%08x", thread.wait_mask);
         auto& group = groups[where + " at " + at(thread.site)];
-        if (group.first++ == 0) group.second = format("thread %s of block %s", text_of(thread.index).c_str(), text_of(block->index).c_str());
+        if (group.first++ == 0)
+          group.second = format("thread %s of block %s", text_of(thread.index).c_str(), text_of(block->index).c_str());
       }
     std::string text;
-    for (const auto& [where, group] : groups) text += format("%s%zu wait in %s (%s)", text.empty() ? "" : "; ", group.first, where.c_str(), group.second.c_str());
+    for (const auto& [where, group] : groups)
+      text +=
+          format("%s%zu wait in %s (%s)", text.empty() ? "" : "; ", group.first, where.c_str(), group.second.c_str());
     launch_.failed = true;
     record_error(cudaErrorLaunchTimeout, format("kernel %s: deadlock: %s", launch_.name.c_str(), text.c_str()));
   }
@@ -252,7 +283,9 @@ cudaError_t launch(const KernelCall& call, const cudaLaunchConfig_t& config, Sit
   active = nullptr;
   if (!launch.failed)
     if (const ExactBuffer* buffer = allocations.damaged())
-      return record_error(cudaErrorIllegalAddress, format("kernel %s: bytes past the end of an allocation of %zu bytes were written", launch.name.c_str(), buffer->bytes()));
+      return record_error(cudaErrorIllegalAddress,
+                          format("kernel %s: bytes past the end of an allocation of %zu bytes were written",
+                                 launch.name.c_str(), buffer->bytes()));
   return error_state.code;
 }
 

@@ -1,9 +1,9 @@
 // Device memory: exact-size buffers between inaccessible pages, filled with 0xFF, and the registry of those that
 // cudaMalloc handed out.
 //
-// A buffer ends at an inaccessible page, so that the first access past its end faults; since it starts at a multiple of 16,
-// up to 15 bytes may lie between. Writes to those are found when the buffer is released. Under the compiler's sanitizers a
-// buffer is an ordinary heap block of exact size, whose surroundings AddressSanitizer watches.
+// A buffer ends at an inaccessible page, so that the first access past its end faults; since it starts at a multiple of
+// 16, up to 15 bytes may lie between. Writes to those are found when the buffer is released. Under the compiler's
+// sanitizers a buffer is an ordinary heap block of exact size, whose surroundings AddressSanitizer watches.
 #pragma once
 
 #include <sys/mman.h>
@@ -14,6 +14,7 @@
 #include <string>
 
 #include "errors.h"
+#include "sanitizer.h"
 
 namespace cuda_on_host {
 
@@ -62,6 +63,7 @@ class ExactBuffer {
     return true;
   }
   void release() {
+    const Unwatched unwatched;  // a failed launch leaves its threads' accesses unordered
     if (bytes_ != 0) {
       if constexpr (kCompilerSanitizer)
         std::free(data_);
@@ -111,9 +113,11 @@ class Allocations {
     ++counters.allocations;
     ExactBuffer buffer;
     *pointer = nullptr;
-    if (!buffer.allocate(bytes)) return record_error(cudaErrorMemoryAllocation, format("cudaMalloc of %zu bytes", bytes));
+    if (!buffer.allocate(bytes))
+      return record_error(cudaErrorMemoryAllocation, format("cudaMalloc of %zu bytes", bytes));
     if (bytes == 0) return cudaSuccess;
     *pointer = buffer.data();
+    ++version_;
     buffers_[reinterpret_cast<uintptr_t>(buffer.data())] = std::move(buffer);
     return cudaSuccess;
   }
@@ -124,9 +128,11 @@ class Allocations {
       return record_error(cudaErrorInvalidValue, format("cudaFree of %p, which cudaMalloc did not return", pointer));
     const bool intact = found->second.intact();
     const size_t bytes = found->second.bytes();
+    ++version_;
     buffers_.erase(found);
     if (intact) return cudaSuccess;
-    return record_error(cudaErrorIllegalAddress, format("bytes past the end of an allocation of %zu bytes were written", bytes));
+    return record_error(cudaErrorIllegalAddress,
+                        format("bytes past the end of an allocation of %zu bytes were written", bytes));
   }
   const ExactBuffer* find(const void* address) const {
     auto next = buffers_.upper_bound(reinterpret_cast<uintptr_t>(address));
@@ -145,6 +151,7 @@ class Allocations {
     return buffer != nullptr && buffer->contains(address, bytes);
   }
   size_t count() const { return buffers_.size(); }
+  uint64_t version() const { return version_; }  // another one after every change
   const ExactBuffer* damaged() const {
     for (const auto& [base, buffer] : buffers_)
       if (!buffer.intact()) return &buffer;
@@ -153,6 +160,7 @@ class Allocations {
 
  private:
   std::map<uintptr_t, ExactBuffer> buffers_;
+  uint64_t version_ = 0;
 };
 inline Allocations allocations;
 
@@ -165,9 +173,13 @@ cudaError_t copy(void* destination, const void* source, size_t bytes, cudaMemcpy
   const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
   const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   if (to_device && !allocations.contains(destination, bytes))
-    return record_error(cudaErrorInvalidValue, format("cudaMemcpy: the %zu bytes at %p, its destination, are not within one device allocation", bytes, destination));
+    return record_error(cudaErrorInvalidValue,
+                        format("cudaMemcpy: the %zu bytes at %p, its destination, are not within one device allocation",
+                               bytes, destination));
   if (from_device && !allocations.contains(source, bytes))
-    return record_error(cudaErrorInvalidValue, format("cudaMemcpy: the %zu bytes at %p, its source, are not within one device allocation", bytes, source));
+    return record_error(
+        cudaErrorInvalidValue,
+        format("cudaMemcpy: the %zu bytes at %p, its source, are not within one device allocation", bytes, source));
   std::memmove(destination, source, bytes);
   return cudaSuccess;
 }
@@ -176,7 +188,8 @@ cudaError_t set(void* pointer, int value, size_t bytes) {
   ++counters.copies;
   if (bytes == 0) return cudaSuccess;
   if (!allocations.contains(pointer, bytes))
-    return record_error(cudaErrorInvalidValue, format("cudaMemset: the %zu bytes at %p are not within one device allocation", bytes, pointer));
+    return record_error(cudaErrorInvalidValue,
+                        format("cudaMemset: the %zu bytes at %p are not within one device allocation", bytes, pointer));
   std::memset(pointer, value, bytes);
   return cudaSuccess;
 }

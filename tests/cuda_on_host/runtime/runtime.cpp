@@ -1,4 +1,5 @@
-// The runtime, in one translation unit: compiled without sanitizer instrumentation, linked with instrumented device code.
+// The runtime, in one translation unit: compiled without sanitizer instrumentation, linked with instrumented device
+// code.
 #include "access_hooks.h"
 #include "control.h"
 #include "launch.h"

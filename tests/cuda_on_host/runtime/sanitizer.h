@@ -15,7 +15,6 @@ void __asan_unpoison_memory_region(const volatile void* address, size_t size);
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
@@ -39,8 +38,8 @@ constexpr bool kThreadSanitizer = true;
 constexpr bool kThreadSanitizer = false;
 #endif
 
-// While it lives, ThreadSanitizer overlooks what the running stack does: the library functions the runtime calls (memmove,
-// operator new) are watched even though the runtime is not instrumented.
+// While it lives, ThreadSanitizer overlooks what the running stack does: the library functions the runtime calls
+// (memmove, operator new) are watched even though the runtime is not instrumented.
 class Unwatched {
  public:
 #if defined(CUDA_ON_HOST_THREAD)
@@ -74,8 +73,8 @@ struct OrderToken {
   }
 };
 
-// One stack as the sanitizers know it. leave() and arrive() bracket every switch, called on the stack that is left and on
-// the one that is reached.
+// One stack as the sanitizers know it. leave() and arrive() bracket every switch, called on the stack that is left and
+// on the one that is reached.
 class SanitizerContext {
  public:
   void describe_stack([[maybe_unused]] void* bottom, [[maybe_unused]] size_t size) {
@@ -92,20 +91,15 @@ class SanitizerContext {
     fiber_ = __tsan_get_current_fiber();
 #endif
   }
-  // The stack is abandoned in the midst of its frames and will be used anew from the top.
+  // The stack is abandoned in the midst of its frames and will be used anew from the top. ThreadSanitizer's old view of
+  // it is left behind: it may not be destroyed while an Unwatched lives on it, and abandoned stacks are rare.
   void reset_stack() {
 #if defined(CUDA_ON_HOST_ADDRESS)
     __asan_unpoison_memory_region(bottom_, size_);
     fake_stack_ = nullptr;
 #endif
 #if defined(CUDA_ON_HOST_THREAD)
-    __tsan_destroy_fiber(fiber_);
     fiber_ = __tsan_create_fiber(0);
-#endif
-  }
-  void destroy() {
-#if defined(CUDA_ON_HOST_THREAD)
-    __tsan_destroy_fiber(fiber_);
 #endif
   }
   void leave([[maybe_unused]] SanitizerContext& to, [[maybe_unused]] bool forever) {
@@ -116,12 +110,13 @@ class SanitizerContext {
     __tsan_switch_to_fiber(to.fiber_, 1);  // 1: the switch itself orders nothing
 #endif
   }
+  // `from` is the scheduler's stack, which may be another thread's than the last time; null when it is the one reached.
   void arrive([[maybe_unused]] SanitizerContext* from, [[maybe_unused]] bool first_time) {
 #if defined(CUDA_ON_HOST_ADDRESS)
     const void* bottom = nullptr;
     size_t size = 0;
     __sanitizer_finish_switch_fiber(first_time ? nullptr : fake_stack_, &bottom, &size);
-    if (from != nullptr && from->bottom_ == nullptr) from->bottom_ = bottom, from->size_ = size;
+    if (from != nullptr) from->bottom_ = bottom, from->size_ = size;
 #endif
   }
 

@@ -3,7 +3,8 @@
 //
 //   seed  0   threads in order of their index, blocks one after another
 //   seed -1   the reverse
-//   seed >= 1 at random; odd seeds draw any thread that can run, even ones run one warp as far as it gets, so that warps
+//   seed >= 1 at random; odd seeds draw any thread that can run, even ones run one warp as far as it gets, so that
+//   warps
 //             drift apart by whole phases
 #pragma once
 
@@ -32,7 +33,9 @@ class Schedule {
   bool random() const { return seed_ > 0; }
   bool reverse() const { return seed_ < 0; }
   bool by_warp() const { return seed_ > 0 && seed_ % 2 == 0; }
-  uint32_t below(size_t n) { return static_cast<uint32_t>(static_cast<uint64_t>(static_cast<uint32_t>(generator_())) * n >> 32); }
+  uint32_t below(size_t n) {
+    return static_cast<uint32_t>(static_cast<uint64_t>(static_cast<uint32_t>(generator_())) * n >> 32);
+  }
   bool one_in(uint32_t n) { return random() && below(n) == 0; }
 
  private:

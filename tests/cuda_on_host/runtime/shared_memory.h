@@ -1,6 +1,6 @@
-// Shared memory of the resident blocks. Dynamic: an exact buffer per block. Static: __shared__ variables are thread_local,
-// so they make up the thread-local segment of this module; the segment holds the variables of the block that runs and is
-// exchanged when another block gets its turn. Both start as 0xFF (NaN) in every block.
+// Shared memory of the resident blocks. Dynamic: an exact buffer per block. Static: __shared__ variables are
+// thread_local, so they make up the thread-local segment of this module; the segment holds the variables of the block
+// that runs and is exchanged when another block gets its turn. Both start as 0xFF (NaN) in every block.
 #pragma once
 
 #include <link.h>
@@ -38,8 +38,8 @@ class StaticShared {
     else
       block.static_shared.assign(size_, kPoison);
   }
-  // Returns false under ThreadSanitizer, to which the variables of all blocks are the same memory: it would report races
-  // between resident blocks that use any.
+  // Returns false under ThreadSanitizer, to which the variables of all blocks are the same memory: it would report
+  // races between resident blocks that use any.
   bool load(Block& block) {
     if (!used() || loaded_ == &block) return true;
     if (kThreadSanitizer) {
@@ -68,7 +68,8 @@ class StaticShared {
         this);
   }
   void look_at(const dl_phdr_info& info) {
-    const auto anchor = reinterpret_cast<uintptr_t>(&segment_anchor), data = reinterpret_cast<uintptr_t>(info.dlpi_tls_data);
+    const auto anchor = reinterpret_cast<uintptr_t>(&segment_anchor),
+               data = reinterpret_cast<uintptr_t>(info.dlpi_tls_data);
     for (int i = 0; i < info.dlpi_phnum; ++i) {
       const size_t size = info.dlpi_phdr[i].p_memsz;
       if (info.dlpi_phdr[i].p_type != PT_TLS || anchor < data || anchor >= data + size) continue;
@@ -98,7 +99,8 @@ inline void begin_shared_memory(Block& block) {
 }
 
 void* dynamic_shared_memory(size_t alignment, Site site) {
-  if (current == nullptr) device_error(cudaErrorLaunchFailure, site, "dynamic shared memory exists in device code only");
+  if (current == nullptr)
+    device_error(cudaErrorLaunchFailure, site, "dynamic shared memory exists in device code only");
   if (alignment > 16) fail(cudaErrorInvalidValue, site, "dynamic shared memory is aligned to 16 bytes, no more");
   if (active->dynamic_bytes == 0) fail(cudaErrorInvalidValue, site, "the launch asked for no dynamic shared memory");
   return current->block->dynamic_shared.data();

@@ -90,14 +90,15 @@ struct Launch {
   std::vector<ExactBuffer> retired;  // under ThreadSanitizer every block gets fresh shared memory
 };
 
-inline Launch* active = nullptr;    // the launch in progress
-inline Thread* current = nullptr;   // the device thread that runs, null in host code
+inline Launch* active = nullptr;   // the launch in progress
+inline Thread* current = nullptr;  // the device thread that runs, null in host code
 
 inline bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0); }
 
 inline void record_device_error(cudaError_t code, const std::string& where, const std::string& message) {
-  record_error(code, format("kernel %s, block %s, thread %s, %s: %s", active->name.c_str(), text_of(current->block->index).c_str(),
-                            text_of(current->index).c_str(), where.c_str(), message.c_str()));
+  record_error(code, format("kernel %s, block %s, thread %s, %s: %s", active->name.c_str(),
+                            text_of(current->block->index).c_str(), text_of(current->index).c_str(), where.c_str(),
+                            message.c_str()));
   active->failed = true;
 }
 
@@ -121,7 +122,8 @@ inline void record_device_error(cudaError_t code, const std::string& where, cons
   const std::string message = format_list(format, arguments);
   va_end(arguments);
   if (current == nullptr) {
-    std::fprintf(stderr, "cuda_on_host: device code was called from host code: %s: %s\n", at(site).c_str(), message.c_str());
+    std::fprintf(stderr, "cuda_on_host: device code was called from host code: %s: %s\n", at(site).c_str(),
+                 message.c_str());
     std::abort();
   }
   record_device_error(static_cast<cudaError_t>(code), at(site), message);

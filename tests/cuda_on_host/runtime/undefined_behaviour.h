@@ -1,6 +1,6 @@
-// Device code is compiled with -fsanitize=undefined; instead of linking its runtime library, its reports become errors of
-// the launch, with file and line. So misaligned vector accesses, indices outside an array's bounds, overflows and the like
-// are found in every build and inside any process.
+// Device code is compiled with -fsanitize=undefined; instead of linking its runtime library, its reports become errors
+// of the launch, with file and line. So misaligned vector accesses, indices outside an array's bounds, overflows and
+// the like are found in every build and inside any process.
 #pragma once
 
 #include "threads.h"
@@ -44,21 +44,26 @@ void __ubsan_handle_type_mismatch_v1(cuda_on_host::TypeMismatch* data, void* poi
   using namespace cuda_on_host;
   const uintptr_t alignment = uintptr_t{1} << data->log_alignment;
   if (pointer == nullptr)
-    report_undefined(cudaErrorIllegalAddress, data->where, format("access through a null pointer to %s", data->type->name));
+    report_undefined(cudaErrorIllegalAddress, data->where,
+                     format("access through a null pointer to %s", data->type->name));
   else if (reinterpret_cast<uintptr_t>(pointer) % alignment != 0)
-    report_undefined(cudaErrorMisalignedAddress, data->where, format("misaligned address %p for %s, which needs a multiple of %zu", pointer, data->type->name, static_cast<size_t>(alignment)));
+    report_undefined(cudaErrorMisalignedAddress, data->where,
+                     format("misaligned address %p for %s, which needs a multiple of %zu", pointer, data->type->name,
+                            static_cast<size_t>(alignment)));
   else
-    report_undefined(cudaErrorIllegalAddress, data->where, format("address %p with too little room for %s", pointer, data->type->name));
+    report_undefined(cudaErrorIllegalAddress, data->where,
+                     format("address %p with too little room for %s", pointer, data->type->name));
 }
 void __ubsan_handle_out_of_bounds(cuda_on_host::IndexOutOfBounds* data, uintptr_t index) {
   using namespace cuda_on_host;
-  report_undefined(cudaErrorIllegalAddress, data->where, format("index %lld out of bounds for %s", static_cast<long long>(index), data->array->name));
+  report_undefined(cudaErrorIllegalAddress, data->where,
+                   format("index %lld out of bounds for %s", static_cast<long long>(index), data->array->name));
 }
 }
 
-#define CUDA_ON_HOST_UNDEFINED(check, what)                                                          \
+#define CUDA_ON_HOST_UNDEFINED(check, what)                                     \
   extern "C" void __ubsan_handle_##check(cuda_on_host::SourceLocation* where) { \
-    cuda_on_host::report_undefined(cudaErrorLaunchFailure, *where, what);                              \
+    cuda_on_host::report_undefined(cudaErrorLaunchFailure, *where, what);       \
   }
 CUDA_ON_HOST_UNDEFINED(add_overflow, "signed addition overflows")
 CUDA_ON_HOST_UNDEFINED(sub_overflow, "signed subtraction overflows")

@@ -7,12 +7,18 @@ namespace cuda_on_host {
 
 inline const char* name_of(Collective kind) {
   switch (kind) {
-    case Collective::syncwarp: return "__syncwarp";
-    case Collective::shuffle: return "a shuffle";
-    case Collective::vote: return "a vote";
-    case Collective::match: return "a match";
-    case Collective::reduce: return "a reduction";
-    case Collective::matrix: return "a matrix operation";
+    case Collective::syncwarp:
+      return "__syncwarp";
+    case Collective::shuffle:
+      return "a shuffle";
+    case Collective::vote:
+      return "a vote";
+    case Collective::match:
+      return "a match";
+    case Collective::reduce:
+      return "a reduction";
+    case Collective::matrix:
+      return "a matrix operation";
   }
   return "?";
 }
@@ -21,11 +27,16 @@ unsigned lane_index() { return current == nullptr ? 0u : static_cast<unsigned>(c
 
 inline void check_mask(const Warp& warp, unsigned mask, Collective kind, Site site) {
   if ((mask >> current->lane & 1u) == 0)
-    fail(cudaErrorLaunchFailure, site, format("lane %d executes %s whose mask 0x%08x does not name it", current->lane, name_of(kind), mask));
+    fail(cudaErrorLaunchFailure, site,
+         format("lane %d executes %s whose mask 0x%08x does not name it", current->lane, name_of(kind), mask));
   if ((mask & ~warp.lanes) != 0)
-    fail(cudaErrorLaunchFailure, site, format("the mask 0x%08x of %s names lanes that do not exist: the warp has 0x%08x", mask, name_of(kind), warp.lanes));
+    fail(cudaErrorLaunchFailure, site,
+         format("the mask 0x%08x of %s names lanes that do not exist: the warp has 0x%08x", mask, name_of(kind),
+                warp.lanes));
   if ((mask & warp.finished) != 0)
-    fail(cudaErrorLaunchFailure, site, format("the mask 0x%08x of %s names lanes that have exited: 0x%08x", mask, name_of(kind), mask & warp.finished));
+    fail(cudaErrorLaunchFailure, site,
+         format("the mask 0x%08x of %s names lanes that have exited: 0x%08x", mask, name_of(kind),
+                mask & warp.finished));
 }
 
 inline Rendezvous& meeting_of(Warp& warp, unsigned mask) {
@@ -53,7 +64,9 @@ const LaneSlot* warp_exchange(unsigned mask, Collective kind, const void* value,
     meeting.kind = kind;
     meeting.site = site;
   } else if (meeting.kind != kind || (kind != Collective::syncwarp && !same(meeting.site, site))) {
-    fail(cudaErrorLaunchFailure, site, format("lane %d executes %s while other lanes of the mask 0x%08x wait in %s at %s", current->lane, name_of(kind), mask, name_of(meeting.kind), at(meeting.site).c_str()));
+    fail(cudaErrorLaunchFailure, site,
+         format("lane %d executes %s while other lanes of the mask 0x%08x wait in %s at %s", current->lane,
+                name_of(kind), mask, name_of(meeting.kind), at(meeting.site).c_str()));
   }
   const unsigned round = meeting.round & 1;
   deposit(meeting.slots[round][current->lane], value, bytes);

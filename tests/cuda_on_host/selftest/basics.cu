@@ -9,7 +9,8 @@ __global__ void write_indices(int* out) {
   const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
   const unsigned thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
   out[block * blockDim.x * blockDim.y * blockDim.z + thread] =
-      static_cast<int>(blockIdx.x + 10 * blockIdx.y + 100 * blockIdx.z + 1000 * threadIdx.x + 10000 * threadIdx.y + 100000 * threadIdx.z);
+      static_cast<int>(blockIdx.x + 10 * blockIdx.y + 100 * blockIdx.z + 1000 * threadIdx.x + 10000 * threadIdx.y +
+                       100000 * threadIdx.z);
 }
 
 CASE(indices) {
@@ -24,7 +25,8 @@ CASE(indices) {
         for (int tz = 0; tz < 2; ++tz)
           for (int ty = 0; ty < 3; ++ty)
             for (int tx = 0; tx < 4; ++tx)
-              EXPECT(values[static_cast<size_t>(at++)] == bx + 10 * by + 100 * bz + 1000 * tx + 10000 * ty + 100000 * tz);
+              EXPECT(values[static_cast<size_t>(at++)] ==
+                     bx + 10 * by + 100 * bz + 1000 * tx + 10000 * ty + 100000 * tz);
 }
 
 __global__ void block_sums(const float* __restrict__ x, float* out, int n) {
@@ -226,7 +228,8 @@ __global__ void scale4(const float4* x, float4* y, float s, size_t n) {
 CASE(vector_loads) {
   const auto x = random_values(400);
   DeviceVector<float> in(x), out(400);
-  LAUNCH(scale4, 2, 64, 0, reinterpret_cast<const float4*>(in.data()), reinterpret_cast<float4*>(out.data()), 2.f, size_t{100});
+  LAUNCH(scale4, 2, 64, 0, reinterpret_cast<const float4*>(in.data()), reinterpret_cast<float4*>(out.data()), 2.f,
+         size_t{100});
   for (size_t i = 0; i < 400; ++i) EXPECT_NEAR(out.host()[i], x[i] * (2.f + static_cast<float>(i % 4)), 1e-6);
 }
 

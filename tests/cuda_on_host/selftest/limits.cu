@@ -47,7 +47,8 @@ CASE(shared_memory_limits) {
   CUDA(cudaFuncSetAttribute(touch, cudaFuncAttributeMaxDynamicSharedMemorySize, 60000));
   CUDA(launch(false, touch, 1, 32, 60000, x.data()));
   EXPECT_REFUSED(launch(false, touch, 1, 32, 60001, x.data()), cudaErrorInvalidValue, "more than the 60000");
-  EXPECT_REFUSED(cudaFuncSetAttribute(touch, cudaFuncAttributeMaxDynamicSharedMemorySize, 102400), cudaErrorInvalidValue, "101376");
+  EXPECT_REFUSED(cudaFuncSetAttribute(touch, cudaFuncAttributeMaxDynamicSharedMemorySize, 102400),
+                 cudaErrorInvalidValue, "101376");
   EXPECT_REFUSED(launch(false, touch, 1, 32, 0, x.data()), cudaErrorInvalidValue, "no dynamic shared memory");
   cuda_on_host_set_device("sm_90");
   CUDA(cudaFuncSetAttribute(touch, cudaFuncAttributeMaxDynamicSharedMemorySize, 102400));

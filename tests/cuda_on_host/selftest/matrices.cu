@@ -18,7 +18,8 @@ __global__ void pipeline(const float* x, float* y, int tiles) {
   ptx::cp_async_commit();
   for (int k = 0; k < tiles; ++k) {
     const bool more = k + 1 < tiles;  // the last copy, of nothing, writes zeros
-    ptx::cp_async<Bytes>(&buffer[(k + 1) & 1][t * kPerThread], source + (more ? k + 1 : k) * kTile + t * kPerThread, more);
+    ptx::cp_async<Bytes>(&buffer[(k + 1) & 1][t * kPerThread], source + (more ? k + 1 : k) * kTile + t * kPerThread,
+                         more);
     ptx::cp_async_commit();
     ptx::cp_async_wait<1>();
     __syncthreads();
@@ -27,7 +28,8 @@ __global__ void pipeline(const float* x, float* y, int tiles) {
   }
   ptx::cp_async_wait<0>();
   for (int j = 0; j < kPerThread; ++j)
-    y[blockIdx.x * kTile + threadIdx.x * kPerThread + static_cast<unsigned>(j)] = sum[j] + buffer[tiles & 1][t * kPerThread + j];
+    y[blockIdx.x * kTile + threadIdx.x * kPerThread + static_cast<unsigned>(j)] =
+        sum[j] + buffer[tiles & 1][t * kPerThread + j];
 }
 
 template <int Bytes>
@@ -57,7 +59,8 @@ __global__ void multiply_tf32(const float* a, const float* b, float* d) {
   const unsigned tile = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
   a += tile * 128, b += tile * 64, d += tile * 128;
   const unsigned fa[4] = {__float_as_uint(a[group * 8 + in_group]), __float_as_uint(a[(group + 8) * 8 + in_group]),
-                          __float_as_uint(a[group * 8 + in_group + 4]), __float_as_uint(a[(group + 8) * 8 + in_group + 4])};
+                          __float_as_uint(a[group * 8 + in_group + 4]),
+                          __float_as_uint(a[(group + 8) * 8 + in_group + 4])};
   const unsigned fb[2] = {__float_as_uint(b[in_group * 8 + group]), __float_as_uint(b[(in_group + 4) * 8 + group])};
   float acc[4] = {1.f, 1.f, 1.f, 1.f};
   ptx::mma_tf32(acc, fa, fb);
@@ -116,7 +119,8 @@ void check_16bit() {
       for (size_t j = 0; j < 8; ++j) {
         double sum = 0;
         for (size_t k = 0; k < 16; ++k)
-          sum += static_cast<double>(static_cast<float>(a[q * 256 + i * 16 + k])) * static_cast<float>(b[q * 128 + k * 8 + j]);
+          sum += static_cast<double>(static_cast<float>(a[q * 256 + i * 16 + k])) *
+                 static_cast<float>(b[q * 128 + k * 8 + j]);
         EXPECT_NEAR(d[q * 128 + i * 8 + j], sum, 1e-5);
       }
 }
@@ -156,7 +160,8 @@ CASE(approximate_functions) {
   const float infinity = INFINITY;
   EXPECT(ptx::ex2(0.f) == 1.f && ptx::ex2(-infinity) == 0.f && ptx::ex2(infinity) == infinity && isnan(ptx::ex2(NAN)));
   EXPECT(ptx::ex2(200.f) == infinity && ptx::ex2(-127.5f) == 0.f && ptx::ex2(1e-40f) == 1.f);
-  EXPECT(ptx::rcp(0.f) == infinity && ptx::rcp(-0.f) == -infinity && ptx::rcp(1e-40f) == infinity && ptx::rcp(infinity) == 0.f);
+  EXPECT(ptx::rcp(0.f) == infinity && ptx::rcp(-0.f) == -infinity && ptx::rcp(1e-40f) == infinity &&
+         ptx::rcp(infinity) == 0.f);
   EXPECT(ptx::lg2(1.f) == 0.f && ptx::lg2(0.f) == -infinity && ptx::lg2(1e-40f) == -infinity && isnan(ptx::lg2(-1.f)));
 }
 
@@ -184,19 +189,5 @@ CASE(half_types) {
     EXPECT_NEAR(static_cast<float>(oh.host()[i].x), product, std::fabs(product) / 2048 + 1e-7);
     const double sum = 1.0 + static_cast<float>(b[i].y);
     EXPECT_NEAR(static_cast<float>(ob.host()[i].y), sum, std::fabs(sum) / 256 + 1e-7);
-  }
-}
-
-// For the exhaustive test in Python.
-extern "C" void convert_bits(const float* x, unsigned short* half, unsigned short* bfloat16, size_t n) {
-  for (size_t i = 0; i < n; ++i) {
-    half[i] = __half_as_ushort(__float2half_rn(x[i]));
-    bfloat16[i] = __bfloat16_as_ushort(__float2bfloat16_rn(x[i]));
-  }
-}
-extern "C" void expand_bits(const unsigned short* bits, float* from_half, float* from_bfloat16, size_t n) {
-  for (size_t i = 0; i < n; ++i) {
-    from_half[i] = __half2float(__ushort_as_half(bits[i]));
-    from_bfloat16[i] = __bfloat162float(__ushort_as_bfloat16(bits[i]));
   }
 }

@@ -1,4 +1,5 @@
-// Two kernels of the shape the project's own have: one launch over many tensors, and a cooperative mean over all elements.
+// Two kernels of the shape the project's own have: one launch over many tensors, and a cooperative mean over all
+// elements.
 #include <cooperative_groups.h>
 
 #include "cuda/compat.cuh"
@@ -66,14 +67,15 @@ CASE(many_tensors_one_launch) {
     const auto result = device_params[k]->host();
     for (size_t i = 0; i < result.size(); ++i) {
       float largest = 0.f;
-      for (size_t j = i / kTile * kTile; j < std::min(result.size(), (i / kTile + 1) * kTile); ++j) largest = fmaxf(largest, fabsf(grads[k][j]));
+      for (size_t j = i / kTile * kTile; j < std::min(result.size(), (i / kTile + 1) * kTile); ++j)
+        largest = fmaxf(largest, fabsf(grads[k][j]));
       EXPECT_NEAR(result[i], params[k][i] + 0.5 * grads[k][i] + largest, 1e-5);
     }
   }
 }
 
-// Phase one: every block sums its share into a row of the workspace. Phase two: every block adds the rows in the same order
-// and subtracts the mean. The same bits whatever the number of threads that run at once.
+// Phase one: every block sums its share into a row of the workspace. Phase two: every block adds the rows in the same
+// order and subtracts the mean. The same bits whatever the number of threads that run at once.
 __global__ void subtract_mean(float* x, float* rows, size_t n) {
   L2L_DYNAMIC_SHARED(float, partial);
   const cg::grid_group grid = cg::this_grid();

@@ -28,9 +28,12 @@ inline float ex2_approx(float x) {
 inline float rcp_approx(float x) { return approximate(1.0 / flush(x), 2.0 * kUlp, x); }
 
 // rsqrt.approx.ftz.f32: relative error at most 2^-22.9.
-inline float rsqrt_approx(float x) { return approximate(1.0 / std::sqrt(static_cast<double>(flush(x))), 2.1 * kUlp, x); }
+inline float rsqrt_approx(float x) {
+  return approximate(1.0 / std::sqrt(static_cast<double>(flush(x))), 2.1 * kUlp, x);
+}
 
-// lg2.approx.ftz.f32: error at most 2^-22, absolute for arguments in (0.5, 2), else relative; log of a denormal is -inf.
+// lg2.approx.ftz.f32: error at most 2^-22, absolute for arguments in (0.5, 2), else relative; log of a denormal is
+// -inf.
 inline float lg2_approx(float x) {
   x = flush(x);
   const double exact = std::log2(static_cast<double>(x));

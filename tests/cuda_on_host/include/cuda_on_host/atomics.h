@@ -1,5 +1,5 @@
-// Atomic read-modify-write operations: compiler builtins, so that ThreadSanitizer sees them as such. They are relaxed in
-// CUDA; here they are also ordered, since ThreadSanitizer does not understand the fences around them.
+// Atomic read-modify-write operations: compiler builtins, so that ThreadSanitizer sees them as such. They are relaxed
+// in CUDA; here they are also ordered, since ThreadSanitizer does not understand the fences around them.
 #pragma once
 
 #include <type_traits>
@@ -32,16 +32,16 @@ using Same = std::common_type_t<T>;  // keeps the second argument out of templat
 
 }  // namespace cuda_on_host
 
-#define CUDA_ON_HOST_ATOMIC(name, expression)                                                     \
-  template <class T>                                                                              \
-  inline T name(T* address, cuda_on_host::Same<T> value) {                                        \
+#define CUDA_ON_HOST_ATOMIC(name, expression)                                                           \
+  template <class T>                                                                                    \
+  inline T name(T* address, cuda_on_host::Same<T> value) {                                              \
     return cuda_on_host::atomic_update(address, [value](T old) { return static_cast<T>(expression); }); \
   }
 CUDA_ON_HOST_ATOMIC(atomicAdd, old + value)
 CUDA_ON_HOST_ATOMIC(atomicSub, old - value)
 CUDA_ON_HOST_ATOMIC(atomicMin, value < old ? value : old)
 CUDA_ON_HOST_ATOMIC(atomicMax, old < value ? value : old)
-CUDA_ON_HOST_ATOMIC(atomicAnd, old & value)
+CUDA_ON_HOST_ATOMIC(atomicAnd, old& value)
 CUDA_ON_HOST_ATOMIC(atomicOr, old | value)
 CUDA_ON_HOST_ATOMIC(atomicXor, old ^ value)
 CUDA_ON_HOST_ATOMIC(atomicExch, (static_cast<void>(old), value))

@@ -1,4 +1,5 @@
-// Conversions between float and the 16-bit formats, bit by bit, rounding to nearest even. NaN becomes 0x7FFF, as on a GPU.
+// Conversions between float and the 16-bit formats, bit by bit, rounding to nearest even. NaN becomes 0x7FFF, as on a
+// GPU.
 #pragma once
 
 #include <cstdint>
@@ -48,13 +49,13 @@ inline float half_bits_to_float(uint16_t bits) {
 }  // namespace cuda_on_host
 
 // What the two formats have in common. Arithmetic rounds after every operation, as the device instructions do.
-#define CUDA_ON_HOST_HALF_OPERATORS(Type)                                                              \
+#define CUDA_ON_HOST_HALF_OPERATORS(Type)                                                               \
   inline Type operator+(Type a, Type b) { return Type(static_cast<float>(a) + static_cast<float>(b)); } \
   inline Type operator-(Type a, Type b) { return Type(static_cast<float>(a) - static_cast<float>(b)); } \
   inline Type operator*(Type a, Type b) { return Type(static_cast<float>(a) * static_cast<float>(b)); } \
   inline Type operator/(Type a, Type b) { return Type(static_cast<float>(a) / static_cast<float>(b)); } \
-  inline Type operator-(Type a) { return Type(-static_cast<float>(a)); }                               \
-  inline bool operator==(Type a, Type b) { return static_cast<float>(a) == static_cast<float>(b); }    \
-  inline bool operator!=(Type a, Type b) { return static_cast<float>(a) != static_cast<float>(b); }    \
-  inline bool operator<(Type a, Type b) { return static_cast<float>(a) < static_cast<float>(b); }      \
+  inline Type operator-(Type a) { return Type(-static_cast<float>(a)); }                                \
+  inline bool operator==(Type a, Type b) { return static_cast<float>(a) == static_cast<float>(b); }     \
+  inline bool operator!=(Type a, Type b) { return static_cast<float>(a) != static_cast<float>(b); }     \
+  inline bool operator<(Type a, Type b) { return static_cast<float>(a) < static_cast<float>(b); }       \
   inline bool operator>(Type a, Type b) { return static_cast<float>(a) > static_cast<float>(b); }

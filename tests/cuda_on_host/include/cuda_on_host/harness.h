@@ -64,18 +64,20 @@ cudaError_t launch(bool cooperative, K kernel, dim3 grid, dim3 block, size_t dyn
 
 }  // namespace harness
 
-#define CASE_WITH_VARIANTS(name)                                        \
-  static void case_##name(const std::string& variant);                  \
+#define CASE_WITH_VARIANTS(name)                                               \
+  static void case_##name(const std::string& variant);                         \
   static const harness::Registration registration_##name(#name, &case_##name); \
   static void case_##name(const std::string& variant)
-#define CASE(name)                                                      \
-  static void case_##name();                                            \
+#define CASE(name)                                                                                          \
+  static void case_##name();                                                                                \
   static const harness::Registration registration_##name(#name, [](const std::string&) { case_##name(); }); \
   static void case_##name()
 
 #define CUDA(call) harness::check_cuda((call), __FILE__, __LINE__)
-#define LAUNCH(kernel, grid, block, dynamic_bytes, ...) CUDA(harness::launch(false, kernel, grid, block, dynamic_bytes, __VA_ARGS__))
-#define LAUNCH_COOPERATIVE(kernel, grid, block, dynamic_bytes, ...) CUDA(harness::launch(true, kernel, grid, block, dynamic_bytes, __VA_ARGS__))
+#define LAUNCH(kernel, grid, block, dynamic_bytes, ...) \
+  CUDA(harness::launch(false, kernel, grid, block, dynamic_bytes, __VA_ARGS__))
+#define LAUNCH_COOPERATIVE(kernel, grid, block, dynamic_bytes, ...) \
+  CUDA(harness::launch(true, kernel, grid, block, dynamic_bytes, __VA_ARGS__))
 #define EXPECT(condition) \
   if (!(condition)) harness::fail(__FILE__, __LINE__, #condition)
 #define EXPECT_NEAR(actual, expected, tolerance) \

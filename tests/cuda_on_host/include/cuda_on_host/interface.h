@@ -54,8 +54,9 @@ bool async_copy_next(int groups_left, AsyncCopy* copy);  // false: no more than 
 // Reports an error of the running device thread and abandons the launch. Code is a cudaError_t.
 [[noreturn]] void device_error(int code, Site site, const char* format, ...) __attribute__((format(printf, 3, 4)));
 
-// Approximate instructions err. Their host twins err too, by this much of the documented bound (in [-1, 1], the same for
-// the same argument), so that a tolerance met here is not met by luck. CUDA_ON_HOST_EXACT=1 sets the amplitude to zero.
+// Approximate instructions err. Their host twins err too, by this much of the documented bound (in [-1, 1], the same
+// for the same argument), so that a tolerance met here is not met by luck. CUDA_ON_HOST_EXACT=1 sets the amplitude to
+// zero.
 extern float approximation_amplitude;
 inline double approximation_error(uint32_t argument_bits) {
   uint32_t hash = argument_bits * 0x9E3779B1u;

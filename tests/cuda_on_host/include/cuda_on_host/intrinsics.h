@@ -53,17 +53,17 @@ inline void __nanosleep(unsigned) { cuda_on_host::yield_now(); }
 }
 
 // ---- loads and stores with a cache hint: plain ones, at which another thread may get its turn
-#define CUDA_ON_HOST_LOAD(name)          \
-  template <class T>                     \
-  inline T name(const T* address) {      \
-    cuda_on_host::yield_at_random();     \
-    return *address;                     \
+#define CUDA_ON_HOST_LOAD(name)      \
+  template <class T>                 \
+  inline T name(const T* address) {  \
+    cuda_on_host::yield_at_random(); \
+    return *address;                 \
   }
-#define CUDA_ON_HOST_STORE(name)            \
-  template <class T>                        \
-  inline void name(T* address, T value) {   \
-    cuda_on_host::yield_at_random();        \
-    *address = value;                       \
+#define CUDA_ON_HOST_STORE(name)          \
+  template <class T>                      \
+  inline void name(T* address, T value) { \
+    cuda_on_host::yield_at_random();      \
+    *address = value;                     \
   }
 CUDA_ON_HOST_LOAD(__ldg)
 CUDA_ON_HOST_LOAD(__ldca)

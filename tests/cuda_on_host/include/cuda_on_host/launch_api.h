@@ -75,7 +75,8 @@ cudaError_t bind_and_launch(Site site, const cudaLaunchConfig_t& config, void (*
   const BoundKernel<P...> bound{kernel, std::tuple<P...>(static_cast<P>(std::forward<A>(arguments))...)};
   size_t bytes = 0;
   ((bytes = (bytes + alignof(P) - 1) / alignof(P) * alignof(P) + sizeof(P)), ...);
-  return launch({reinterpret_cast<const void*>(kernel), &BoundKernel<P...>::invoke, &bound, sizeof bound, bytes}, config, site);
+  return launch({reinterpret_cast<const void*>(kernel), &BoundKernel<P...>::invoke, &bound, sizeof bound, bytes},
+                config, site);
 }
 
 template <class... P, size_t... I>

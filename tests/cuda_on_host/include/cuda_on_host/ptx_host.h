@@ -38,8 +38,8 @@ inline void land(const AsyncCopy& copy) {
     land_unit<4>(copy);
 }
 
-// Until the copy lands its destination holds garbage, so it is poisoned at once: whoever still reads the old content, or
-// already reads the new one, gets NaN.
+// Until the copy lands its destination holds garbage, so it is poisoned at once: whoever still reads the old content,
+// or already reads the new one, gets NaN.
 template <unsigned Bytes>
 inline void cp_async(void* shared, const void* global, unsigned present, Site site) {
   const AsyncCopy copy{shared, global, Bytes, present < Bytes ? present : Bytes};
@@ -85,10 +85,14 @@ struct Bf16 {  // two elements a register, the lower k in the lower half
   static constexpr int depth = 16;
   static int lane_of(int k) { return (k & 7) >> 1; }
   static int half_of(int k) { return k >> 3; }
-  static float decode(uint32_t word, int k) { return bfloat16_bits_to_float(static_cast<uint16_t>(k & 1 ? word >> 16 : word)); }
+  static float decode(uint32_t word, int k) {
+    return bfloat16_bits_to_float(static_cast<uint16_t>(k & 1 ? word >> 16 : word));
+  }
 };
 struct Fp16 : Bf16 {
-  static float decode(uint32_t word, int k) { return half_bits_to_float(static_cast<uint16_t>(k & 1 ? word >> 16 : word)); }
+  static float decode(uint32_t word, int k) {
+    return half_bits_to_float(static_cast<uint16_t>(k & 1 ? word >> 16 : word));
+  }
 };
 
 // d += a b, accumulated in float in order of k (the order on a GPU is unspecified).

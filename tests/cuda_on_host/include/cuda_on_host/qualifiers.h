@@ -1,9 +1,9 @@
 // CUDA's declaration qualifiers.
 //
 // A __shared__ variable becomes a thread_local one: the module's thread-local segment then holds nothing else, so the
-// runtime can find it, poison it when a block starts and keep a copy per block when several are resident. Hence host code
-// in the same library must not declare thread_local variables of its own. "used" keeps the compiler from reasoning about
-// a variable that nobody seems to write.
+// runtime can find it, poison it when a block starts and keep a copy per block when several are resident. Hence host
+// code in the same library must not declare thread_local variables of its own. "used" keeps the compiler from reasoning
+// about a variable that nobody seems to write.
 #pragma once
 
 #define CUDA_ON_HOST 1

@@ -1,21 +1,13 @@
 // The built-in vector types, with CUDA's alignments, and the index types.
 #pragma once
 
-#define CUDA_ON_HOST_VECTORS(type, base, align2, align4)           \
-  struct type##1 {                                                 \
-    base x;                                                        \
-  };                                                               \
-  struct alignas(align2) type##2 {                                 \
-    base x, y;                                                     \
-  };                                                               \
-  struct type##3 {                                                 \
-    base x, y, z;                                                  \
-  };                                                               \
-  struct alignas(align4) type##4 {                                 \
-    base x, y, z, w;                                               \
-  };                                                               \
-  constexpr type##1 make_##type##1(base x) { return {x}; }         \
-  constexpr type##2 make_##type##2(base x, base y) { return {x, y}; } \
+#define CUDA_ON_HOST_VECTORS(type, base, align2, align4)                         \
+  struct type##1 { base x; };                                                    \
+  struct alignas(align2) type##2 { base x, y; };                                 \
+  struct type##3 { base x, y, z; };                                              \
+  struct alignas(align4) type##4 { base x, y, z, w; };                           \
+  constexpr type##1 make_##type##1(base x) { return {x}; }                       \
+  constexpr type##2 make_##type##2(base x, base y) { return {x, y}; }            \
   constexpr type##3 make_##type##3(base x, base y, base z) { return {x, y, z}; } \
   constexpr type##4 make_##type##4(base x, base y, base z, base w) { return {x, y, z, w}; }
 

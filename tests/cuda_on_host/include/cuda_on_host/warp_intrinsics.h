@@ -1,5 +1,5 @@
-// Warp shuffles, votes and reductions. Every lane of the mask must execute the same call; a lane outside the mask, one that
-// has exited, or a value taken from a lane outside the mask is an error.
+// Warp shuffles, votes and reductions. Every lane of the mask must execute the same call; a lane outside the mask, one
+// that has exited, or a value taken from a lane outside the mask is an error.
 #pragma once
 
 #include <type_traits>
@@ -54,7 +54,8 @@ inline T __shfl_sync(unsigned mask, T value, int source, int width = 32,
                      cuda_on_host::Site site = cuda_on_host::Site::here()) {
   cuda_on_host::check_width(width, site);
   const unsigned base = cuda_on_host::lane_index() & ~static_cast<unsigned>(width - 1);
-  return cuda_on_host::shuffle(mask, value, base | (static_cast<unsigned>(source) & static_cast<unsigned>(width - 1)), site);
+  return cuda_on_host::shuffle(mask, value, base | (static_cast<unsigned>(source) & static_cast<unsigned>(width - 1)),
+                               site);
 }
 
 template <class T>
@@ -108,11 +109,11 @@ inline unsigned __match_any_sync(unsigned mask, T value, cuda_on_host::Site site
 }
 
 // Compute capability 8.0 and later, 32-bit integers only.
-#define CUDA_ON_HOST_REDUCE(name, expression)                                                             \
-  template <class T>                                                                                      \
-  inline T name(unsigned mask, T value, cuda_on_host::Site site = cuda_on_host::Site::here()) {           \
-    static_assert(std::is_integral_v<T> && sizeof(T) == 4, "warp reductions take 32-bit integers");       \
-    return cuda_on_host::reduce(mask, value, [](T a, T b) { return static_cast<T>(expression); }, site);  \
+#define CUDA_ON_HOST_REDUCE(name, expression)                                                            \
+  template <class T>                                                                                     \
+  inline T name(unsigned mask, T value, cuda_on_host::Site site = cuda_on_host::Site::here()) {          \
+    static_assert(std::is_integral_v<T> && sizeof(T) == 4, "warp reductions take 32-bit integers");      \
+    return cuda_on_host::reduce(mask, value, [](T a, T b) { return static_cast<T>(expression); }, site); \
   }
 CUDA_ON_HOST_REDUCE(__reduce_add_sync, static_cast<unsigned>(a) + static_cast<unsigned>(b))
 CUDA_ON_HOST_REDUCE(__reduce_min_sync, a < b ? a : b)

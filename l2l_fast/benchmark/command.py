@@ -29,6 +29,7 @@ _QUICK = {"sizes": (10**3, 10**4), "segment_sizes": (10**3, 10**4)}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON; returns the exit status (2 if the device cannot be used)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = _options(arguments, device, say)
     threads_before = torch.get_num_threads()
-    machine = describe_machine(device)
+    machine = {"command": shlex.join(["python", "-m", "l2l_fast", "bench", *argv]), **describe_machine(device)}
     print("\n".join(f"{key}: {value}" for key, value in machine.items()))
     if fused_runs_on(device):
         print(f"eager and fused agree: relative difference {check_agreement(make_network(device)):.1e}")
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="default: 1 and all cores")
     parser.add_argument("--isa", nargs="+", metavar="NAME", help="instruction sets (default: the best, and avx2)")
-    parser.add_argument("--only", nargs="+", choices=MEASURES, metavar="MEASURE", help=f"some of: {', '.join(MEASURES)}")
+    parser.add_argument("--only", nargs="+", choices=MEASURES, metavar="NAME", help=f"some of {' '.join(MEASURES)}")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="NAME")
     parser.add_argument("--steps", type=_positive, help="unrolled steps of a segment (default 20)")
     parser.add_argument("--rounds", type=_positive, help="alternating rounds, of which the median counts (default 7)")
@@ -110,11 +111,12 @@ def _options(arguments: argparse.Namespace, device: torch.device, say: Any) -> O
         measures=tuple(arguments.only or MEASURES),
         device=device,
         steps=arguments.steps or (5 if quick else 20),
-        horizon=20 if quick else 100,
+        horizon=10 if quick else 100,
         rounds=arguments.rounds or (3 if quick else 7),
         min_seconds=0.01 if quick else 0.3,
         max_seconds=20.0 if quick else 120.0,
-        memory_size=20_000 if quick else 10**6,
+        memory_size=200_000 if quick else 10**6,
+        plain_memory_size=20_000 if quick else 100_000,
         copy_megabytes=64 if quick else 256,
         say=say,
     )
@@ -123,7 +125,6 @@ def _options(arguments: argparse.Namespace, device: torch.device, say: Any) -> O
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What the figures depend on beside the code."""
     machine: dict[str, Any] = {
-        "command": shlex.join([Path(sys.executable).name, "-m", "l2l_fast", "bench", *_arguments_given()]),
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "instruction sets": " ".join(_C.isa_available()),
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}, {_C.build_info()['compiler']}",
@@ -132,10 +133,6 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         machine["device"] = torch.cuda.get_device_name(device)
     machine["load average at the start"] = _load()
     return machine
-
-
-def _arguments_given() -> list[str]:
-    return sys.argv[2:] if sys.argv[1:2] == ["bench"] else sys.argv[1:]
 
 
 def _processor() -> str:

@@ -1,0 +1,117 @@
+// Launch configuration: how many blocks a device holds, dispatch on the hidden size, tables too long for the arguments.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "table.cuh"
+
+namespace l2l {
+
+// The sizes that are compiled; tests build fewer.
+#ifndef L2L_CUDA_HIDDEN_SIZES
+#define L2L_CUDA_HIDDEN_SIZES(X) X(8) X(16) X(20) X(32)
+#define L2L_CUDA_LAYERS(X) X(1) X(2) X(3)
+#endif
+
+template <class F>
+cudaError_t dispatch_hidden(int hidden, const F& f) {
+  switch (hidden) {
+#define L2L_CASE(n) \
+  case n:           \
+    return f(std::integral_constant<int, n>{});
+    L2L_CUDA_HIDDEN_SIZES(L2L_CASE)
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+template <class F>
+cudaError_t dispatch_layers(int layers, const F& f) {
+  switch (layers) {
+    L2L_CUDA_LAYERS(L2L_CASE)
+#undef L2L_CASE
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+// Whether a configuration is compiled.
+inline bool cuda_supports(const Config& config) {
+  const auto known = [](auto) { return cudaSuccess; };
+  return dispatch_hidden(config.hidden, known) == cudaSuccess && dispatch_layers(config.layers, known) == cudaSuccess;
+}
+
+inline cudaError_t device_attribute(cudaDeviceAttr attribute, int* value) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(value, attribute, device);
+}
+
+// Blocks of a kernel that the current device runs at a time; lets the kernel use that much shared memory. Asked of the
+// driver once per kernel, size and device.
+template <class... P>
+cudaError_t resident_blocks(void (*kernel)(P...), int threads, size_t shared_bytes, int* blocks) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int, size_t>, int> known;
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& found = known[{reinterpret_cast<const void*>(kernel), device, threads, shared_bytes}];
+  if (found == 0) {
+    int most = 0, processors = 0, each = 0;
+    error = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &most);
+    if (error == cudaSuccess && shared_bytes > static_cast<size_t>(most)) error = cudaErrorInvalidConfiguration;
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (error == cudaSuccess) error = device_attribute(cudaDevAttrMultiProcessorCount, &processors);
+    if (error == cudaSuccess)
+      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes);
+    if (error != cudaSuccess) return error;
+    found = processors * std::max(each, 1);
+  }
+  *blocks = found;
+  return cudaSuccess;
+}
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), int blocks, int threads, size_t shared_bytes, cudaStream_t stream,
+                   const A&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <int Bytes>
+void fill_inline(InlineTable<Bytes>& table, const std::vector<int64_t>& words) {
+  std::copy(words.begin(), words.end(), table.words);
+}
+
+__global__ static void upload_table_kernel(const __grid_constant__ InlineTable<kLargeTable> chunk, int64_t* to,
+                                           int words) {
+  for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) to[i] = chunk.words[i];
+}
+
+// Brings a table to device memory by way of kernel arguments: unlike a copy from the host's memory this needs neither
+// pinned memory nor a wait, and a captured graph replays it.
+inline cudaError_t upload_table(const std::vector<int64_t>& words, int64_t* to, cudaStream_t stream) {
+  constexpr size_t kChunk = kLargeTable / 8;
+  InlineTable<kLargeTable> chunk;
+  for (size_t begin = 0; begin < words.size(); begin += kChunk) {
+    const size_t count = std::min(kChunk, words.size() - begin);
+    std::copy_n(words.begin() + begin, count, chunk.words);
+    const cudaError_t error =
+        launch(&upload_table_kernel, 1, 256, 0, stream, chunk, to + begin, static_cast<int>(count));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace l2l

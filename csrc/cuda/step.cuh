@@ -1,0 +1,190 @@
+// The step of the learned optimizer for all tensors of a launch.
+//
+// Owns: a thread has C adjacent coordinates of one tile of 64, so 64 / C threads have a tile; blocks stride over the
+// tiles
+//   of all tensors. Nothing is exchanged between threads, so there is no barrier after the weights are staged.
+// Registers: the inputs of a layer (below and previous h) for the C coordinates, the 4 C gate sums of one unit.
+// Shared memory: the packed weights (weights.cuh), staged once per block and read as broadcasts: one 16-byte load per
+//   4 C multiply-adds.
+// Global memory: a coordinate's state is read once and written once, in whole 128-byte lines; the new h of a layer is
+// read
+//   back by the thread that wrote it (from cache) as input of the next layer. Gradient and parameter: once each.
+// Per coordinate, 2 layers of 20 units: 4,980 multiply-adds, 320 special functions, 640 bytes of state, 12 of the rest.
+#pragma once
+
+#include "math.cuh"
+#include "table.cuh"
+#include "weights.cuh"
+
+namespace l2l {
+
+constexpr int kStepThreads = 128;
+
+struct StepEntry {
+  int64_t end_tile;  // tiles of this and all previous entries
+  int64_t numel;     // > 0
+  View param;        // updated in place; or the update, written, in the functional step
+  View grad;
+  const float* state;  // 16-byte aligned
+  float* new_state;    // may be state
+  float* record;       // receives g, or null
+};
+
+struct StepScalars {
+  Config config;
+  LogSign log_sign;
+  const float* phi;
+  int64_t tiles;  // of all entries
+  float lr, decay;
+  bool maximize;
+  bool in_place;  // param = param * decay + lr * update; else param = update
+  TableRef table;
+};
+
+template <int Bytes>
+struct StepArguments {
+  StepScalars scalars;
+  InlineTable<Bytes> table;
+};
+
+// C adjacent floats of one thread, loaded and stored at once.
+template <int C>
+__device__ __forceinline__ void load_lanes(const float* from, float (&to)[C]) {
+  if constexpr (C == 4) {
+    const float4 v = *reinterpret_cast<const float4*>(from);
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+  } else if constexpr (C == 2) {
+    const float2 v = *reinterpret_cast<const float2*>(from);
+    to[0] = v.x, to[1] = v.y;
+  } else {
+    to[0] = *from;
+  }
+}
+
+template <int C>
+__device__ __forceinline__ void store_lanes(float* to, const float (&from)[C]) {
+  if constexpr (C == 4)
+    *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+  else if constexpr (C == 2)
+    *reinterpret_cast<float2*>(to) = make_float2(from[0], from[1]);
+  else
+    *to = from[0];
+}
+
+template <int C>
+__device__ __forceinline__ void multiply_add(const float4& w, const float (&x)[C], float (&a)[4][C]) {
+#pragma unroll
+  for (int i = 0; i < C; i++) {
+    a[0][i] += w.x * x[i];
+    a[1][i] += w.y * x[i];
+    a[2][i] += w.z * x[i];
+    a[3][i] += w.w * x[i];
+  }
+}
+
+// One layer for one thread's coordinates. x: its inputs, h: its previous h; c, new_c, new_h: row 0 of the thread's
+// lanes in the state. Adds the read-out to u if `out` is not null.
+template <int H, int C, int Inputs>
+__device__ __forceinline__ void step_layer(const float4* weights, const float (&x)[Inputs][C], const float (&h)[H][C],
+                                           const float* c, float* new_c, float* new_h, const float* out,
+                                           float (&u)[C]) {
+#pragma unroll 1
+  for (int j = 0; j < H; j++) {
+    float cell[C];
+    load_lanes<C>(c, cell);
+    float a[4][C];
+    const float4 bias = weights[0];
+#pragma unroll
+    for (int i = 0; i < C; i++) a[0][i] = bias.x, a[1][i] = bias.y, a[2][i] = bias.z, a[3][i] = bias.w;
+#pragma unroll
+    for (int k = 0; k < Inputs; k++) multiply_add<C>(weights[1 + k], x[k], a);
+#pragma unroll
+    for (int k = 0; k < H; k++) multiply_add<C>(weights[1 + Inputs + k], h[k], a);
+    float y[C];
+#pragma unroll
+    for (int i = 0; i < C; i++) y[i] = cell_step<DeviceMath>(a[0][i], a[1][i], a[2][i], a[3][i], cell[i]);
+    store_lanes<C>(new_c, cell);
+    store_lanes<C>(new_h, y);
+    if (out) {
+#pragma unroll
+      for (int i = 0; i < C; i++) u[i] += out[j] * y[i];
+    }
+    weights += 1 + Inputs + H;
+    c += kTile;
+    new_c += kTile;
+    new_h += kTile;
+  }
+}
+
+template <int H, int C>
+__device__ __forceinline__ void step_tile(const StepScalars& s, const Table<StepEntry>& table, const float4* weights,
+                                          int64_t global_tile, int lane) {
+  int64_t first_tile;
+  const StepEntry& entry = table.find(global_tile, first_tile);
+  const int64_t tile = global_tile - first_tile;
+  const int64_t begin = tile * kTile + lane;
+  const int64_t rest = entry.numel - begin;
+  const int count = rest >= C ? C : rest <= 0 ? 0 : static_cast<int>(rest);
+
+  float features[kMaxFeatures][C], u[C];
+  const float* out = reinterpret_cast<const float*>(weights + Packed<H>::out(s.config.layers));
+#pragma unroll
+  for (int i = 0; i < C; i++) {
+    float g = i < count ? table.read(entry.grad, begin + i) : 0.f;
+    if (s.maximize) g = -g;
+    if (entry.record) entry.record[begin + i] = g;
+    features[0][i] = g;
+    features[1][i] = 0.f;
+    if (s.config.preprocess == Preprocess::log_sign)
+      log_sign<DeviceMath>(s.log_sign, g, features[0][i], features[1][i]);
+    u[i] = out[H];
+  }
+
+  const int64_t offset = tile * (2 * s.config.layers * H * kTile) + lane;
+  const float* state = global(entry.state) + offset;
+  float* new_state = global(entry.new_state) + offset;
+  const int layers = s.config.layers;
+  float h[H][C];
+#pragma unroll
+  for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
+  step_layer<H, C, kMaxFeatures>(weights, features, h, state + H * kTile, new_state + H * kTile, new_state,
+                                 layers == 1 ? out : nullptr, u);
+#pragma unroll 1
+  for (int l = 1; l < layers; l++) {
+    state += 2 * H * kTile;
+    float x[H][C];
+#pragma unroll
+    for (int k = 0; k < H; k++) load_lanes<C>(new_state + k * kTile, x[k]);
+    new_state += 2 * H * kTile;
+#pragma unroll
+    for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
+    step_layer<H, C, H>(weights + Packed<H>::layer(l), x, h, state + H * kTile, new_state + H * kTile, new_state,
+                        l + 1 == layers ? out : nullptr, u);
+  }
+
+#pragma unroll
+  for (int i = 0; i < C; i++)
+    if (i < count) {
+      if (s.in_place)
+        table.apply(entry.param, begin + i, s.decay, s.lr, u[i]);
+      else
+        table.write(entry.param, begin + i, u[i]);
+    }
+}
+
+template <int H, int C, int TableBytes>
+__global__ void __launch_bounds__(kStepThreads)
+    step_kernel(const __grid_constant__ StepArguments<TableBytes> arguments) {
+  L2L_DYNAMIC_SHARED(float4, weights);
+  const StepScalars& s = arguments.scalars;
+  pack_network<H>(s.config, s.phi, weights);
+  __syncthreads();
+  constexpr int kLanes = kTile / C, kTilesPerBlock = kStepThreads / kLanes;
+  const Table<StepEntry> table(s.table, arguments.table.words);
+  const int lane = static_cast<int>(threadIdx.x) % kLanes * C;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kTilesPerBlock;
+  int64_t tile = static_cast<int64_t>(blockIdx.x) * kTilesPerBlock + threadIdx.x / kLanes;
+  for (; tile < s.tiles; tile += stride) step_tile<H, C>(s, table, weights, tile, lane);
+}
+
+}  // namespace l2l

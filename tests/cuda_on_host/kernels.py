@@ -1,0 +1,194 @@
+"""The device kernels of csrc/cuda, compiled by g++, called with numpy arrays. No torch, so that it runs sanitized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .library import DeviceArray, Library
+
+SOURCE = Path(__file__).parent / "kernels.cu"
+TILE = 64
+FLOAT32, BFLOAT16, FLOAT16 = range(3)
+AUTOMATIC, NARROW, WIDE = range(3)
+#: Two sizes compile in a fraction of the time of all; the full form builds the rest.
+SHORT_FLAGS = ("-DL2L_CUDA_HIDDEN_SIZES(X)=X(8) X(20)", "-DL2L_CUDA_LAYERS(X)=X(1) X(2)")
+
+
+class Config(NamedTuple):
+    hidden_size: int = 20
+    num_layers: int = 2
+    preprocess: str = "log_sign"
+    p: float = 10.0
+    output_scale: float = 0.1
+
+    @property
+    def rows(self) -> int:
+        return 2 * self.num_layers * self.hidden_size
+
+    def sizes(self) -> np.ndarray:
+        return np.array([self.hidden_size, self.num_layers, self.preprocess == "log_sign"], np.int64)
+
+
+def to_bits(values: np.ndarray, dtype: int) -> np.ndarray:
+    """float32 values in the memory format of a dtype, rounded to nearest even."""
+    values = np.asarray(values, np.float32)
+    if dtype == FLOAT16:
+        return values.astype(np.float16)
+    if dtype == BFLOAT16:
+        bits = values.view(np.uint32).astype(np.uint64)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+    return values
+
+
+def from_bits(stored: np.ndarray, dtype: int) -> np.ndarray:
+    if dtype == BFLOAT16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)
+
+
+class Tensor:
+    """A tensor in device memory with a dtype, strides and a misalignment: ``permutation`` is the order of its
+    dimensions in memory, ``step`` the distance of neighbours, ``offset`` the elements before the first."""
+
+    def __init__(
+        self,
+        library: Library,
+        values: np.ndarray,
+        dtype: int = FLOAT32,
+        permutation: Sequence[int] | None = None,
+        step: int = 1,
+        offset: int = 0,
+    ) -> None:
+        order = tuple(range(values.ndim)) if permutation is None else tuple(permutation)
+        stored = to_bits(np.ascontiguousarray(np.transpose(values, order)), dtype)
+        spread = np.zeros(max(stored.size * step - (step - 1), 0), stored.dtype)
+        spread[::step] = stored.reshape(-1)
+        self.array: DeviceArray = library.array(spread, offset)
+        self.dtype, self.shape, self.order, self.step = dtype, values.shape, order, step
+        strides, size = [0] * values.ndim, step
+        for d in reversed(order):
+            strides[d], size = size, size * values.shape[d]
+        self.strides = strides
+
+    def numpy(self) -> np.ndarray:
+        stored = self.array.numpy()[:: self.step].reshape([self.shape[d] for d in self.order])
+        return from_bits(np.transpose(stored, np.argsort(self.order)), self.dtype)
+
+
+class Kernels:
+    """What the operators launch, on device arrays of a :class:`Library`."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+
+    def step(
+        self,
+        config: Config,
+        phi: np.ndarray,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        states: Sequence[DeviceArray],
+        new_states: Sequence[DeviceArray] | None = None,
+        records: Sequence[int] | None = None,
+        *,
+        lr: float = 1.0,
+        decay: float = 1.0,
+        maximize: bool = False,
+        in_place: bool = True,
+        mapping: int = AUTOMATIC,
+    ) -> None:
+        """``records``: an address per tensor."""
+        stream: list[int] = []
+        for k, (param, grad) in enumerate(zip(params, grads)):
+            stream += [param.array.pointer, param.dtype, grad.array.pointer, grad.dtype, states[k].pointer]
+            stream += [(new_states or states)[k].pointer, records[k] if records else 0, len(param.shape)]
+            stream += [*param.shape, *param.strides, *grad.strides]
+        self.library.call(
+            "step",
+            config.sizes(),
+            np.array([config.p, config.output_scale, lr, decay], np.float32),
+            self.library.array(phi.astype(np.float32)),
+            np.array([maximize, in_place, mapping], np.int64),
+            len(params),
+            np.array(stream, np.int64),
+        )
+
+    def segment_backward(
+        self,
+        config: Config,
+        phi: np.ndarray,
+        states: Sequence[np.ndarray],
+        record_tiles: Sequence[int],
+        records: Sequence[np.ndarray],
+        loss_weights: Sequence[float],
+        lrs: Sequence[float],
+        decays: Sequence[float],
+        grad_ends: Sequence[np.ndarray] | None = None,
+        scratch_budget: int = 0,
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        library = self.library
+        held = [library.array(state) for state in states]
+        ends = [library.array(end) for end in grad_ends] if grad_ends else None
+        starts = [library.array(np.full_like(state, np.nan)) for state in states]
+        stream: list[int] = []
+        for k, state in enumerate(states):
+            stream += [state.shape[0], record_tiles[k], held[k].pointer]
+            stream += [ends[k].pointer if ends else 0, starts[k].pointer]
+        recorded = [library.array(record) for record in records]
+        steps = len(records) - 1
+        coefficients = np.zeros((steps + 1, 3), np.float32)
+        coefficients[1:, 0] = loss_weights
+        coefficients[:steps, 1] = lrs
+        coefficients[:steps, 2] = decays
+        grad_phi = library.array(np.full(phi.shape, np.nan, np.float32))
+        library.call(
+            "segment_backward",
+            config.sizes(),
+            np.array([config.p, config.output_scale], np.float32),
+            library.array(phi.astype(np.float32)),
+            len(states),
+            np.array(stream, np.int64),
+            steps,
+            np.array([record.pointer for record in recorded], np.int64),
+            coefficients,
+            grad_phi,
+            scratch_budget,
+        )
+        return grad_phi.numpy(), [start.numpy() for start in starts]
+
+    def step_backward(
+        self,
+        config: Config,
+        phi: np.ndarray,
+        grad: Tensor,
+        grad_update: Tensor,
+        state: np.ndarray,
+        grad_new_state: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        library = self.library
+        grad_grad = Tensor(library, np.full(grad.shape, np.nan, np.float32), grad.dtype)
+        grad_state = library.array(np.full_like(state, np.nan))
+        grad_phi = library.array(np.full(phi.shape, np.nan, np.float32))
+        held, end = library.array(state), library.array(grad_new_state)
+        stream = [grad.array.pointer, grad.dtype, grad_update.array.pointer, grad_update.dtype]
+        stream += [grad_grad.array.pointer, grad_grad.dtype, held.pointer, end.pointer, grad_state.pointer]
+        stream += [len(grad.shape), *grad.shape, *grad.strides, *grad_update.strides]
+        library.call(
+            "step_backward",
+            config.sizes(),
+            np.array([config.p, config.output_scale], np.float32),
+            library.array(phi.astype(np.float32)),
+            np.array(stream, np.int64),
+            grad_phi,
+        )
+        return grad_grad.numpy(), grad_state.numpy(), grad_phi.numpy()
+
+    def math(self, function: int, x: np.ndarray) -> np.ndarray:
+        y = self.library.array(np.full_like(x, np.nan))
+        self.library.call("math", function, self.library.array(x), y, x.size)
+        return y.numpy()

@@ -1,0 +1,165 @@
+"""Calls of every operator by the names of their arguments, and a zoo of what may be passed in place of each."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import l2l_fast as l2l
+from tests.fuzz.cases import OPS, blocked_state, memory_of, phi_of
+from tests.helpers import random_network, structured_gradient
+
+OPERATORS = ("lstm_step", "lstm_step_backward", "lstm_step_", "lstm_segment_backward", "_vector_math")
+
+
+def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
+    """Arguments by name, in the order of the schema, that the operator accepts."""
+    net = random_network(seed, hidden_size=5, num_layers=2)
+    config = net.config._asdict()
+    grad, state, phi = structured_gradient((70,), seed=seed), blocked_state(net, 70, seed), phi_of(net).clone()
+    if operator == "lstm_step":
+        return {"grad": grad, "state": state, "phi": phi, **config}
+    if operator == "lstm_step_backward":
+        upstream = {"grad_update": structured_gradient((70,), seed=seed + 1), "grad_new_state": state.clone()}
+        return {**upstream, "grad": grad, "state": state, "phi": phi, **config}
+    if operator == "lstm_step_":
+        return {
+            "params": [torch.ones(3, 1), torch.ones(70)],
+            "grads": [structured_gradient((3, 1)), grad],
+            "states": [blocked_state(net, 3, seed + 1), state],
+            "phi": phi,
+            **config,
+            "lr": 0.5,
+            "weight_decay": 0.1,
+            "maximize": False,
+            "record": torch.full((64 * 4,), 7.0),
+            "record_tiles": [3, 0],
+        }
+    if operator == "lstm_segment_backward":
+        record = torch.nn.functional.pad(grad, (0, 58))
+        return {
+            "start_states": [state, blocked_state(net, 60, seed + 2)],
+            "record_tiles": [0, 0],
+            "records": [record, record * 2, record * 3],
+            "loss_weights": [1.0, 0.5],
+            "lrs": [1.0, 1.0],
+            "decays": [1.0, 0.9],
+            "phi": phi,
+            **config,
+            "grad_end_states": [state.clone(), blocked_state(net, 60, seed + 3)],
+            "need_grad_start": True,
+        }
+    return {"function": "exp2", "x": structured_gradient((70,))}
+
+
+def call(operator: str, arguments: dict[str, Any]) -> list[Tensor]:
+    """Runs the operator itself, without the Python layer; returns all tensors that it returned or wrote."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = getattr(OPS, operator)(*arguments.values())
+    if operator == "lstm_step_":
+        return tensors([arguments["params"], arguments["states"], arguments["record"]])
+    return tensors(result)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for item in value for t in tensors(item)] if isinstance(value, (list, tuple)) else []
+
+
+def snapshot(arguments: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """Every tensor argument that has plain memory, with a copy of all of that memory."""
+    found = tensors(list(arguments.values()))
+    plain = [t for t in found if type(t) is Tensor and t.layout == torch.strided and not t.is_nested]
+    # A quantized tensor, a zero tensor or a meta tensor has no memory to look at.
+    plain = [t for t in plain if t.device.type == "cpu" and not t.is_quantized and not t._is_zerotensor()]
+    plain = [t for t in plain if t.element_size() in (2, 4, 8)]
+    return [(memory_of(t.detach()), memory_of(t.detach()).clone()) for t in plain]
+
+
+# ---- the zoo ----
+
+
+def _quietly(make: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def quiet(tensor: Tensor) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make(tensor)
+
+    return quiet
+
+
+def _freed(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def _shrunk(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(tensor.untyped_storage().nbytes() // 2)
+    return tensor
+
+
+def _inference(tensor: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return tensor.clone()
+
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool,
+        torch.complex32, torch.complex64, torch.complex128, torch.float8_e4m3fn,
+    )
+}  # fmt: skip
+
+# name: (what replaces a tensor, whether the kernels may accept it: it means the same numbers, or other valid ones)
+TENSORS: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
+    **{name: (_quietly(lambda t, dtype=dtype: t.to(dtype)), False) for name, dtype in DTYPES.items()},
+    "bfloat16": (lambda t: t.bfloat16(), True),
+    "float16": (lambda t: t.half(), True),
+    "conjugated": (lambda t: torch.complex(t, t).conj(), False),
+    "imaginary part of a conjugate": (lambda t: torch.complex(t, t).conj().imag, True),
+    "negated": (lambda t: torch._neg_view(t), True),
+    "meta": (lambda t: t.to("meta"), False),
+    "sparse": (lambda t: t.to_sparse(), False),
+    "sparse csr": (_quietly(lambda t: t.reshape(1, -1).to_sparse_csr()), False),
+    "quantized": (_quietly(lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)), False),
+    "mkldnn": (lambda t: t.to_mkldnn(), False),
+    "nested": (_quietly(lambda t: torch.nested.nested_tensor([t])), False),
+    "zero tensor": (lambda t: torch._efficientzerotensor(t.shape), True),
+    "freed": (_freed, False),
+    "shrunk": (_shrunk, False),
+    "inference": (_inference, True),
+    "parameter": (lambda t: torch.nn.Parameter(t), True),
+    "one more dimension": (lambda t: t.unsqueeze(0), False),
+    "one dimension fewer": (lambda t: t[0], False),
+    "one element fewer": (lambda t: t[..., :-1], False),
+    "one element more": (lambda t: torch.cat([t, t[..., :1]], dim=-1), False),
+    "twice along the first dimension": (lambda t: torch.cat([t, t]), False),
+    "zero-size": (lambda t: t[:0], False),
+    "0-dim": (lambda t: t.flatten()[0], False),
+    "expanded": (lambda t: t[..., :1].expand_as(t), True),
+    "strided": (lambda t: torch.stack([t, t], dim=-1)[..., 0], True),
+    "transposed storage": (lambda t: t.transpose(0, -1).contiguous().transpose(0, -1), True),
+    "2^40 elements": (lambda t: t.flatten()[:1].expand(2**40), False),
+    "2^62 elements": (lambda t: t.flatten()[:1].expand(2**31, 2**31), False),
+    "None": (lambda t: None, False),
+    "a number": (lambda t: 1.0, False),
+    "a list": (lambda t: t.tolist(), False),
+    "a state": (lambda t: l2l.State.zeros(70, 5, 2), False),
+}  # fmt: skip
+
+INTEGERS = (-(2**63), -(2**31), -1, 0, 1, 2, 3, 4, 6, 20, 64, 65, 2**31, 2**32 + 5, 2**63 - 1, 2**70, 1.5, "5", None)
+FLOATS = (math.nan, math.inf, -math.inf, 0.0, -1.0, 71.0, 1e300, -1e300, 1e-310, 10**400, "1.0", None, 1j)
+STRINGS = ("", "identity", "log_sign", "LOG_SIGN", "log_sign ", "log_sign\0", "exp3", 3, None)
+BOOLEANS = (True, 2, 0.5, "yes", None)
+# Times 64 * 4 bytes these wrap around 64 bits, to small numbers or to far away.
+OFFSETS = (-(2**63), -(2**58), -1, 1, 2, 4, 2**31, 2**40, 2**56, 2**57 + 2**40, 2**58, 2**58 + 1, 2**63 - 1)

@@ -1,0 +1,116 @@
+"""Comparisons: tables, verdicts, intervals and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+
+import pytest
+import torch
+
+import l2l_fast as l2l
+from l2l_fast import comparison as comparisons
+from l2l_fast.comparison import LEARNED, Comparison
+from l2l_fast.meta import summarize
+from l2l_fast.meta.evaluation import student_t95
+from l2l_fast.problems import MNIST, Quadratic
+from tests.helpers import random_network
+
+SMALL = Quadratic(dim=3, batch=4)
+
+
+def made_up(finals: dict[str, float], horizon: int = 100, episodes: int = 5) -> Comparison:
+    """Curves that fall from 3 to the given final losses, a little apart from each other."""
+    steps = torch.linspace(0, 1, horizon + 1, dtype=torch.float64)
+    spread = torch.linspace(0.9, 1.1, episodes, dtype=torch.float64)[:, None]
+    losses = {name: 3.0 * (final / 3.0) ** steps * spread for name, final in finals.items()}
+    return Comparison(SMALL, losses, {name: 0.01 for name in finals if name != LEARNED}, 4)
+
+
+def test_summaries_are_student_intervals():
+    losses = torch.tensor([[1.0, 2.0, 4.0], [1.0, 4.0, 5.0], [1.0, 3.0, 9.0]])
+    summary = summarize(losses)
+    assert summary.mean.tolist() == [1.0, 3.0, 6.0] and summary.total == 9.0
+    assert summary.half_width[1].item() == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+    assert summary.total_half_width == pytest.approx(4.303 * losses[:, 1:].sum(1).std().item() / math.sqrt(3), rel=1e-3)
+    assert math.isnan(summarize(losses[:1]).total_half_width)
+    # Printed tables of Student's t.
+    for freedom, value in {3: 3.182, 4: 2.776, 9: 2.262, 29: 2.045, 99: 1.984}.items():
+        assert student_t95(freedom) == pytest.approx(value, rel=1e-2)
+    for shape in ((3,), (0, 3), (3, 1)):
+        with pytest.raises(ValueError, match="losses"):
+            summarize(torch.ones(shape))
+
+
+def test_compare_puts_everybody_on_the_same_tasks():
+    net = random_network(hidden_size=4, preprocess="identity", output_scale=0.01)
+    trials = []
+    result = comparisons.compare(
+        net, SMALL, 6, 3, tuning_episodes=1, names=("sgd", "adam"), on_trial=lambda *trial: trials.append(trial)
+    )
+    assert list(result.losses) == [LEARNED, "sgd", "adam"] and (result.horizon, result.episodes) == (6, 3)
+    first = torch.stack([losses[:, 0] for losses in result.losses.values()])
+    assert torch.equal(first, first[:1].expand_as(first))
+    assert torch.equal(result.losses[LEARNED], l2l.meta.evaluate(net, SMALL, range(3), 6))
+    assert set(result.learning_rates) == {"sgd", "adam"} and {trial[0] for trial in trials} == {"sgd", "adam"}
+
+
+def test_table_shows_means_intervals_and_data():
+    result = made_up({LEARNED: 0.05, "sgd": 0.2, "nag": 0.1})
+    text = comparisons.table(result)
+    lines = text.splitlines()
+    assert "Quadratic(dim=3" in lines[0]
+    assert "random problems" in lines[1] and "5 fresh test tasks (the mean of 4 problems each)" in lines[1]
+    assert lines[2].split() == ["step", "1", "10", "20", "40", "60", "80", "100", "sum"]
+    rows = {line.split("  ")[0]: line for line in lines[4:]}
+    assert list(rows)[0] == "learned LSTM"
+    assert rows["SGD, lr 0.01"].split()[-2] == "0.2000" and rows["learned LSTM"].split()[-2] == "0.0500"
+    assert len(re.findall("±", text)) == 1 + 3 * 8
+    assert len({len(line) for line in lines[2:]}) == 1
+    assert comparisons.table(made_up({LEARNED: 0.05}, horizon=30)).splitlines()[2].split()[-2] == "30"
+
+
+def test_data_sets_are_named():
+    assert "mnist-10k-embedded" in comparisons.data_set(MNIST(data="mnist-10k-embedded"))
+    assert "3,334" in comparisons.data_set(MNIST(data="mnist-10k-embedded"))
+
+
+def test_verdict():
+    below, sentence = comparisons.verdict(made_up({LEARNED: 0.05, "sgd": 0.2, "nag": 0.1}))
+    assert below and "NAG" in sentence and "-50 %" in sentence and "5 of 5" in sentence
+    below, sentence = comparisons.verdict(made_up({LEARNED: 0.11, "sgd": 0.2, "nag": 0.1}))
+    assert not below and "+10 %" in sentence
+    below, sentence = comparisons.verdict(made_up({LEARNED: math.inf, "nag": 0.1}))
+    assert not below and "inf" in sentence
+
+
+def test_json_holds_no_infinities():
+    result = made_up({LEARNED: 0.05, "sgd": 0.2})
+    result.losses["sgd"][0, 50:] = math.inf
+    record = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert record["results"]["sgd"]["mean"][50] is None and record["results"][LEARNED]["mean"][100] < 0.06
+    assert record["problem"] == SMALL.config() and record["test_tasks"] == 5
+
+
+def test_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = made_up({LEARNED: 0.05, "sgd": 0.2, "nag": 0.1})
+    result.losses["sgd"][:, 60:] = math.inf  # diverged: the line stops there
+    path = l2l.plots.learning_curves([result, result], tmp_path / "sub" / "curves.png", titles=["a", "b"], heading="c")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    svg = l2l.plots.learning_curves([result], tmp_path / "curves.svg").read_text()
+    assert svg.count('<g id="axes_') == 1
+    with pytest.raises(ValueError, match="titles"):
+        l2l.plots.learning_curves([result], tmp_path / "x.png", titles=[])
+    with pytest.raises(ValueError, match="comparisons"):
+        l2l.plots.learning_curves([], tmp_path / "x.png")
+
+
+def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install"):
+        l2l.plots.learning_curves([made_up({LEARNED: 0.05, "nag": 0.1})], tmp_path / "x.png")
