@@ -12,6 +12,8 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PYTEST ?=
+# test files for `make asan`; all that drive the kernels if empty
+ASAN ?=
 
 export MAX_JOBS PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -76,7 +78,7 @@ sdist: setup
 
 # The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 asan: setup
-	@bash scripts/run_sanitized.sh "$(VENV)"
+	@bash scripts/asan.sh "$(VENV)" $(ASAN)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info l2l_fast/_C*.so .pytest_cache .ruff_cache .hypothesis

@@ -153,7 +153,7 @@ void check_network_sizes(const Kernels& kernels) {
   unsigned seed = 1;
   for (int hidden : {4, 5, 6, 7, 8, 11, 15, 16, 20, 23, 33, 64})
     for (int layers = 1; layers <= l2l::kMaxLayers; layers++) {
-      if (hidden * layers > 80) continue;  // the naive form takes its time
+      if (hidden * layers > 140) continue;  // the naive form takes its time
       for (auto preprocess : {l2l::Preprocess::identity, l2l::Preprocess::log_sign}) {
         const Config config{hidden, layers, preprocess, layers % 2 ? 10.f : 4.f, 0.3f};
         const int steps = 1 + (int)seed % 3;
@@ -174,7 +174,7 @@ void check_segment_lengths(const Kernels& kernels) {
     while (growth(chunk) == growth(1)) chunk++;
     const int limit = config.hidden < 10 ? 1 : 3;
     for (int steps : {chunk - 1, chunk, chunk + 1, limit * chunk + 2})
-      if (steps >= 1 && steps <= 140) check_case(kernels, {config, steps, true, true, true}, 1000 + steps);
+      if (steps >= 1 && steps <= 340) check_case(kernels, {config, steps, true, true, true}, 1000 + steps);
   }
 }
 

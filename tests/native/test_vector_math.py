@@ -12,7 +12,7 @@ import torch
 from l2l_fast import ops
 
 FULL = os.environ.get("L2L_FAST_FULL") == "1"
-STRIDE = 97 if FULL else 4099  # of the 2^32 bit patterns; prime, so that all low bits occur
+STRIDE = 97 if FULL else 1021  # of the 2^32 bit patterns; prime, so that all low bits occur
 SMALLEST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
 LIMIT = 4.0
 LN2 = math.log(2.0)
