@@ -116,14 +116,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     net, problem = _network(arguments.optimizer), _problem(arguments)
-    show = None if arguments.quiet else _show_trial
     result = comparisons.compare(
         net,
         problem,
         arguments.horizon,
         arguments.episodes,
         tuning_episodes=arguments.tuning_episodes,
-        on_trial=show,
+        on_trial=None if arguments.quiet else _show_trial,
     )
     _say(comparisons.table(result))
     _say(comparisons.verdict(result)[1])
@@ -172,8 +171,8 @@ def information() -> dict[str, Any]:
         except PackageNotFoundError:
             return "not installed"
 
-    facts: dict[str, Any] = {name: package(name) for name in ("l2l_fast", "torch", "numpy", "safetensors")}
-    facts.update({name: package(name) for name in ("tqdm", "matplotlib")})
+    names = ("l2l_fast", "torch", "numpy", "safetensors", "tqdm", "matplotlib")
+    facts: dict[str, Any] = {name: package(name) for name in names}
     facts["python"] = f"{platform.python_version()} ({sys.executable})"
     facts["machine"] = platform.platform()
     facts["instruction set"] = _C.isa()

@@ -52,7 +52,7 @@ def everything(net, grad, data, grad_update, grad_data):
     return [update, param, grads[0], *rows]
 
 
-@examples(12)
+@examples(40)
 @given(net=networks(), numel=st.integers(1, 140), seed=seeds, place=st.floats(0, 0.999), pattern=nan_bits)
 def test_a_nan_gradient_stays_in_its_coordinate(net, numel, seed, place, pattern, isa):
     grad = gradient_values(net, (numel,), seed, "structured")
@@ -68,7 +68,7 @@ def test_a_nan_gradient_stays_in_its_coordinate(net, numel, seed, place, pattern
         assert identical(a[others], b[others])
 
 
-@examples(12)
+@examples(40)
 @given(net=networks(), numel=st.integers(1, 140), seed=seeds, place=st.floats(0, 0.999), pattern=nan_bits)
 def test_a_nan_in_the_state_stays_in_its_coordinate(net, numel, seed, place, pattern, isa):
     grad = gradient_values(net, (numel,), seed, "structured")
@@ -85,7 +85,7 @@ def test_a_nan_in_the_state_stays_in_its_coordinate(net, numel, seed, place, pat
         assert identical(a[others], b[others])
 
 
-@examples(12)
+@examples(40)
 @given(net=networks(), seed=seeds, place=st.floats(0, 0.999999), pattern=nan_bits)
 def test_a_nan_weight_reaches_every_update(net, seed, place, pattern, isa):
     """Whichever weight and whatever its bits: an optimizer that is broken must not look alive."""
@@ -96,7 +96,7 @@ def test_a_nan_weight_reaches_every_update(net, seed, place, pattern, isa):
     assert update.isnan().all()
 
 
-@examples(12)
+@examples(40)
 @given(net=networks(), seed=seeds)
 def test_infinite_and_huge_gradients_give_finite_updates(net, seed, isa):
     grad = gradient_values(net, (100,), seed, "extreme")
@@ -109,7 +109,7 @@ def test_infinite_and_huge_gradients_give_finite_updates(net, seed, isa):
     assert_near(update, expected, 2e-5, 0.05 * abs(net.output_scale), "update")
 
 
-@examples(10)
+@examples(30)
 @given(net=networks(), numel=st.integers(1, 200).filter(lambda n: n % 64), seed=seeds, pattern=nan_bits)
 def test_padding_never_reaches_a_result(net, numel, seed, pattern, isa):
     """The states' padding lanes may hold anything in the functional step and back through it."""

@@ -61,7 +61,7 @@ def test_every_truncation_is_refused(tmp_path):
         assert load_or_refuse(path) is None, f"accepted the first {length} of {len(content)} bytes"
 
 
-@examples(150)
+@examples(300)
 @given(data=st.data())
 def test_flipped_bits(data, tmp_path):
     path, content = small_file(tmp_path)
@@ -75,7 +75,7 @@ def test_flipped_bits(data, tmp_path):
     load_or_refuse(path)
 
 
-@examples(30)
+@examples(60)
 @given(content=st.one_of(st.binary(max_size=200), st.binary(max_size=60).map(lambda b: struct.pack("<Q", len(b)) + b)))
 def test_any_bytes(content, tmp_path):
     path = tmp_path / "net.safetensors"
@@ -210,7 +210,7 @@ STRANGE = [
 ]  # fmt: skip
 
 
-@examples(120)
+@examples(250)
 @given(data=st.data())
 def test_a_damaged_state_dict(data):
     """Refused with nothing loaded, or loaded and working."""

@@ -42,7 +42,7 @@ def reference_step(net, grad, data):
     return update, torch.cat([part for pair in new for part in pair], dim=1)
 
 
-@examples(12)
+@examples(40)
 @given(net=networks(), shape=shapes, seed=seeds, style=styles)
 def test_step(net, shape, seed, style, isa):
     grad = gradient_values(net, shape, seed, style)
@@ -53,7 +53,7 @@ def test_step(net, shape, seed, style, isa):
     assert_near(logical(new_data, grad.numel(), net), expected_state, VALUES, 0.05, "state")
 
 
-@examples(12)
+@examples(40)
 @given(
     net=networks(),
     shape=shapes,
@@ -81,7 +81,7 @@ def test_layout_and_dtype_change_nothing(net, shape, seed, style, dtype, layout,
     assert identical(grads[1], expected[1]) and identical(grads[2], expected[2])
 
 
-@examples(12)
+@examples(40)
 @given(net=networks(), shape=shapes, seed=seeds)
 def test_step_backward(net, shape, seed, isa):
     grad = gradient_values(net, shape, seed, "structured")
@@ -112,7 +112,7 @@ def parameters(draw):
     return draw(st.lists(one, min_size=0, max_size=4))
 
 
-@examples(12)
+@examples(40)
 @given(
     net=networks(),
     parameters=parameters(),
@@ -160,7 +160,7 @@ def test_step_in_place(net, parameters, style, lr, weight_decay, maximize, recor
     assert record is None or record.eq(7.0).all()
 
 
-@examples(10)
+@examples(30)
 @given(
     net=networks(),
     sizes=st.lists(st.one_of(st.integers(0, 90), st.sampled_from([64, 128, 129])), min_size=0, max_size=3),

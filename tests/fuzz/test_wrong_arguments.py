@@ -311,7 +311,7 @@ def test_lazy_clones_get_their_own_memory():
 # ---- everything at once ----
 
 
-@examples(60)
+@examples(250)
 @given(data=st.data())
 def test_several_strange_arguments(data):
     """No combination crashes or writes before an error."""
