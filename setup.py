@@ -40,8 +40,10 @@ def sources() -> list[str]:
     kernels = ["baseline"]
     if platform.machine().lower() in ("x86_64", "amd64"):
         kernels += ["avx2", "avx512"]
-    cpu = ["backward", "dispatch", "packing", "parallel", "step", *(f"kernels_{name}" for name in kernels)]
-    return ["csrc/ops.cpp", "csrc/module.cpp", "csrc/checks.cpp", *(f"csrc/cpu/{name}.cpp" for name in cpu)]
+    cpu = ["backward", "dispatch", "gac", "gac_backward", "gac_step", "packing", "parallel", "step"]
+    cpu += [f"kernels_{name}" for name in kernels]
+    shared = ["ops", "module", "checks", "gac_checks"]
+    return [*(f"csrc/{name}.cpp" for name in shared), *(f"csrc/cpu/{name}.cpp" for name in cpu)]
 
 
 CUDA_ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"

@@ -68,7 +68,7 @@ struct Weights {
       net.layer[l].backward_h = take(4L * hidden * round_up(hidden, 4));
     }
     net.weight_out = take(hidden);
-    net.bias_out = 0.f;
+    net.bias_out = take(1);
   }
   Buffer storage;
   Network net;
@@ -130,7 +130,7 @@ extern "C" double step_products(double seconds) {
       below = h;
     }
     for (int lane = 0; lane < kTile; lane += kLanes) {
-      Wide<1> u{{broadcast(net.bias_out)}};
+      Wide<1> u{{broadcast(net.bias_out[0])}};
       for (int j = 0; j < hidden; j++) u.v[0] += net.weight_out[j] * load(below + static_cast<long>(j) * kTile + lane);
       consume(u);
     }

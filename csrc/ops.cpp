@@ -5,6 +5,8 @@
 #include <torch/library.h>
 
 #define L2L_CONFIG "int hidden_size, int num_layers, str preprocess, float p, float output_scale"
+// Global averaging cells, inputs beside the gradient, outputs beside the update.
+#define L2L_GAC_CONFIG L2L_CONFIG ", int gac_cells, int extra_inputs, int num_outputs"
 
 TORCH_LIBRARY(l2l_fast, m) {
   m.set_python_module("l2l_fast.ops");
@@ -18,9 +20,30 @@ TORCH_LIBRARY(l2l_fast, m) {
       "lstm_segment_backward(Tensor[] start_states, int[] record_tiles, Tensor[] records, float[] loss_weights, "
       "float[] lrs, float[] decays, Tensor phi, " L2L_CONFIG
       ", Tensor[] grad_end_states, bool need_grad_start) -> (Tensor grad_phi, Tensor[] grad_start_states)");
+  m.def("gac_step(Tensor grad, Tensor? extra, Tensor state, Tensor phi, " L2L_GAC_CONFIG
+        ", int groups) -> (Tensor out, Tensor new_state)");
+  m.def(
+      "gac_step_backward(Tensor grad_out, Tensor grad_new_state, Tensor grad, Tensor? extra, Tensor state, "
+      "Tensor phi, " L2L_GAC_CONFIG
+      ", int groups) -> (Tensor grad_grad, Tensor grad_extra, Tensor grad_state, Tensor grad_phi)");
+  m.def(
+      "gac_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor? extra, Tensor(c!)? out, "
+      "Tensor phi, " L2L_GAC_CONFIG
+      ", float lr, float weight_decay, bool maximize, Tensor(d!)? record, int[] record_tiles, int groups, "
+      "Tensor(e!) means, Tensor(f!) sums, float count, int first_phase, int last_phase) -> ()");
+  m.def(
+      "gac_segment_backward(Tensor[] start_states, int[] numels, int[] record_tiles, Tensor[] records, "
+      "Tensor[] means, float[] loss_weights, float[] lrs, float[] decays, Tensor phi, " L2L_GAC_CONFIG
+      ", int groups, Tensor[] grad_end_states, bool need_grad_start) -> (Tensor grad_phi, Tensor[] grad_start_states)");
   m.def("_vector_math(str function, Tensor x) -> Tensor");
 }
 
 // Lazy negations and conjugates reach the checks of the in-place step; PyTorch's fallback would run it, then fail.
-TORCH_LIBRARY_IMPL(l2l_fast, Negative, m) { m.impl("lstm_step_", torch::CppFunction::makeFallthrough()); }
-TORCH_LIBRARY_IMPL(l2l_fast, Conjugate, m) { m.impl("lstm_step_", torch::CppFunction::makeFallthrough()); }
+TORCH_LIBRARY_IMPL(l2l_fast, Negative, m) {
+  m.impl("lstm_step_", torch::CppFunction::makeFallthrough());
+  m.impl("gac_step_", torch::CppFunction::makeFallthrough());
+}
+TORCH_LIBRARY_IMPL(l2l_fast, Conjugate, m) {
+  m.impl("lstm_step_", torch::CppFunction::makeFallthrough());
+  m.impl("gac_step_", torch::CppFunction::makeFallthrough());
+}

@@ -6,7 +6,8 @@
 // streams.
 //
 // phi, the learned parameters, flat: per layer weight_ih [4*hidden][inputs], weight_hh [4*hidden][hidden],
-// bias [4*hidden]; then weight_out [hidden] and bias_out [1]. Gate order i, f, g, o, as in torch.nn.LSTMCell.
+// bias [4*hidden]; then weight_out [outputs][hidden] and bias_out [outputs]. Gate order i, f, g, o, as in
+// torch.nn.LSTMCell.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,7 @@ constexpr int kGates = 4;
 constexpr int kMinHidden = 4, kMaxHidden = 64;
 constexpr int kMaxLayers = 4;
 constexpr int kMaxFeatures = 2;
+constexpr int kMaxExtraInputs = 16, kMaxOutputs = 16;
 
 enum class Preprocess : int { identity = 0, log_sign = 1 };
 
@@ -34,9 +36,12 @@ struct Config {
   Preprocess preprocess = Preprocess::log_sign;
   float p = 10.f;             // log-sign threshold exponent: gradients below exp(-p) are passed linearly
   float output_scale = 0.1f;  // the update is output_scale times the read-out
+  int gac = 0;                // global averaging cells: the first of every layer's units
+  int extra = 0;              // inputs beside the features of the gradient
+  int outputs = 1;            // of which the first is the update
 
   L2L_HOST_DEVICE int features() const { return preprocess == Preprocess::log_sign ? 2 : 1; }
-  L2L_HOST_DEVICE int inputs(int layer) const { return layer == 0 ? features() : hidden; }
+  L2L_HOST_DEVICE int inputs(int layer) const { return layer == 0 ? features() + extra : hidden; }
   L2L_HOST_DEVICE int rows() const { return 2 * layers * hidden; }  // of a state tile
   L2L_HOST_DEVICE int h_row(int layer) const { return 2 * layer * hidden; }
   L2L_HOST_DEVICE int c_row(int layer) const { return (2 * layer + 1) * hidden; }
@@ -50,8 +55,8 @@ struct Config {
   L2L_HOST_DEVICE int weight_hh(int layer) const { return layer_begin(layer) + kGates * hidden * inputs(layer); }
   L2L_HOST_DEVICE int bias(int layer) const { return weight_hh(layer) + kGates * hidden * hidden; }
   L2L_HOST_DEVICE int weight_out() const { return layer_begin(layers); }
-  L2L_HOST_DEVICE int bias_out() const { return weight_out() + hidden; }
-  L2L_HOST_DEVICE int phi_size() const { return bias_out() + 1; }
+  L2L_HOST_DEVICE int bias_out() const { return weight_out() + outputs * hidden; }
+  L2L_HOST_DEVICE int phi_size() const { return bias_out() + outputs; }
 };
 
 L2L_HOST_DEVICE int64_t tiles_for(int64_t numel) { return (numel + kTile - 1) / kTile; }

@@ -23,12 +23,12 @@ struct Network {
   Config config;
   LogSign log_sign;
   LayerWeights layer[kMaxLayers];
-  const float* weight_out;  // [hidden], times output_scale
-  float bias_out;           // times output_scale
+  const float* weight_out;  // [outputs][hidden], the first times output_scale
+  const float* bias_out;    // [outputs], the first times output_scale
 };
 
 // Sums for d loss / d phi, in the kernels' order (unpacked by packing.h): per layer [hidden][inputs + hidden][4] and
-// [hidden][4], then the read-out [hidden] and its bias.
+// [hidden][4], then the read-out [outputs][hidden] and its biases.
 L2L_HOST_DEVICE int gradient_size(const Config& c) { return c.phi_size(); }
 L2L_HOST_DEVICE int gradient_layer(const Config& c, int layer) { return c.layer_begin(layer); }
 L2L_HOST_DEVICE int gradient_bias(const Config& c, int layer) {
@@ -48,6 +48,30 @@ struct BackwardTile {
   double* grad_phi;             // [gradient_size], added to
 };
 
+// One layer of one tile, for networks whose coordinates meet between layers. All rows have 64 lanes.
+struct LayerForward {
+  const float* weights;  // [hidden][inputs + recurrent][4], times gate_scale
+  const float* bias;     // [hidden][4], times gate_scale
+  int hidden;
+  const float* x;  // [inputs]
+  int inputs;
+  const float* h;  // [recurrent], previous
+  int recurrent;
+  const float* c;  // [hidden], previous
+  float* new_c;    // may be c
+  float* new_h;    // may not be h
+};
+
+// The same backward: activations are recomputed.
+struct LayerBackward {
+  const float* x;  // [inputs]
+  const float* h;  // [hidden], previous
+  const float* c;  // [hidden], previous
+  float* dh;       // [hidden]: of the new h -> of the previous one
+  float* dc;       // [hidden]: of the new c -> of the previous one
+  float* dx;       // [inputs], added to, or null
+};
+
 // sigmoid_scaled(a) = 1 / (1 + 2^a), tanh_scaled(a) = (2^a - 1) / (2^a + 1): the scale of the pre-activations.
 enum class VectorFunction : int { exp2, sigmoid_scaled, tanh_scaled, log };
 
@@ -59,10 +83,21 @@ struct Kernels {
   // Bytes of scratch that backward needs, and the kernel.
   size_t (*backward_scratch)(const Config&, int steps);
   void (*backward)(const Network&, const BackwardTile&, float* scratch);
+  // Layer by layer. features: of 64 gradients, rows of 64. layer_backward takes up to kLayerTiles tiles at once.
+  void (*features)(const Network&, const float* grad, float* out);
+  void (*layer_forward)(const LayerForward&);
+  void (*read_out)(const Network&, const float* h, float* out);
+  size_t (*layer_backward_scratch)(const Config&);
+  void (*layer_backward)(const Network&, int layer, const LayerBackward*, int tiles, double* grad_phi, float* scratch);
+  // dh is added to; grad_out [outputs][64].
+  void (*read_out_backward)(const Network&, const float* h, const float* grad_out, float* dh, double* grad_phi);
+  void (*features_backward)(const Network&, const float* grad, const float* grad_features, float* grad_grad);
   // For tests: y = function(x). For the roofline: `repeats` rounds of independent multiply-adds, returns how many.
   void (*vector_function)(VectorFunction, const float* x, float* y, int64_t n);
   int64_t (*multiply_adds)(int64_t repeats, float* sink);
 };
+
+constexpr int kLayerTiles = 8;
 
 namespace baseline { extern const Kernels kernels; }
 #if defined(__x86_64__)

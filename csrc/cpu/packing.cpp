@@ -33,7 +33,7 @@ PackedNetwork::PackedNetwork(const Config& config, const float* phi) {
   size_t size = 0;
   for (int l = 0; l < config.layers; l++)
     size += (size_t)4 * hidden * (config.inputs(l) + hidden + 1 + round_up_4(config.inputs(l)) + round_up_4(hidden));
-  storage_.assign(size + hidden, 0.f);
+  storage_.assign(size + (size_t)config.outputs * (hidden + 1), 0.f);
   float* next = storage_.data();
   const auto take = [&next](size_t n) {
     float* begin = next;
@@ -62,10 +62,15 @@ PackedNetwork::PackedNetwork(const Config& config, const float* phi) {
       }
     network_.layer[l] = {forward, bias, backward_input, backward_h};
   }
-  float* weight_out = take(hidden);
-  for (int j = 0; j < hidden; j++) weight_out[j] = config.output_scale * phi[config.weight_out() + j];
+  float* weight_out = take((size_t)config.outputs * hidden);
+  float* bias_out = take(config.outputs);
+  for (int o = 0; o < config.outputs; o++) {
+    const float scale = o == 0 ? config.output_scale : 1.f;
+    for (int j = 0; j < hidden; j++) weight_out[o * hidden + j] = scale * phi[config.weight_out() + o * hidden + j];
+    bias_out[o] = scale * phi[config.bias_out() + o];
+  }
   network_.weight_out = weight_out;
-  network_.bias_out = config.output_scale * phi[config.bias_out()];
+  network_.bias_out = bias_out;
 }
 
 void unpack_gradient(const Config& config, const double* sums, float* grad_phi) {
@@ -85,8 +90,12 @@ void unpack_gradient(const Config& config, const double* sums, float* grad_phi) 
       }
   }
   const double* out = sums + gradient_out(config);
-  for (int j = 0; j < hidden; j++) grad_phi[config.weight_out() + j] = (float)(config.output_scale * out[j]);
-  grad_phi[config.bias_out()] = (float)(config.output_scale * out[hidden]);
+  for (int o = 0; o < config.outputs; o++) {
+    const double scale = o == 0 ? config.output_scale : 1.0;
+    for (int j = 0; j < hidden; j++)
+      grad_phi[config.weight_out() + o * hidden + j] = (float)(scale * out[o * hidden + j]);
+    grad_phi[config.bias_out() + o] = (float)(scale * out[config.outputs * hidden + o]);
+  }
 }
 
 }  // namespace l2l

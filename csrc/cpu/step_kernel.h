@@ -29,22 +29,32 @@ static L2L_ALWAYS_INLINE void features(const Network& net, const float* grad, in
   }
 }
 
-static void step_layer(const LayerWeights& w, int hidden, const float* x, int inputs, const float* h, const float* c,
-                       float* new_c, float* new_h) {
+static void layer_forward(const LayerForward& f) {
   constexpr int width = kStepVectors * kLanes;
-  for (int j = 0; j < hidden; j++) {
-    const float* weights = w.forward + 4L * j * (inputs + hidden);
+  for (int j = 0; j < f.hidden; j++) {
+    const float* weights = f.weights + 4L * j * (f.inputs + f.recurrent);
     for (int lane = 0; lane < kTile; lane += width) {
       Wide<kStepVectors> a[1][4];
-      gate_preactivations<1, kStepVectors>(weights, w.bias + 4 * j, {x + lane, kTile}, inputs, {h + lane, kTile},
-                                           hidden, a);
+      gate_preactivations<1, kStepVectors>(weights, f.bias + 4 * j, {f.x + lane, kTile}, f.inputs, {f.h + lane, kTile},
+                                           f.recurrent, a);
       const long at = (long)j * kTile + lane;
-      Wide<kStepVectors> cell = load_wide<kStepVectors>(c + at);
+      Wide<kStepVectors> cell = load_wide<kStepVectors>(f.c + at);
       const Wide<kStepVectors> out = cell_step<Math<kStepVectors>>(a[0][0], a[0][1], a[0][2], a[0][3], cell);
-      store_wide(new_c + at, cell);
-      store_wide(new_h + at, out);
+      store_wide(f.new_c + at, cell);
+      store_wide(f.new_h + at, out);
     }
   }
+}
+
+// [outputs][64] from the h of the last layer.
+static void read_out(const Network& net, const float* h, float* out) {
+  const int hidden = net.config.hidden;
+  for (int o = 0; o < net.config.outputs; o++)
+    for (int lane = 0; lane < kTile; lane += kLanes) {
+      vf u = broadcast(net.bias_out[o]);
+      for (int j = 0; j < hidden; j++) u += net.weight_out[o * hidden + j] * load(h + (long)j * kTile + lane);
+      store(out + o * kTile + lane, u);
+    }
 }
 
 static void step(const Network& net, const float* grad, const float* state, float* new_state, float* update) {
@@ -59,15 +69,12 @@ static void step(const Network& net, const float* grad, const float* state, floa
   for (int l = 0; l < config.layers; l++) {
     const long h = (long)config.h_row(l) * kTile, c = (long)config.c_row(l) * kTile;
     float* new_h = state == new_state ? waiting : new_state + h;
-    step_layer(net.layer[l], hidden, below, config.inputs(l), state + h, state + c, new_state + c, new_h);
+    layer_forward({net.layer[l].forward, net.layer[l].bias, hidden, below, config.inputs(l), state + h, hidden,
+                   state + c, new_state + c, new_h});
     if (new_h == waiting) __builtin_memcpy(new_state + h, waiting, sizeof(float) * kTile * hidden);
     below = new_state + h;
   }
-  for (int lane = 0; lane < kTile; lane += kLanes) {
-    vf u = broadcast(net.bias_out);
-    for (int j = 0; j < hidden; j++) u += net.weight_out[j] * load(below + (long)j * kTile + lane);
-    store(update + lane, u);
-  }
+  read_out(net, below, update);
 }
 
 }  // namespace L2L_ISA

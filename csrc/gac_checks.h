@@ -1,0 +1,19 @@
+// Argument checks of the operators with global averaging cells, extra inputs and several outputs.
+#pragma once
+
+#include "checks.h"
+
+namespace l2l {
+
+// ValueError unless the sizes and constants are in range.
+Config make_gac_config(int64_t hidden_size, int64_t num_layers, std::string_view preprocess, double p,
+                       double output_scale, int64_t gac_cells, int64_t extra_inputs, int64_t num_outputs);
+
+// ValueError unless every group gets as many of the coordinates.
+void check_groups(int64_t groups, int64_t numel, const char* name, int64_t index = -1);
+
+// Extra inputs: none if the network has none, else contiguous float32 with `inputs` rows of `sizes`.
+void check_rows(const std::optional<at::Tensor>& tensor, const char* name, int64_t rows, at::IntArrayRef sizes,
+                const at::Tensor& phi);
+
+}  // namespace l2l
