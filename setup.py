@@ -83,7 +83,7 @@ if cuda:
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     cxx_flags = [*cxx_flags, "-DL2L_FAST_WITH_CUDA", f'-DL2L_FAST_CUDA_ARCHITECTURES="{architectures}"']
     nvcc_flags = NVCC_FLAGS
-    paths += ["csrc/cuda/step.cu", "csrc/cuda/backward.cu"]
+    paths += [f"csrc/cuda/{name}.cu" for name in ("step", "backward", "gac_step", "gac_backward")]
 setup(
     ext_modules=[
         (CUDAExtension if cuda else CppExtension)(

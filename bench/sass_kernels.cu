@@ -1,7 +1,8 @@
 // Every kernel of the package in one translation unit without PyTorch, for bench/sass.py.
-#include "operations.cuh"
+#include "gac_operations.cuh"
 
 namespace l2l {
-void* every_kernel[] = {reinterpret_cast<void*>(&run_step), reinterpret_cast<void*>(&run_segment_backward),
-                        reinterpret_cast<void*>(&run_step_backward), reinterpret_cast<void*>(&upload_table)};
+void* every_kernel[] = {reinterpret_cast<void*>(&run_step),          reinterpret_cast<void*>(&run_segment_backward),
+                        reinterpret_cast<void*>(&run_step_backward), reinterpret_cast<void*>(&upload_table),
+                        reinterpret_cast<void*>(&run_gac_step),      reinterpret_cast<void*>(&run_gac_step_backward)};
 }

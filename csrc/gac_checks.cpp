@@ -42,4 +42,55 @@ void check_rows(const std::optional<at::Tensor>& tensor, const char* name, int64
   check_same_device(*tensor, name, phi, "phi");
 }
 
+void check_phases(const Config& config, const at::Tensor& phi, const at::Tensor& means, const at::Tensor& sums,
+                  int64_t groups, double count, int64_t first, int64_t last) {
+  const std::vector<int64_t> means_shape{config.layers, groups, config.gac}, sums_shape{groups, config.gac};
+  TORCH_CHECK_TYPE(means.scalar_type() == at::kFloat, "means: expected dtype float32, got ", means.scalar_type());
+  TORCH_CHECK_TYPE(sums.scalar_type() == at::kDouble, "sums: expected dtype float64, got ", sums.scalar_type());
+  TORCH_CHECK_VALUE(means.sizes() == at::IntArrayRef(means_shape) && means.is_contiguous(),
+                    "means: expected a contiguous tensor of shape ", at::IntArrayRef(means_shape), ", got shape ",
+                    means.sizes());
+  TORCH_CHECK_VALUE(sums.sizes() == at::IntArrayRef(sums_shape) && sums.is_contiguous(),
+                    "sums: expected a contiguous tensor of shape ", at::IntArrayRef(sums_shape), ", got shape ",
+                    sums.sizes());
+  check_same_device(means, "means", phi, "phi");
+  check_same_device(sums, "sums", phi, "phi");
+  TORCH_CHECK_VALUE(count >= 0, "count: expected the number of coordinates in a group, got ", count);
+  TORCH_CHECK_VALUE(first >= 0 && first <= last && last <= config.layers + 1,
+                    "first_phase, last_phase: expected 0 <= first <= last <= ", config.layers + 1, ", got ", first,
+                    ", ", last);
+}
+
+void check_outputs(const Config& config, const std::optional<at::Tensor>& out, int64_t coordinates,
+                   const at::Tensor& phi) {
+  TORCH_CHECK_VALUE(out || config.outputs == 1, "out: expected a tensor of ", config.outputs, " rows, got None");
+  if (out) check_rows(out, "out", config.outputs, {coordinates}, phi);
+}
+
+void check_gac_segment(const Config& config, at::TensorList start_states, at::IntArrayRef numels,
+                       at::TensorList records, at::TensorList means, int64_t groups, const at::Tensor& phi) {
+  TORCH_CHECK_VALUE(
+      config.extra == 0 && config.outputs == 1,
+      "extra_inputs, num_outputs: expected 0 and 1 for a segment (others go through the functional step), "
+      "got ",
+      config.extra, " and ", config.outputs);
+  TORCH_CHECK_VALUE(numels.size() == start_states.size(), "numels: expected ", start_states.size(),
+                    " numbers as start_states, got ", numels.size());
+  for (size_t k = 0; k < numels.size(); k++) {
+    TORCH_CHECK_VALUE(numels[k] >= 0 && tiles_for(numels[k]) == start_states[k].size(0), "numels[", k, "]: expected ",
+                      start_states[k].size(0), " tiles of coordinates as start_states, got ", numels[k]);
+    check_groups(groups, numels[k], "numels", k);
+  }
+  TORCH_CHECK_VALUE(means.size() + 1 == records.size(), "means: expected ", records.size() - 1,
+                    " tensors (one a step), got ", means.size());
+  const std::vector<int64_t> shape{config.layers, groups, config.gac};
+  for (const at::Tensor& mean : means) {
+    TORCH_CHECK_TYPE(mean.scalar_type() == at::kFloat, "means: expected dtype float32, got ", mean.scalar_type());
+    TORCH_CHECK_VALUE(mean.sizes() == at::IntArrayRef(shape) && mean.is_contiguous(),
+                      "means: expected contiguous tensors of shape ", at::IntArrayRef(shape), ", got shape ",
+                      mean.sizes());
+    check_same_device(mean, "means", phi, "phi");
+  }
+}
+
 }  // namespace l2l

@@ -221,32 +221,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gac_step_backward(
   return {grad_grad, grad_extra, grad_state, backward.grad_phi(phi)};
 }
 
-void check_gac_segment(const Config& config, at::TensorList start_states, at::IntArrayRef numels,
-                       at::TensorList records, at::TensorList means, int64_t groups, const at::Tensor& phi) {
-  TORCH_CHECK_VALUE(
-      config.extra == 0 && config.outputs == 1,
-      "extra_inputs, num_outputs: expected 0 and 1 for a segment (others go through the functional step), "
-      "got ",
-      config.extra, " and ", config.outputs);
-  TORCH_CHECK_VALUE(numels.size() == start_states.size(), "numels: expected ", start_states.size(),
-                    " numbers as start_states, got ", numels.size());
-  for (size_t k = 0; k < numels.size(); k++) {
-    TORCH_CHECK_VALUE(numels[k] >= 0 && tiles_for(numels[k]) == start_states[k].size(0), "numels[", k, "]: expected ",
-                      start_states[k].size(0), " tiles of coordinates as start_states, got ", numels[k]);
-    check_groups(groups, numels[k], "numels", k);
-  }
-  TORCH_CHECK_VALUE(means.size() + 1 == records.size(), "means: expected ", records.size() - 1,
-                    " tensors (one a step), got ", means.size());
-  const std::vector<int64_t> shape{config.layers, groups, config.gac};
-  for (const at::Tensor& mean : means) {
-    TORCH_CHECK_TYPE(mean.scalar_type() == at::kFloat, "means: expected dtype float32, got ", mean.scalar_type());
-    TORCH_CHECK_VALUE(mean.sizes() == at::IntArrayRef(shape) && mean.is_contiguous(),
-                      "means: expected contiguous tensors of shape ", at::IntArrayRef(shape), ", got shape ",
-                      mean.sizes());
-    check_same_device(mean, "means", phi, "phi");
-  }
-}
-
 std::tuple<at::Tensor, std::vector<at::Tensor>> gac_segment_backward(
     at::TensorList start_states, at::IntArrayRef numels, at::IntArrayRef record_tiles, at::TensorList records,
     at::TensorList means, at::ArrayRef<double> loss_weights, at::ArrayRef<double> lrs, at::ArrayRef<double> decays,

@@ -88,25 +88,6 @@ std::tuple<at::Tensor, at::Tensor> gac_step(const at::Tensor& grad, const std::o
   return {out, new_state};
 }
 
-void check_phases(const Config& config, const at::Tensor& phi, const at::Tensor& means, const at::Tensor& sums,
-                  int64_t groups, double count, int64_t first, int64_t last) {
-  const std::vector<int64_t> means_shape{config.layers, groups, config.gac}, sums_shape{groups, config.gac};
-  TORCH_CHECK_TYPE(means.scalar_type() == at::kFloat, "means: expected dtype float32, got ", means.scalar_type());
-  TORCH_CHECK_TYPE(sums.scalar_type() == at::kDouble, "sums: expected dtype float64, got ", sums.scalar_type());
-  TORCH_CHECK_VALUE(means.sizes() == at::IntArrayRef(means_shape) && means.is_contiguous(),
-                    "means: expected a contiguous tensor of shape ", at::IntArrayRef(means_shape), ", got shape ",
-                    means.sizes());
-  TORCH_CHECK_VALUE(sums.sizes() == at::IntArrayRef(sums_shape) && sums.is_contiguous(),
-                    "sums: expected a contiguous tensor of shape ", at::IntArrayRef(sums_shape), ", got shape ",
-                    sums.sizes());
-  check_same_device(means, "means", phi, "phi");
-  check_same_device(sums, "sums", phi, "phi");
-  TORCH_CHECK_VALUE(count >= 0, "count: expected the number of coordinates in a group, got ", count);
-  TORCH_CHECK_VALUE(first >= 0 && first <= last && last <= config.layers + 1,
-                    "first_phase, last_phase: expected 0 <= first <= last <= ", config.layers + 1, ", got ", first,
-                    ", ", last);
-}
-
 void gac_step_(at::TensorList params, at::TensorList grads, at::TensorList states,
                const std::optional<at::Tensor>& extra, const std::optional<at::Tensor>& out, const at::Tensor& phi,
                int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p, double output_scale,
@@ -126,8 +107,7 @@ void gac_step_(at::TensorList params, at::TensorList grads, at::TensorList state
   }
   const int64_t total = tiles.coordinates();
   check_rows(extra, "extra", config.extra, {total}, phi);
-  TORCH_CHECK_VALUE(out || config.outputs == 1, "out: expected a tensor of ", config.outputs, " rows, got None");
-  if (out) check_rows(out, "out", config.outputs, {total}, phi);
+  check_outputs(config, out, total, phi);
 
   // Before anything is written: it refuses tensors made under inference_mode.
   for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();

@@ -68,19 +68,24 @@ struct BackwardArguments {
   InlineTable<Bytes> table;
 };
 
+// Whether a multiprocessor has much more than 100 kB of shared memory.
+constexpr bool kLargeShared = L2L_CUDA_ARCH == 800 || L2L_CUDA_ARCH == 900 || L2L_CUDA_ARCH == 1000;
+
 // Sizes and places, in floats unless said otherwise.
 template <int H, int L>
 struct BackwardLayout {
   static constexpr int kThreads = kSlots * H;
-  // Leaves a thread 168 registers (three warps on each scheduler) where these suffice, else 255.
-  static constexpr int kMinBlocks = L == 1 || (L == 2 && H == 20) ? 384 / kThreads : 1;
+  // Leaves a thread 168 registers (three warps on each scheduler) where these suffice and shared memory holds as many
+  // blocks, else 255.
+  static constexpr int kMinBlocks = kLargeShared && (L == 1 || (L == 2 && H == 20)) ? 384 / kThreads : 1;
   static constexpr int kHRows = L * H;
   static constexpr int kXRows = 1 + kMaxFeatures + kHRows;  // ones, features, h
   static constexpr int kWeights = 4 * Packed<H>::quadruples(L);
   static constexpr int kRows = (kXRows + kGates * H) * kRow;
+  static constexpr int kReadOut = 3 * kThreads;
   // Larger networks read their weights from the block's scratch instead, through the cache.
-  static constexpr bool kWeightsInShared = 4 * (kWeights + kRows) <= 64 * 1024;
-  static constexpr int kSharedBytes = 4 * (kRows + (kWeightsInShared ? kWeights : 0));
+  static constexpr bool kWeightsInShared = 4 * (kWeights + kRows + kReadOut) <= 64 * 1024;
+  static constexpr int kSharedBytes = 4 * (kRows + kReadOut + (kWeightsInShared ? kWeights : 0));
   // One step in scratch: activations, h, c.
   static constexpr int64_t kGateFloats = static_cast<int64_t>(kGates) * kHRows * kTile;
   static constexpr int64_t kHalfState = static_cast<int64_t>(kHRows) * kTile;
@@ -122,20 +127,18 @@ struct BackwardBlock {
   const Table<BackwardEntry>& table;
   const Owner own;
   const float4* weights;
+  float* read_out;  // shared: three sums of the thread, kThreads apart: d weight_out of its units, d bias_out
   float *features, *h_rows, *gate_rows;  // shared: [2], [L * H], [4 H] rows; a row of ones before the features
-  float* inputs;                         // scratch: [steps][kInputRows][64]
-  float* steps;                          // scratch: [chunk][kStep], then states [2 L H][64], see state_gradient
+  float* inputs;                         // scratch: [steps][kInputRows][64]; then the steps of a chunk, then states
 
   // d phi of this thread, in units of the packed weights.
   float first[4][Layout::kInputs0] = {};
   float others[L > 1 ? L - 1 : 1][4][Layout::kInputs] = {};
   float bias[L > 1 ? L - 1 : 1][4] = {};
-  float out[2] = {}, out_bias = 0.f;
   int unflushed = 0;  // steps since they were last added to those in memory
 
   // Of the current tile.
-  int64_t tile = 0;   // in its tensor
-  int count = kTile;  // coordinates in it, known in the functional step, else 64
+  int64_t tile = 0;  // in its tensor
   const BackwardEntry* entry = nullptr;
   float c[L][2][4] = {};   // the cells of the thread's units, on the way forward
   float below[2][4] = {};  // what the layer above adds to the gradient of their h, on the way back
@@ -143,8 +146,15 @@ struct BackwardBlock {
   __device__ __forceinline__ const SegmentStep& segment(int t) const {
     return reinterpret_cast<const SegmentStep*>(table.words + s.segment)[t];
   }
+  // Coordinates in the tile, known in the functional step, else 64.
+  __device__ __forceinline__ int count() const {
+    const int64_t rest = s.functional.numel - tile * kTile;
+    return s.functional.numel > 0 && rest < kTile ? static_cast<int>(rest) : kTile;
+  }
+  // The steps of a chunk, [chunk][kStep].
+  __device__ __forceinline__ float* steps() const { return inputs + s.steps * int64_t{Layout::kInputRows * kTile}; }
   // On the way back, the gradient of the state: h and c of layer l in rows 2 l H and (2 l + 1) H, as in a state.
-  __device__ __forceinline__ float* state_gradient() const { return steps + s.chunk * Layout::kStep; }
+  __device__ __forceinline__ float* state_gradient() const { return steps() + s.chunk * Layout::kStep; }
   // The state at the start of chunk k + 1.
   __device__ __forceinline__ float* checkpoint(int k) const {
     return state_gradient() + (k + 1) * (2 * Layout::kHalfState);
@@ -187,7 +197,7 @@ struct BackwardBlock {
   // Reads the state at the start of a chunk: h to shared memory and to the chunk's first step, c to registers.
   __device__ __forceinline__ void load_state(const float* state) {
     state += own.at;
-    float* kept_h = steps + own.at + Layout::kGateFloats;
+    float* kept_h = steps() + own.at + Layout::kGateFloats;
 #pragma unroll
     for (int l = 0; l < L; l++)
 #pragma unroll
@@ -243,7 +253,7 @@ struct BackwardBlock {
   // Steps [begin, begin + n) forward from what load_state left; keeps their activations if asked to.
   __device__ __forceinline__ void forward(int begin, int n, bool keep) {
     float *from = h_rows, *to = gate_rows;
-    float* kept = keep ? steps + own.at : nullptr;
+    float* kept = keep ? steps() + own.at : nullptr;
 #pragma unroll 1
     for (int t = 0; t < n; t++) {
       copy_features(begin + t);
@@ -276,6 +286,7 @@ struct BackwardBlock {
 
   // The gradient of the state after the last step, the thread's rows of it.
   __device__ __forceinline__ void load_state_gradient(const float* from) const {
+    const int last = count();
     float* to = state_gradient() + own.at;
 #pragma unroll 1
     for (int l = 0; l < 2 * L; l++)
@@ -285,7 +296,7 @@ struct BackwardBlock {
         if (from) load4(from + own.at + (l * H + u) * kTile, d);
       // Padding must not reach d phi, whatever the upstream gradient holds there.
 #pragma unroll
-        for (int i = 0; i < 4; i++) d[i] = own.lane + i < count ? d[i] : 0.f;
+        for (int i = 0; i < 4; i++) d[i] = own.lane + i < last ? d[i] : 0.f;
         store4(to + (l * H + u) * kTile, d);
       }
   }
@@ -306,7 +317,7 @@ struct BackwardBlock {
   // per thread.
   __device__ __forceinline__ void store_grad_grad() const {
     const int lane = static_cast<int>(threadIdx.x);
-    if (lane >= count || lane >= kTile) return;
+    if (lane >= count() || lane >= kTile) return;
     float d[kMaxFeatures] = {};
     for (int j = 0; j < H; j++)
       for (int k = 0; k < kMaxFeatures; k++) {
@@ -349,16 +360,16 @@ struct BackwardBlock {
     const float* weight_out = reinterpret_cast<const float*>(weights + Packed<H>::out(L)) + 2 * own.pair;
 #pragma unroll
     for (int u = 0; u < 2; u++) {
-      float h[4];
+      float h[4], sum = read_out[u * Layout::kThreads];
       load4(h_rows + own.row + ((L - 1) * H + u) * kRow, h);
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        out[u] += du[i] * h[i];
+        sum += du[i] * h[i];
         below[u][i] = du[i] * weight_out[u];
       }
+      read_out[u * Layout::kThreads] = sum;
     }
-#pragma unroll
-    for (int i = 0; i < 4; i++) out_bias += du[i];
+    read_out[2 * Layout::kThreads] += (du[0] + du[1]) + (du[2] + du[3]);
 #pragma unroll
     for (int l = L - 1; l > 0; l--) backward_layer<H>(l, kept, others[l > 0 ? l - 1 : 0]);
     backward_layer<kMaxFeatures>(0, kept, first);
@@ -369,8 +380,6 @@ struct BackwardBlock {
     entry = &table.find(global_tile, first_tile);
     tile = global_tile - first_tile;
     const int64_t offset = tile * (2 * Layout::kHalfState);
-    const int64_t rest = s.functional.numel - tile * kTile;
-    count = s.functional.numel > 0 && rest < kTile ? static_cast<int>(rest) : kTile;
 
     const int chunks = (s.steps + s.chunk - 1) / s.chunk;
     prepare_inputs();
@@ -387,7 +396,7 @@ struct BackwardBlock {
         continue;
       }
       if (chunk + 1 == chunks) load_state_gradient(entry->grad_end ? global(entry->grad_end) + offset : nullptr);
-      const float* kept = steps + own.at + n * Layout::kStep;
+      const float* kept = steps() + own.at + n * Layout::kStep;
 #pragma unroll 1
       for (int t = n - 1; t >= 0; t--) backward_step(begin + t, kept -= Layout::kStep);
       if (s.functional.numel > 0) store_grad_grad();
@@ -397,7 +406,7 @@ struct BackwardBlock {
     }
   }
 
-  // Calls visit(which of the thread's sums, sum) for each.
+  // Calls visit(which of the thread's sums, sum) for each that is in a register.
   template <class Visit>
   __device__ __forceinline__ void for_each_sum(const Visit& visit) {
 #pragma unroll
@@ -411,9 +420,6 @@ struct BackwardBlock {
 #pragma unroll
       for (int l = 1; l < L; l++) visit(BackwardSums<H, L>::bias(l, g), bias[l - 1][g]);
     }
-    visit(BackwardSums<H, L>::out(0), out[0]);
-    visit(BackwardSums<H, L>::out(1), out[1]);
-    visit(BackwardSums<H, L>::out_bias(), out_bias);
   }
 
   // Adds the sums of this thread to its sums in memory, and clears them; those of the read-out first over the 16 quads
@@ -421,10 +427,12 @@ struct BackwardBlock {
   // for memory.
   __device__ __forceinline__ void flush() {
 #pragma unroll
-    for (int other = 1; other < kQuads; other *= 2) {
-      out[0] += __shfl_xor_sync(0xffffffffu, out[0], other);
-      out[1] += __shfl_xor_sync(0xffffffffu, out[1], other);
-      out_bias += __shfl_xor_sync(0xffffffffu, out_bias, other);
+    for (int k = 0; k < 3; k++) {
+      float sum = read_out[k * Layout::kThreads];
+#pragma unroll
+      for (int other = 1; other < kQuads; other *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
+      atomicAdd(&sums()[BackwardSums<H, L>::out(k) * Layout::kThreads], static_cast<double>(sum));
+      read_out[k * Layout::kThreads] = 0.f;
     }
     for_each_sum([&](int which, float& sum) {
       atomicAdd(&sums()[which * Layout::kThreads], static_cast<double>(sum));
@@ -452,12 +460,17 @@ __global__ void __launch_bounds__(BackwardLayout<H, L>::kThreads, BackwardLayout
                             table,
                             Owner::of_thread<H>(),
                             weights,
+                            rows + Layout::kRows + threadIdx.x,
                             rows + kRow,
                             rows + (1 + kMaxFeatures) * kRow,
                             rows + Layout::kXRows * kRow,
-                            inputs,
-                            inputs + s.steps * static_cast<int64_t>(Layout::kInputRows * kTile)};
+                            inputs};
   block.for_each_sum([&](int which, float&) { block.sums()[which * Layout::kThreads] = 0.; });
+#pragma unroll
+  for (int k = 0; k < 3; k++) {
+    block.sums()[BackwardSums<H, L>::out(k) * Layout::kThreads] = 0.;
+    block.read_out[k * Layout::kThreads] = 0.f;
+  }
   for (int64_t tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) block.run_tile(tile, tile + gridDim.x >= s.tiles);
 }
 

@@ -82,16 +82,15 @@ __device__ __forceinline__ void multiply_add(const float4& w, const float (&x)[C
   }
 }
 
-// One layer for one thread's coordinates. x: its inputs, h: its previous h; c, new_c, new_h: row 0 of the thread's
-// lanes in the state. Adds the read-out to u if `out` is not null.
+// One layer for one thread's coordinates. x: its inputs, h: its previous h; state, new_state: the thread's lanes of the
+// layer's rows, h and then c. Adds the read-out to u if `out` is not null.
 template <int H, int C, int Inputs>
 __device__ __forceinline__ void step_layer(const float4* weights, const float (&x)[Inputs][C], const float (&h)[H][C],
-                                           const float* c, float* new_c, float* new_h, const float* out,
-                                           float (&u)[C]) {
-#pragma unroll 1
+                                           const float* state, float* new_state, const float* out, float (&u)[C]) {
+#pragma unroll(Inputs < H && C > 1 ? 2 : 1)
   for (int j = 0; j < H; j++) {
     float cell[C];
-    load_lanes<C>(c, cell);
+    load_lanes<C>(state + H * kTile, cell);
     float a[4][C];
     const float4 bias = weights[0];
 #pragma unroll
@@ -103,40 +102,70 @@ __device__ __forceinline__ void step_layer(const float4* weights, const float (&
     float y[C];
 #pragma unroll
     for (int i = 0; i < C; i++) y[i] = cell_step<DeviceMath>(a[0][i], a[1][i], a[2][i], a[3][i], cell[i]);
-    store_lanes<C>(new_c, cell);
-    store_lanes<C>(new_h, y);
+    store_lanes<C>(new_state + H * kTile, cell);
+    store_lanes<C>(new_state, y);
     if (out) {
 #pragma unroll
       for (int i = 0; i < C; i++) u[i] += out[j] * y[i];
     }
     weights += 1 + Inputs + H;
-    c += kTile;
-    new_c += kTile;
-    new_h += kTile;
+    state += kTile;
+    new_state += kTile;
+  }
+}
+
+// The gradients of a thread's coordinates, through `parked` (kStepThreads apart): a rolled loop has the code for every
+// dtype and for strides once, and registers have no index.
+template <int C>
+__device__ __forceinline__ void read_gradients(const StepScalars& s, const Table<StepEntry>& table,
+                                               const StepEntry& entry, int64_t begin, float* parked, float (&g)[C]) {
+  const View view = entry.grad;
+  const int64_t numel = entry.numel;
+  float* const record = entry.record ? global(entry.record) + begin : nullptr;
+#pragma unroll 1
+  for (int i = 0; i < C; i++) {
+    float x = begin + i < numel ? table.read(view, begin + i) : 0.f;
+    if (s.maximize) x = -x;
+    if (record) record[i] = x;
+    parked[i * kStepThreads] = x;
+  }
+#pragma unroll
+  for (int i = 0; i < C; i++) g[i] = parked[i * kStepThreads];
+}
+
+template <int C>
+__device__ __forceinline__ void write_parameters(const StepScalars& s, const Table<StepEntry>& table,
+                                                 const StepEntry& entry, int64_t begin, float* parked,
+                                                 const float (&u)[C]) {
+#pragma unroll
+  for (int i = 0; i < C; i++) parked[i * kStepThreads] = u[i];
+  const View view = entry.param;
+  const int64_t rest = entry.numel - begin;
+  const int count = rest < C ? static_cast<int>(rest) : C;
+#pragma unroll 1
+  for (int i = 0; i < count; i++) {
+    const int64_t at = table.element(view, begin + i);
+    float x = parked[i * kStepThreads];
+    if (s.in_place) x = read_dense(view, at) * s.decay + s.lr * x;
+    write_dense(view, at, x);
   }
 }
 
 template <int H, int C>
 __device__ __forceinline__ void step_tile(const StepScalars& s, const Table<StepEntry>& table, const float4* weights,
-                                          int64_t global_tile, int lane) {
+                                          float* parked, int64_t global_tile, int lane) {
   int64_t first_tile;
   const StepEntry& entry = table.find(global_tile, first_tile);
   const int64_t tile = global_tile - first_tile;
-  const int64_t begin = tile * kTile + lane;
-  const int64_t rest = entry.numel - begin;
-  const int count = rest >= C ? C : rest <= 0 ? 0 : static_cast<int>(rest);
 
   float features[kMaxFeatures][C], u[C];
   const float* out = reinterpret_cast<const float*>(weights + Packed<H>::out(s.config.layers));
+  read_gradients<C>(s, table, entry, tile * kTile + lane, parked, features[0]);
 #pragma unroll
   for (int i = 0; i < C; i++) {
-    float g = i < count ? table.read(entry.grad, begin + i) : 0.f;
-    if (s.maximize) g = -g;
-    if (entry.record) entry.record[begin + i] = g;
-    features[0][i] = g;
     features[1][i] = 0.f;
     if (s.config.preprocess == Preprocess::log_sign)
-      log_sign<DeviceMath>(s.log_sign, g, features[0][i], features[1][i]);
+      log_sign<DeviceMath>(s.log_sign, features[0][i], features[0][i], features[1][i]);
     u[i] = out[H];
   }
 
@@ -147,8 +176,7 @@ __device__ __forceinline__ void step_tile(const StepScalars& s, const Table<Step
   float h[H][C];
 #pragma unroll
   for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
-  step_layer<H, C, kMaxFeatures>(weights, features, h, state + H * kTile, new_state + H * kTile, new_state,
-                                 layers == 1 ? out : nullptr, u);
+  step_layer<H, C, kMaxFeatures>(weights, features, h, state, new_state, layers == 1 ? out : nullptr, u);
 #pragma unroll 1
   for (int l = 1; l < layers; l++) {
     state += 2 * H * kTile;
@@ -158,24 +186,19 @@ __device__ __forceinline__ void step_tile(const StepScalars& s, const Table<Step
     new_state += 2 * H * kTile;
 #pragma unroll
     for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
-    step_layer<H, C, H>(weights + Packed<H>::layer(l), x, h, state + H * kTile, new_state + H * kTile, new_state,
-                        l + 1 == layers ? out : nullptr, u);
+    step_layer<H, C, H>(weights + Packed<H>::layer(l), x, h, state, new_state, l + 1 == layers ? out : nullptr, u);
   }
 
-#pragma unroll
-  for (int i = 0; i < C; i++)
-    if (i < count) {
-      if (s.in_place)
-        table.apply(entry.param, begin + i, s.decay, s.lr, u[i]);
-      else
-        table.write(entry.param, begin + i, u[i]);
-    }
+  // Looked up once more, so as not to hold registers all the while.
+  const StepEntry& target = table.find(global_tile, first_tile);
+  write_parameters<C>(s, table, target, (global_tile - first_tile) * kTile + lane, parked, u);
 }
 
 template <int H, int C, int TableBytes>
-__global__ void __launch_bounds__(kStepThreads)
+__global__ void __launch_bounds__(kStepThreads, 2)
     step_kernel(const __grid_constant__ StepArguments<TableBytes> arguments) {
   L2L_DYNAMIC_SHARED(float4, weights);
+  __shared__ float parked[C][kStepThreads];
   const StepScalars& s = arguments.scalars;
   pack_network<H>(s.config, s.phi, weights);
   __syncthreads();
@@ -184,7 +207,7 @@ __global__ void __launch_bounds__(kStepThreads)
   const int lane = static_cast<int>(threadIdx.x) % kLanes * C;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kTilesPerBlock;
   int64_t tile = static_cast<int64_t>(blockIdx.x) * kTilesPerBlock + threadIdx.x / kLanes;
-  for (; tile < s.tiles; tile += stride) step_tile<H, C>(s, table, weights, tile, lane);
+  for (; tile < s.tiles; tile += stride) step_tile<H, C>(s, table, weights, &parked[0][threadIdx.x], tile, lane);
 }
 
 }  // namespace l2l

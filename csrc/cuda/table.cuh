@@ -18,7 +18,7 @@ namespace l2l {
 enum class Dtype : int32_t { float32 = 0, bfloat16 = 1, float16 = 2 };
 
 // A tensor in logical (row-major) order. shape < 0: dense. Otherwise words[shape] is the number of dimensions, followed
-// by size and stride of each, the innermost first.
+// by size, stride and, as the bits of a float64, 1 / size of each, the innermost first.
 struct View {
   void* data;
   Dtype dtype;
@@ -72,7 +72,12 @@ class TableBuilder {
     if (merged.empty() || (merged.size() == 2 && merged[1] == 1)) return {data, dtype, -1};
     const View result{data, dtype, static_cast<int32_t>(shapes_.size())};
     shapes_.push_back(static_cast<int64_t>(merged.size() / 2));
-    shapes_.insert(shapes_.end(), merged.begin(), merged.end());
+    for (size_t d = 0; d < merged.size(); d += 2) {
+      const double inverse = 1.0 / static_cast<double>(merged[d]);
+      int64_t bits;
+      std::memcpy(&bits, &inverse, sizeof bits);
+      shapes_.insert(shapes_.end(), {merged[d], merged[d + 1], bits});
+    }
     return result;
   }
 
@@ -111,40 +116,44 @@ __device__ __forceinline__ T* global(T* pointer) {
   return pointer;
 }
 
-// Out of line: one copy of the 64-bit divisions.
-[[gnu::noinline]] static __device__ int64_t strided_element(const int64_t* shape, int64_t index) {
-  const int64_t* const end = shape + 1 + 2 * shape[0];
+// Row-major index to element. The quotient by way of float64, off by one at most (indices are below 2^52): a division
+// of 64-bit integers would be a call.
+__device__ __forceinline__ int64_t walk_shape(const int64_t* shape, int64_t index) {
+  const int64_t* const end = shape + 1 + 3 * shape[0];
   int64_t at = 0;
-  for (const int64_t* d = shape + 1; d != end; d += 2) {
-    const int64_t rest = index / d[0];
-    at += (index - rest * d[0]) * d[1];
-    index = rest;
+#pragma unroll 1
+  for (const int64_t* d = shape + 1; d != end; d += 3) {
+    const int64_t size = d[0];
+    int64_t quotient = static_cast<int64_t>(static_cast<double>(index) * __longlong_as_double(d[2]));
+    int64_t rest = index - quotient * size;
+    if (rest < 0) {
+      rest += size;
+      quotient--;
+    } else if (rest >= size) {
+      rest -= size;
+      quotient++;
+    }
+    at += rest * d[1];
+    index = quotient;
   }
   return at;
 }
 
 __device__ __forceinline__ float read_dense(const View& view, int64_t at) {
-  switch (view.dtype) {
-    case Dtype::float32:
-      return static_cast<const float*>(view.data)[at];
-    case Dtype::bfloat16:
-      return __bfloat162float(static_cast<const __nv_bfloat16*>(view.data)[at]);
-    default:
-      return __half2float(static_cast<const __half*>(view.data)[at]);
-  }
+  if (view.dtype == Dtype::float32) return global(static_cast<const float*>(view.data))[at];
+  const unsigned short bits = global(static_cast<const unsigned short*>(view.data))[at];
+  return view.dtype == Dtype::bfloat16 ? __uint_as_float(static_cast<unsigned>(bits) << 16)
+                                       : __half2float(__ushort_as_half(bits));
 }
 
 __device__ __forceinline__ void write_dense(const View& view, int64_t at, float value) {
-  switch (view.dtype) {
-    case Dtype::float32:
-      static_cast<float*>(view.data)[at] = value;
-      break;
-    case Dtype::bfloat16:
-      static_cast<__nv_bfloat16*>(view.data)[at] = __float2bfloat16_rn(value);
-      break;
-    default:
-      static_cast<__half*>(view.data)[at] = __float2half_rn(value);
+  if (view.dtype == Dtype::float32) {
+    global(static_cast<float*>(view.data))[at] = value;
+    return;
   }
+  global(static_cast<unsigned short*>(view.data))[at] = view.dtype == Dtype::bfloat16
+                                                            ? __bfloat16_as_ushort(__float2bfloat16_rn(value))
+                                                            : __half_as_ushort(__float2half_rn(value));
 }
 
 template <class Entry>
@@ -172,20 +181,11 @@ struct Table {
 
   // The element of a view that is coordinate `index` in logical order.
   __device__ __forceinline__ int64_t element(const View& view, int64_t index) const {
-    return view.shape < 0 ? index : strided_element(words + ref.shapes + view.shape, index);
+    return view.shape < 0 ? index : walk_shape(words + ref.shapes + view.shape, index);
   }
 
   __device__ __forceinline__ float read(const View& view, int64_t index) const {
     return read_dense(view, element(view, index));
-  }
-  __device__ __forceinline__ void write(const View& view, int64_t index, float value) const {
-    write_dense(view, element(view, index), value);
-  }
-
-  // value = value * decay + lr * update, rounded once to the dtype.
-  __device__ __forceinline__ void apply(const View& view, int64_t index, float decay, float lr, float update) const {
-    const int64_t at = element(view, index);
-    write_dense(view, at, read_dense(view, at) * decay + lr * update);
   }
 };
 

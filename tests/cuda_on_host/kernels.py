@@ -52,8 +52,11 @@ def from_bits(stored: np.ndarray, dtype: int) -> np.ndarray:
 
 
 class Tensor:
-    """A tensor in device memory with a dtype, strides and a misalignment: ``permutation`` is the order of its
-    dimensions in memory, ``step`` the distance of neighbours, ``offset`` the elements before the first."""
+    """A tensor in device memory with a dtype, strides and a misalignment.
+
+    ``permutation`` is the order of its dimensions in memory, ``step`` the distance of neighbours, ``offset`` the
+    elements before the first.
+    """
 
     def __init__(
         self,

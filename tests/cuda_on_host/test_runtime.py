@@ -145,6 +145,8 @@ def test_launch_order_is_repeatable() -> None:
     for seed in (1, 2):
         assert sorted(order(seed)) == order(0) != order(seed)
         assert order(seed) == order(seed)
+        first_block = [thread for thread in order(seed) if thread < 64]
+        assert first_block != sorted(first_block)
     assert order(1) != order(2) != order(4)
 
 

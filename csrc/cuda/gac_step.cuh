@@ -1,0 +1,283 @@
+// The step with global averaging cells, extra inputs and several outputs, for all tensors of a launch.
+//
+// One cooperative launch: layer by layer over all tiles, with a barrier of the whole grid between layers, at which the
+// first `gac` units of the layer below are averaged over all coordinates of a group. The grid is no larger than what is
+// resident at once.
+//
+// Owns: threads and tiles as in step.cuh. The averages enter through the state's rows: each thread writes them to its
+// own coordinates when it comes back for the next layer.
+// One group: a thread adds its coordinates in float32, blocks add their threads and then all blocks in float64, in an
+//   order that depends on the size of the grid only. Several groups: a warp adds the coordinates of one group.
+// Shared memory: the packed weights; one float per thread and averaged cell; the averages.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "gac_weights.cuh"
+#include "step.cuh"
+
+namespace l2l {
+
+struct GacEntry : StepEntry {
+  int64_t first;  // its first coordinate in the rows of extra inputs and outputs
+};
+
+struct GacScalars {
+  StepScalars step;     // in_place: param = param * decay + lr * update; else there is none
+  int64_t groups;       // each tensor's coordinates belong to groups of equal size, one after the other
+  int64_t total;        // coordinates: length of a row of `extra` and `out`
+  const float* extra;   // [extra][total], or null
+  float* out;           // [outputs][total], or null
+  float* means;         // [layers][groups][gac]
+  double* sums;         // [groups][gac], of the last layer that was run
+  double* block_sums;   // [2][blocks][gac], for one group
+  double count;         // coordinates of a group, perhaps on several devices
+  int32_t first_phase;  // phase l < layers: layer l and its sums; phase `layers`: the outputs
+  int32_t last_phase;
+};
+
+template <int Bytes>
+struct GacArguments {
+  GacScalars scalars;
+  InlineTable<Bytes> table;
+};
+
+// As step_layer, with inputs that are read where they are needed: extra[e] is a row of 64 or more, for this lane.
+template <int H, int C, int Inputs>
+__device__ __forceinline__ void gac_layer(const float4* weights, const float (&x)[Inputs][C], const float (&h)[H][C],
+                                          const float* extra, int64_t extra_stride, int extras, int count,
+                                          const float* state, float* new_state) {
+#pragma unroll 1
+  for (int j = 0; j < H; j++) {
+    float cell[C], a[4][C], y[C];
+    load_lanes<C>(state + H * kTile, cell);
+    const float4 bias = weights[0];
+#pragma unroll
+    for (int i = 0; i < C; i++) a[0][i] = bias.x, a[1][i] = bias.y, a[2][i] = bias.z, a[3][i] = bias.w;
+#pragma unroll
+    for (int k = 0; k < Inputs; k++) multiply_add<C>(weights[1 + k], x[k], a);
+#pragma unroll 1
+    for (int e = 0; e < extras; e++) {
+#pragma unroll
+      for (int i = 0; i < C; i++) y[i] = i < count ? extra[e * extra_stride + i] : 0.f;
+      multiply_add<C>(weights[1 + Inputs + e], y, a);
+    }
+#pragma unroll
+    for (int k = 0; k < H; k++) multiply_add<C>(weights[1 + Inputs + extras + k], h[k], a);
+#pragma unroll
+    for (int i = 0; i < C; i++) y[i] = cell_step<DeviceMath>(a[0][i], a[1][i], a[2][i], a[3][i], cell[i]);
+    store_lanes<C>(new_state + H * kTile, cell);
+    store_lanes<C>(new_state, y);
+    weights += 1 + Inputs + extras + H;
+    state += kTile;
+    new_state += kTile;
+  }
+}
+
+// What a thread does with one tile.
+template <int H, int C>
+struct GacTile {
+  const GacScalars& s;
+  const Table<StepEntry> table;
+  const GacEntry& entry;
+  const float4* weights;
+  const float* shared_means;  // [gac] of the layer below, for one group
+  float* partial;             // the thread's sums of averaged cells, kStepThreads apart
+  float* parked;
+  int64_t begin;  // the thread's first coordinate in the tensor
+  int64_t place;  // its first row's float in the states
+
+  __device__ __forceinline__ const Config& config() const { return s.step.config; }
+  __device__ __forceinline__ int count() const {
+    const int64_t rest = entry.numel - begin;
+    return rest < 0 ? 0 : rest < C ? static_cast<int>(rest) : C;
+  }
+  __device__ __forceinline__ float* new_state(int row) const {
+    return global(entry.new_state) + place + static_cast<int64_t>(row) * kTile;
+  }
+
+  // The averages of `layer` into the thread's lanes of the state.
+  __device__ __forceinline__ void fill(int layer) const {
+    const int n = count();
+    const int64_t size = entry.numel / s.groups;
+    float* to = new_state(config().h_row(layer));
+    for (int i = 0; i < n; i++) {
+      const int64_t g = s.groups == 1 ? 0 : (begin + i) / size;
+      const float* means = s.groups == 1 ? shared_means : s.means + (layer * s.groups + g) * config().gac;
+      for (int k = 0; k < config().gac; k++) to[k * kTile + i] = means[k];
+    }
+  }
+
+  __device__ __forceinline__ void run_layer(int layer) const {
+    const float* state = global(entry.state) + place + static_cast<int64_t>(config().h_row(layer)) * kTile;
+    float* to = new_state(config().h_row(layer));
+    const float4* w = weights + GacPacked<H>::layer(layer, config().extra);
+    if (layer == 0) {
+      float features[kMaxFeatures][C], h[H][C];
+      read_gradients<C>(s.step, table, entry, begin, parked, features[0]);
+#pragma unroll
+      for (int i = 0; i < C; i++) {
+        features[1][i] = 0.f;
+        if (config().preprocess == Preprocess::log_sign)
+          log_sign<DeviceMath>(s.step.log_sign, features[0][i], features[0][i], features[1][i]);
+      }
+#pragma unroll
+      for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
+      gac_layer<H, C, kMaxFeatures>(w, features, h, s.extra ? s.extra + entry.first + begin : nullptr, s.total,
+                                    config().extra, count(), state, to);
+    } else {
+      fill(layer - 1);
+      const float* below = new_state(config().h_row(layer - 1));
+      float x[H][C], h[H][C];
+#pragma unroll
+      for (int k = 0; k < H; k++) load_lanes<C>(below + k * kTile, x[k]);
+#pragma unroll
+      for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
+      gac_layer<H, C, H>(w, x, h, nullptr, 0, 0, 0, state, to);
+    }
+    if (s.groups != 1) return;
+    const int n = count();
+    for (int k = 0; k < config().gac; k++)
+      for (int i = 0; i < n; i++) partial[k * kStepThreads] += to[k * kTile + i];
+  }
+
+  __device__ __forceinline__ void read_out() const {
+    const int layer = config().layers - 1, n = count();
+    fill(layer);
+    const float* from = new_state(config().h_row(layer));
+    const float* out = reinterpret_cast<const float*>(weights + GacPacked<H>::out(config()));
+    float h[H][C], u[C];
+#pragma unroll
+    for (int k = 0; k < H; k++) load_lanes<C>(from + k * kTile, h[k]);
+#pragma unroll 1
+    for (int o = config().outputs - 1; o >= 0; o--) {  // the update last
+#pragma unroll
+      for (int i = 0; i < C; i++) u[i] = out[config().outputs * H + o];
+#pragma unroll
+      for (int k = 0; k < H; k++) {
+#pragma unroll
+        for (int i = 0; i < C; i++) u[i] += out[o * H + k] * h[k][i];
+      }
+      if (s.out)
+#pragma unroll
+        for (int i = 0; i < C; i++)
+          if (i < n) s.out[o * s.total + entry.first + begin + i] = u[i];
+    }
+    if (s.step.in_place) write_parameters<C>(s.step, table, entry, begin, parked, u);
+  }
+};
+
+__device__ __forceinline__ double warp_sum(double x) {
+#pragma unroll
+  for (int other = 16; other > 0; other /= 2) x += __shfl_xor_sync(0xffffffffu, x, other);
+  return x;
+}
+
+// One group: from the threads' sums to those of all blocks. Afterwards every block has the averages in shared_means.
+__device__ __forceinline__ void add_blocks(const GacScalars& s, int layer, const float* partial, float* shared_means,
+                                           bool average) {
+  const int cells = s.step.config.gac, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  double* rows = s.block_sums + static_cast<int64_t>(layer % 2) * gridDim.x * cells;
+  __syncthreads();
+  for (int k = warp; k < cells; k += kStepThreads / 32) {
+    double sum = 0.;
+    for (int i = lane; i < kStepThreads; i += 32) sum += static_cast<double>(partial[k * kStepThreads + i]);
+    sum = warp_sum(sum);
+    if (lane == 0) rows[static_cast<int64_t>(blockIdx.x) * cells + k] = sum;
+  }
+  cooperative_groups::this_grid().sync();
+  for (int k = warp; k < cells; k += kStepThreads / 32) {
+    double sum = 0.;
+    for (unsigned i = lane; i < gridDim.x; i += 32) sum += rows[static_cast<int64_t>(i) * cells + k];
+    sum = warp_sum(sum);
+    if (lane == 0) {
+      const float mean = static_cast<float>(sum / s.count);
+      shared_means[k] = mean;
+      if (blockIdx.x == 0) {
+        s.sums[k] = sum;
+        if (average) s.means[layer * cells + k] = mean;
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// Several groups: a warp for each.
+__device__ __forceinline__ void add_groups(const GacScalars& s, const Table<GacEntry>& table, int layer, bool average) {
+  const int cells = s.step.config.gac, lane = threadIdx.x % 32;
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kStepThreads / 32);
+  const GacEntry* entries = reinterpret_cast<const GacEntry*>(table.words);
+  const int64_t stride = static_cast<int64_t>(s.step.config.rows()) * kTile;
+  cooperative_groups::this_grid().sync();
+  for (int64_t g = static_cast<int64_t>(blockIdx.x) * (kStepThreads / 32) + threadIdx.x / 32; g < s.groups; g += warps)
+    for (int k = 0; k < cells; k++) {
+      double sum = 0.;
+      for (int e = 0; e < table.ref.entries; e++) {
+        const int64_t size = entries[e].numel / s.groups;
+        const float* rows = global(entries[e].new_state) + static_cast<int64_t>(s.step.config.h_row(layer) + k) * kTile;
+        for (int64_t i = g * size + lane; i < (g + 1) * size; i += 32)
+          sum += static_cast<double>(rows[i / kTile * stride + i % kTile]);
+      }
+      sum = warp_sum(sum);
+      if (lane == 0) {
+        s.sums[g * cells + k] = sum;
+        if (average) s.means[(layer * s.groups + g) * cells + k] = static_cast<float>(sum / s.count);
+      }
+    }
+  if (average) cooperative_groups::this_grid().sync();
+}
+
+template <int H, int C, int TableBytes>
+__global__ void __launch_bounds__(kStepThreads, 2)
+    gac_step_kernel(const __grid_constant__ GacArguments<TableBytes> arguments) {
+  L2L_DYNAMIC_SHARED(float4, weights);
+  __shared__ float parked[C][kStepThreads];
+  __shared__ float means[H];
+  const GacScalars& s = arguments.scalars;
+  const Config& config = s.step.config;
+  const int cells = config.gac;
+  float* partial = reinterpret_cast<float*>(weights) + GacPacked<H>::bytes(config) / 4 + threadIdx.x;
+  pack_gac_network<H>(config, s.step.phi, weights);
+  const int below = s.first_phase - 1;
+  if (s.groups == 1 && below >= 0)
+    for (int k = threadIdx.x; k < cells; k += kStepThreads) means[k] = s.means[below * cells + k];
+  __syncthreads();
+
+  constexpr int kLanes = kTile / C, kTilesPerBlock = kStepThreads / kLanes;
+  const Table<GacEntry> table(s.step.table, arguments.table.words);
+  const Table<StepEntry> views(s.step.table, arguments.table.words);
+  const int lane = static_cast<int>(threadIdx.x) % kLanes * C;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kTilesPerBlock;
+#pragma unroll 1
+  for (int phase = s.first_phase; phase < s.last_phase; phase++) {
+    for (int k = 0; k < cells; k++) partial[k * kStepThreads] = 0.f;
+    int64_t at = static_cast<int64_t>(blockIdx.x) * kTilesPerBlock + threadIdx.x / kLanes;
+#pragma unroll 1
+    for (; at < s.step.tiles; at += stride) {
+      int64_t first_tile;
+      const GacEntry& entry = table.find(at, first_tile);
+      const int64_t tile = at - first_tile;
+      const GacTile<H, C> work{s,
+                               views,
+                               entry,
+                               weights,
+                               means,
+                               partial,
+                               &parked[0][threadIdx.x],
+                               tile * kTile + lane,
+                               tile * (static_cast<int64_t>(config.rows()) * kTile) + lane};
+      if (phase < config.layers)
+        work.run_layer(phase);
+      else
+        work.read_out();
+    }
+    if (phase == config.layers || cells == 0) continue;
+    const bool average = phase + 1 < s.last_phase;
+    if (s.groups == 1)
+      add_blocks(s, phase, partial - threadIdx.x, means, average);
+    else
+      add_groups(s, table, phase, average);
+  }
+}
+
+}  // namespace l2l
