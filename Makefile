@@ -27,14 +27,15 @@ REBUILD := missing-extension
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format bench sdist asan clean missing-extension
+.PHONY: help setup test demo lint format bench sass sdist asan cuda-build clean missing-extension
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    set up, meta-train on real digits, compare with tuned baselines, plot"
 	@echo "make test    set up, run all tests"
 	@echo "make setup   only set up: $(VENV) with torch and the compiled package"
-	@echo "make lint | format | bench | sdist | asan | clean"
+	@echo "make cuda-build   build with nvcc and a torch with CUDA, import, run the tests; no GPU needed"
+	@echo "make lint | format | bench | sass | sdist | asan | clean"
 
 setup: $(STAMPS)/built
 
@@ -79,6 +80,15 @@ sdist: setup
 # The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 asan: setup
 	@bash scripts/asan.sh "$(VENV)" $(ASAN)
+
+# The CUDA kernels for every architecture: warnings, spills, instruction counts (bench/sass.py).
+sass: setup
+	@bash scripts/check_sass.sh "$(VENV)"
+
+# The extension with its CUDA kernels, in an environment of its own under build/; TORCH_CUDA_ARCH_LIST="8.0 9.0" and
+# CUDA_VENV=folder are honoured.
+cuda-build:
+	@bash scripts/check_cuda_build.sh $(PYTEST)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info l2l_fast/_C*.so .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,6 +185,15 @@ def test_unknown_instruction_set(capsys):
 def test_cuda_without_a_gpu(capsys):
     assert benchmark.main(["--device", "cuda"]) == 2
     assert "CUDA" in capsys.readouterr().err
+
+
+def test_kernels_are_told_from_copies_and_ranges():
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    names = [("void l2l::step_kernel<20, 1, 3840>", cuda), ("Memcpy DtoD (Device -> Device)", cuda)]
+    names += [("Memset (Device)", cuda), ("Optimizer.step#LearnedOptimizer.step", cuda), ("aten::add", cpu)]
+    events = [SimpleNamespace(name=name, device_type=device) for name, device in names]
+    events.append(SimpleNamespace(name="a range", device_type=cuda, is_user_annotation=True))
+    assert timing.count_kernels(events) == 1
 
 
 def test_available_memory_is_plausible():

@@ -21,7 +21,7 @@ OPS = torch.ops.l2l_fast
 
 
 def small_network(**options) -> l2l.CoordinatewiseLSTM:
-    return random_network(hidden_size=5, num_layers=2, **options)
+    return random_network(hidden_size=8, num_layers=2, **options)
 
 
 # ---- opcheck ----
@@ -131,7 +131,7 @@ def test_second_derivatives_through_the_optimizee(preprocess):
 
 
 def test_second_derivatives_of_the_network_itself():
-    net = random_network(hidden_size=6)
+    net = random_network(hidden_size=8)
     grad, state = structured_gradient((20,)), random_state(net, 20)
 
     def penalty(step, phi, grad, data, dtype):
@@ -141,7 +141,7 @@ def test_second_derivatives_of_the_network_itself():
         return d_phi.square().sum() + (d_data * 1.5).sin().sum()
 
     def wide_step(grad, data, phi):
-        logical = l2l.State(data, 20, 6, 2).to_logical()
+        logical = l2l.State(data, 20, 8, 2).to_logical()
         update, new = reference.lstm_step(grad, logical, phi, net.config)
         return update, l2l.State.from_logical(new).data
 
@@ -157,7 +157,7 @@ def test_second_derivatives_of_the_network_itself():
 
 
 def test_third_derivatives_do_not_silently_stop():
-    net = random_network(hidden_size=4, num_layers=1, preprocess="identity")
+    net = random_network(hidden_size=8, num_layers=1, preprocess="identity")
     data = net.init_state(3).data
 
     def derivative(step, x, order):

@@ -271,7 +271,7 @@ struct BackwardBlock {
       from = to;
       to = swap;
     }
-    if (from != h_rows) {
+    if (from != h_rows) {  // every thread its own rows, which are also those of its gate gradients
 #pragma unroll
       for (int l = 0; l < L; l++)
 #pragma unroll
@@ -280,7 +280,6 @@ struct BackwardBlock {
           load4(gate_rows + own.row + (l * H + u) * kRow, h);
           store4(h_rows + own.row + (l * H + u) * kRow, h);
         }
-      __syncthreads();  // gate rows are free
     }
   }
 
@@ -454,8 +453,8 @@ __global__ void __launch_bounds__(BackwardLayout<H, L>::kThreads, BackwardLayout
   float* const rows = shared + (Layout::kWeightsInShared ? Layout::kWeights : 0);
   float4* const weights = reinterpret_cast<float4*>(Layout::kWeightsInShared ? shared : scratch);
   pack_network<H>(s.config, s.phi, weights);
+  // The barrier behind these is that of the first step forward.
   if (threadIdx.x < kTile) rows[threadIdx.x] = 1.f;
-  __syncthreads();
   BackwardBlock<H, L> block{s,
                             table,
                             Owner::of_thread<H>(),

@@ -19,7 +19,7 @@ from .contenders import build, fused_runs_on, make_network
 from .episode import FusedEpisode, PlainEpisode
 from .memory import available_bytes, peak_extra_bytes
 from .table import Row
-from .timing import Sampler, copy_bandwidth, fma_peak, interleave, medians, timed, with_isa
+from .timing import Sampler, copy_bandwidth, fma_peak, interleave, launches, medians, timed, with_isa
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,9 @@ class Bench:
                 if measure in o.measures:
                     for n in sizes:
                         yield from self.compare(measure, n, threads)
+            if "gac" in o.measures and self.fused:
+                for measure, sizes in (("step", o.sizes), ("segment", o.segment_sizes)):
+                    yield from self.averaged(measure, sizes[-1], threads)
             if "backward" in o.measures and self.fused:
                 for n in o.segment_sizes[-1:]:
                     yield from self.backward(n, threads)
@@ -103,14 +106,21 @@ class Bench:
         names = [name for name in o.contenders if name != "fused" or self.fused]
         sizes = {name: self._fitting(measure, name, n) for name in names}
         samplers: dict[str, Sampler] = {}
-        for name in names:
-            run = build(measure, name, self.net, sizes[name], steps)
-            self._add(samplers, name, run, sizes[name] * steps)
-        if measure == "step":
-            samplers["adam"] = timed(build("step", "adam", self.net, n, 1), n, o.min_seconds, o.device)
+        counts: dict[str, int] = {}
+        for name in [*names, "adam"] if measure == "step" else names:
+            size = sizes.get(name, n)
+            run = build(measure, name, self.net, size, steps)
+            if name == "adam":
+                samplers[name] = timed(run, n, o.min_seconds, o.device)
+            else:
+                self._add(samplers, name, run, size * steps)
+            if o.device.type == "cuda":
+                counts[name] = launches(run, o.device)
         self._add_peaks(samplers, threads)
         samples = interleave(samplers, o.rounds, o.max_seconds)
         notes = [f"{name} at N={size:,}, all that fits" for name, size in sizes.items() if size < n]
+        if counts:
+            notes.append(f"kernels per {measure}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
         if measure == "segment":
             madds, moved = step_multiply_adds(self.config) + backward_multiply_adds(self.config), None
             notes.insert(0, f"T={steps}, per unrolled step")
@@ -153,6 +163,28 @@ class Bench:
         madds = backward_multiply_adds(self.config)
         notes = [f"T={o.steps}, per unrolled step; the rest of the segment is the step"]
         yield from self._by_isa("segment backward", n, threads, samples, 1e9, "ns", madds, None, notes)
+
+    # ---- global averaging cells ----
+
+    def averaged(self, measure: str, n: int, threads: int) -> Iterator[Row]:
+        """The network with two global averaging cells in each layer beside the plain one."""
+        o = self.options
+        o.say(f"{measure} with global averaging cells, N={n:,}, {threads} thread{'s' * (threads > 1)}")
+        steps = o.steps if measure == "segment" else 1
+        samplers: dict[str, Sampler] = {}
+        for isa in o.isas if o.device.type == "cpu" else ("",):
+            for name, cells in (("fused", 2), ("plain", 0)):
+                run = build(measure, "fused", make_network(o.device, gac_cells=cells), n, steps)
+                sampler = timed(run, n * steps, o.min_seconds, o.device)
+                samplers[f"{name} {isa}".strip()] = with_isa(isa, sampler) if isa else sampler
+        self._add_peaks(samplers, threads)
+        samples = interleave(samplers, o.rounds, o.max_seconds)
+        found = medians(samples)
+        for row in self._by_isa(f"{measure}, 2 GAC", n, threads, samples, 1e9, "ns", None, None, []):
+            plain = found.get(f"plain {row.isa}", found.get("plain"))
+            if plain is not None:
+                row.notes.append(f"{row.isa}: {row.values['fused'] / (1e9 * plain):.2f} times the plain {measure}")
+            yield row
 
     # ---- the episode ----
 

@@ -21,7 +21,7 @@ from .cases import Bench, Options, default_isas
 from .contenders import check_agreement, fused_runs_on, make_network
 from .table import Row, render
 
-MEASURES = ("products", "step", "segment", "backward", "episode", "memory")
+MEASURES = ("products", "step", "segment", "gac", "backward", "episode", "memory")
 CONTENDERS = ("eager", "compile", "fused")
 _FULL = {"sizes": (10**3, 10**4, 10**5, 10**6, 10**7), "segment_sizes": (10**3, 10**4, 10**5, 10**6)}
 _QUICK = {"sizes": (10**3, 10**4), "segment_sizes": (10**3, 10**4)}

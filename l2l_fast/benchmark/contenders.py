@@ -213,11 +213,13 @@ def build(measure: str, contender: str, net: CoordinatewiseLSTM, n: int, steps: 
     return PlainStep(net, n, compiled) if measure == "step" else PlainSegment(net, n, steps, compiled)
 
 
-def make_network(device: torch.device, hidden_size: int = 20, num_layers: int = 2) -> CoordinatewiseLSTM:
+def make_network(
+    device: torch.device, hidden_size: int = 20, num_layers: int = 2, gac_cells: int = 0
+) -> CoordinatewiseLSTM:
     """The paper's network with fixed random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return CoordinatewiseLSTM(hidden_size, num_layers).to(device)
+        return CoordinatewiseLSTM(hidden_size, num_layers, gac_cells=gac_cells).to(device)
 
 
 def fused_runs_on(device: torch.device) -> bool:

@@ -23,7 +23,7 @@ class PlainEpisode:
     def __init__(
         self, net: CoordinatewiseLSTM, problem: Problem, horizon: int, unroll: int, compiled: bool = False
     ) -> None:
-        self.task = problem.sample(0)
+        self.task = problem.sample(0, device=net.weight_out.device)
         self.theta0 = {name: p.detach().clone() for name, p in self.task.named_parameters()}
         self.coordinates = sum(p.numel() for p in self.theta0.values())
         self.phi = PlainLSTM(net)
@@ -43,7 +43,7 @@ class PlainEpisode:
     def segment(self, theta: dict[str, Tensor], state: PlainState, steps: int) -> tuple[dict[str, Tensor], PlainState]:
         sizes = [p.numel() for p in theta.values()]
         theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
-        loss, meta_loss = functional_call(self.task, theta, ()), torch.zeros(())
+        loss, meta_loss = functional_call(self.task, theta, ()), torch.zeros((), device=state[0].device)
         for _ in range(steps):
             grads = torch.autograd.grad(loss, list(theta.values()), retain_graph=True)
             update, state = self.run(torch.cat([g.reshape(-1) for g in grads]), state)
@@ -59,7 +59,7 @@ class FusedEpisode:
     """The same protocol as one writes it with this package."""
 
     def __init__(self, net: CoordinatewiseLSTM, problem: Problem, horizon: int, unroll: int) -> None:
-        self.net, self.task = copy.deepcopy(net), problem.sample(0)
+        self.net, self.task = copy.deepcopy(net), problem.sample(0, device=net.weight_out.device)
         self.theta0 = [p.detach().clone() for p in self.task.parameters()]
         self.phi0 = copy.deepcopy(net.state_dict())
         self.horizon, self.unroll = horizon, unroll

@@ -45,6 +45,7 @@ def peak_extra_bytes(
 def available_bytes(device: torch.device) -> float:
     """Memory that can be had now."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what the allocator keeps can be had too
         return float(torch.cuda.mem_get_info(device)[0])
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())

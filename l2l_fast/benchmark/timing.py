@@ -7,8 +7,9 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -87,6 +88,26 @@ def copy_bandwidth(device: torch.device, seconds: float, megabytes: int) -> Samp
     target = torch.empty_like(source)
     copy = timed(lambda: target.copy_(source), 2.0 * source.numel() * source.element_size(), seconds, device)
     return lambda: 1.0 / copy()
+
+
+def launches(run: Callable[[], object], device: torch.device) -> int:
+    """Kernels that a GPU runs for one ``run()``, as the profiler counts them."""
+    _synchronize(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        _synchronize(device)
+    return count_kernels(profile.events())
+
+
+def count_kernels(events: Iterable[Any]) -> int:
+    """Of a profile's events those that are kernels on a GPU: neither copies nor the ranges that the profiler names."""
+    others = ("Memcpy", "Memset", "Optimizer.", "ProfilerStep")
+    return sum(
+        event.device_type == torch.autograd.DeviceType.CUDA
+        and not getattr(event, "is_user_annotation", False)
+        and not event.name.startswith(others)
+        for event in events
+    )
 
 
 def _synchronize(device: torch.device) -> None:
