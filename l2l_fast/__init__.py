@@ -2,7 +2,7 @@
 
 Use a trained one::
 
-    net = l2l_fast.load("optimizer.safetensors")
+    net = l2l_fast.load_pretrained("mnist-mlp")        # or l2l_fast.load("optimizer.safetensors")
     opt = l2l_fast.LearnedOptimizer(model.parameters(), net)
 """
 
@@ -23,41 +23,71 @@ except ImportError as error:
         f"({torch.__version__}) from the source folder: pip install --no-build-isolation -e ."
     ) from error
 
-from . import ops, reference
-from .network import CoordinatewiseLSTM, load
-from .ops import Config
+from . import gac_ops, ops, reference
+from .memory import NTMBFGS
+from .network import CoordinatewiseLSTM
+from .ops import Config, GacConfig
 from .optimizer import LearnedOptimizer
 from .state import State
 
 if TYPE_CHECKING:
-    from . import baselines, data, meta, plots, problems
+    from . import baselines, data, decisions, experiments, interchange, meta, plots, pretrained, problems, trained
     from .meta import MetaTrainer
+    from .pretrained import list_pretrained, load_pretrained
+    from .trained import load
 
 __all__ = [
     "Config",
     "CoordinatewiseLSTM",
+    "GacConfig",
     "LearnedOptimizer",
     "MetaTrainer",
+    "NTMBFGS",
     "State",
     "baselines",
     "data",
+    "decisions",
+    "experiments",
+    "gac_ops",
+    "interchange",
+    "list_pretrained",
     "load",
+    "load_pretrained",
     "meta",
     "ops",
     "plots",
+    "pretrained",
     "problems",
     "reference",
+    "trained",
 ]
 
-_LAZY_MODULES = ("baselines", "data", "meta", "plots", "problems")
+_LAZY_MODULES = (
+    "baselines",
+    "data",
+    "decisions",
+    "experiments",
+    "interchange",
+    "meta",
+    "plots",
+    "pretrained",
+    "problems",
+    "trained",
+)
+_LAZY_NAMES = {
+    "MetaTrainer": "meta",
+    "list_pretrained": "pretrained",
+    "load": "trained",
+    "load_pretrained": "pretrained",
+}
 
 
 def __getattr__(name: str) -> Any:
     # What deployment does not need (data sets, plots, meta-training) is imported when first asked for.
     if name in _LAZY_MODULES:
         return importlib.import_module(f".{name}", __name__)
-    if name == "MetaTrainer":
-        return importlib.import_module(".meta", __name__).MetaTrainer
+    if name in _LAZY_NAMES:
+        return getattr(importlib.import_module(f".{_LAZY_NAMES[name]}", __name__), name)
     if name == "__version__":
         metadata = importlib.import_module("importlib.metadata")
         try:

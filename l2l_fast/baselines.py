@@ -179,10 +179,12 @@ def compare(
     *,
     names: Iterable[str] = NAMES,
     tuning_seeds: Iterable[int] = range(10),
+    split: str = "test",
     device: torch.device | str | None = None,
     on_trial: Callable[[str, float, float], None] | None = None,
 ) -> dict[str, Baseline]:
-    """Tune each optimizer on validation tasks (``tuning_seeds``), then run it on the test tasks ``seeds``.
+    """Tune each optimizer on validation tasks (``tuning_seeds``), then run it on the tasks
+    ``seeds`` of ``split``.
 
     Args:
         on_trial: called with (name, learning rate, mean final loss) after every trial of a search.
@@ -197,7 +199,7 @@ def compare(
     for name in names:
         report = None if on_trial is None else _bind(on_trial, name)
         found = search(problem, name, horizon, seeds=tuning_seeds, device=device, on_trial=report)
-        results[name] = Baseline(found, run(problem, name, found.lr, seeds, horizon, device=device))
+        results[name] = Baseline(found, run(problem, name, found.lr, seeds, horizon, split=split, device=device))
     return results
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m l2l_fast {train, evaluate, compare, bench, info, demo}``."""
+"""The command line: ``python -m l2l_fast COMMAND``."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import commands as more
 from . import comparison as comparisons
-from . import problems, recipes
-from .meta import MetaTrainer, evaluate, is_checkpoint, load_best
-from .network import CoordinatewiseLSTM, load
-
-PROGRAM = "python -m l2l_fast"
-
-
-class UserError(Exception):
-    """Something the user can put right; shown without a traceback, exit status 2."""
+from . import problems, recipes, trained
+from .console import PROGRAM, UserError
+from .console import network as _network
+from .console import say as _say
+from .console import user_errors as _user_errors
+from .console import write_json as _write_json
+from .meta import MetaTrainer, evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +85,7 @@ def _train(arguments: argparse.Namespace) -> int:
         hint = "continue with the same command and --resume" if checkpoint.exists() else "nothing was saved yet"
         print(f"\ninterrupted at episode {trainer.episode}; {hint}", file=sys.stderr)
         return 130
-    trainer.best_net().save(optimizer)
+    trained.save(trainer.best_net(), optimizer)
     _report_training(trainer)
     _say(f"trained optimizer: {optimizer}\ncompare it with:   {_compare_command(optimizer, arguments)}")
     return 0
@@ -227,11 +225,6 @@ def _problem(arguments: argparse.Namespace) -> problems.Problem:
         return problems.get(arguments.problem, **options)
 
 
-def _network(path: str) -> CoordinatewiseLSTM:
-    with _user_errors("--optimizer: "):
-        return load_best(path) if is_checkpoint(path) else load(path)
-
-
 def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     values = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
@@ -250,26 +243,6 @@ def _compare_command(optimizer: Path, arguments: argparse.Namespace) -> str:
     return f"{PROGRAM} {shlex.join(parts)}"
 
 
-def _write_json(path: str | None, value: Any) -> None:
-    if path is None:
-        return
-    with _user_errors("--json: "):
-        Path(path).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-@contextmanager
-def _user_errors(prefix: str = "") -> Iterator[None]:
-    """Inside, what the library says about its arguments is the user's to put right."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:
-        raise UserError(f"{prefix}{error}") from error
-
-
 # ---- arguments ----
 
 
@@ -283,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_compare(commands)
+    more.add_to(commands, _add, _add_problem)
     _add(commands, "bench", _info, "measure the kernels side by side with eager and compiled PyTorch")
     info = _add(commands, "info", _info, "print versions, instruction sets, threads and data sets")
     info.add_argument("--json", action="store_true", help="as JSON")
@@ -355,9 +329,8 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--optimizer", required=True, metavar="FILE", help="a trained optimizer, or the checkpoint of a run (its best)"
-    )
+    text = "a trained optimizer, the checkpoint of a run (its best), or the name of a pretrained one"
+    parser.add_argument("--optimizer", required=True, metavar="FILE", help=text)
 
 
 def _add_problem(parser: argparse.ArgumentParser) -> None:

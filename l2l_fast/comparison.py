@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import baselines
 from .meta.evaluation import Summary, evaluate, summarize
-from .network import CoordinatewiseLSTM
+from .meta.networks import Networks
 from .problems import Problem
 from .problems.base import positive_int
 
@@ -53,6 +53,10 @@ class Comparison:
         each = f" (the mean of {self.problems_per_task} problems each)" if self.problems_per_task > 1 else ""
         return f"{self.episodes} fresh test tasks{each}"
 
+    def plain_label(self, name: str) -> str:
+        """Name for tables."""
+        return _LABELS.get(name, name)
+
     def label(self, name: str) -> str:
         """Name for tables and legends, with the learning rate."""
         rate = self.learning_rates.get(name)
@@ -79,7 +83,7 @@ class Comparison:
 
 
 def compare(
-    net: CoordinatewiseLSTM,
+    net: Networks,
     problem: Problem,
     horizon: int = 100,
     episodes: int = 20,

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import secrets
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from . import ops, reference
-from .ops import Config
+from . import files, gac_ops, ops, reference
+from .config import AnyConfig, make_config
+from .files import FILE_FORMAT as FILE_FORMAT
+from .files import PLAIN_VERSION as FILE_VERSION  # noqa: F401
+from .files import load as load
+from .files import write_atomically as _write_atomically  # noqa: F401
 from .state import State
-
-FILE_FORMAT = "l2l_fast.CoordinatewiseLSTM"
-FILE_VERSION = "1"
 
 
 class CoordinatewiseLSTM(nn.Module):
@@ -32,11 +28,16 @@ class CoordinatewiseLSTM(nn.Module):
         preprocess: ``"log_sign"`` (appendix A: two inputs per coordinate) or ``"identity"`` (the raw gradient).
         p: constant of log_sign; gradients below ``e^-p`` enter linearly. In (0, 70].
         output_scale: the read-out is multiplied by it (the paper's MNIST experiments: 0.1).
-        gac_cells: global averaging cells; only 0 is supported.
+        gac_cells: global averaging cells, 0..hidden_size (appendix D): the outgoing activations of the first so many
+            cells of every layer are replaced by their mean over all coordinates, upward and as the next recurrent
+            input; their c stays per coordinate.
+        extra_inputs: inputs per coordinate beside the gradient, 0..16, not preprocessed.
+        num_outputs: outputs per coordinate, 1..16; the first is the update, and only that is scaled by output_scale.
         device, dtype: of the parameters.
 
     Parameters, named as in :class:`torch.nn.LSTM` (gate rows i, f, g, o; one bias per layer): ``weight_ih_l{k}``
-    [4H, in], ``weight_hh_l{k}`` [4H, H], ``bias_l{k}`` [4H], and the read-out ``weight_out`` [1, H], ``bias_out`` [1].
+    [4H, in], ``weight_hh_l{k}`` [4H, H], ``bias_l{k}`` [4H], and the read-out ``weight_out`` [num_outputs, H],
+    ``bias_out`` [num_outputs].
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range; the message names it.
@@ -50,19 +51,20 @@ class CoordinatewiseLSTM(nn.Module):
         p: float = 10.0,
         output_scale: float = 0.1,
         gac_cells: int = 0,
+        extra_inputs: int = 0,
+        num_outputs: int = 1,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.config = _check_config(hidden_size, num_layers, preprocess, p, output_scale)
-        if gac_cells != 0:
-            raise ValueError(f"gac_cells: expected 0 (global averaging cells are not supported yet), got {gac_cells!r}")
-        self.gac_cells = 0
+        self.config = _check_config(
+            hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs
+        )
         hidden = self.config.hidden_size
         names = []
         for k in range(self.config.num_layers):
-            inputs = reference.input_size(preprocess) if k == 0 else hidden
+            inputs = reference.input_size(preprocess) + extra_inputs if k == 0 else hidden
             for name, shape in (
                 (f"weight_ih_l{k}", (4 * hidden, inputs)),
                 (f"weight_hh_l{k}", (4 * hidden, hidden)),
@@ -70,8 +72,8 @@ class CoordinatewiseLSTM(nn.Module):
             ):
                 self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
                 names.append(name)
-        self.weight_out = nn.Parameter(torch.empty((1, hidden), device=device, dtype=dtype))
-        self.bias_out = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.weight_out = nn.Parameter(torch.empty((num_outputs, hidden), device=device, dtype=dtype))
+        self.bias_out = nn.Parameter(torch.empty(num_outputs, device=device, dtype=dtype))
         self._names = (*names, "weight_out", "bias_out")  # in the order of phi
         self.reset_parameters()
 
@@ -94,6 +96,28 @@ class CoordinatewiseLSTM(nn.Module):
     @property
     def output_scale(self) -> float:
         return self.config.output_scale
+
+    @property
+    def gac_cells(self) -> int:
+        return self.config.gac_cells
+
+    @property
+    def extra_inputs(self) -> int:
+        return self.config.extra_inputs
+
+    @property
+    def num_outputs(self) -> int:
+        return self.config.num_outputs
+
+    @property
+    def communicates(self) -> bool:
+        """Whether a coordinate's update depends on other coordinates: then all of an optimizee are one step."""
+        return self.gac_cells > 0
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able: what files and checkpoints store. Those of a plain network do not
+        name extra_inputs and num_outputs."""
+        return {**self.config._asdict(), "gac_cells": self.gac_cells}
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -128,20 +152,26 @@ class CoordinatewiseLSTM(nn.Module):
             device = self.weight_out.device
         return State.zeros(numel, self.hidden_size, self.num_layers, device=device, dtype=dtype)
 
-    def forward(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
-        """``update, new_state = phi(grad, state)``: functional, differentiable in grad, state and the parameters.
+    def forward(self, grad: Tensor, state: State, groups: int = 1, extra: Tensor | None = None) -> tuple[Tensor, State]:
+        """``update, new_state = phi(grad, state)``: functional, differentiable in grad, state, extra and parameters.
 
         Args:
             grad: any shape and strides, real floating point. float32, bfloat16 and float16 run in the fused kernel in
                 float32 arithmetic; float64 (of grad or state) runs in :mod:`l2l_fast.reference`.
             state: from :meth:`init_state` or an earlier step, for ``grad.numel()`` coordinates.
+            groups: independent problems side by side (leading dimension): global averages do not mix them. An
+                optimizee of several tensors is one ``grad`` of all its coordinates, see
+                :func:`l2l_fast.reference.join`.
+            extra: ``[extra_inputs, *grad.shape]``, float32 (float64 beside a float64 grad or state); None without.
 
         Returns:
-            update, of grad's shape and dtype, and the new state. ``theta + update`` is the next iterate.
+            update, of grad's shape and dtype, and the new state. ``theta + update`` is the next iterate. With several
+            outputs: all of them, ``[num_outputs, *grad.shape]``, float32 or float64, the update first.
 
         Raises:
             TypeError: grad is not real floating point or is sparse; state is not a :class:`State`.
-            ValueError: state is for another number of coordinates or another network; devices differ.
+            ValueError: state is for another number of coordinates or another network; groups does not divide it; extra
+                is missing, superfluous or of the wrong shape; devices differ.
             NotImplementedError: no kernel for the device in this build.
         """
         check_gradient("grad", grad)
@@ -157,10 +187,18 @@ class CoordinatewiseLSTM(nn.Module):
                 f"grad, state and network must be on one device, got {grad.device}, {state.device} and "
                 f"{self.weight_out.device}"
             )
+        gac_ops.check_groups(groups, grad.numel())
+        gac_ops.check_extra(extra, self.extra_inputs, grad)
         if grad.dtype == torch.float64 or state.dtype == torch.float64:
-            update, logical = reference.step(self, grad, state.to_logical())
+            update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
             return update, State.from_logical(logical)
-        update, data = ops.lstm_step(grad, state.data, self.phi().float(), *self.config)
+        phi = self.phi().float()
+        if isinstance(self.config, ops.Config):
+            update, data = ops.lstm_step(grad, state.data, phi, *self.config)
+        else:
+            extra = None if extra is None else extra.float().contiguous()
+            update, data = gac_ops.gac_step(grad, extra, state.data, phi, *self.config, groups)
+            update = update[0].to(grad.dtype) if self.num_outputs == 1 else update
         return update, State(data, state.numel, state.hidden_size, state.num_layers)
 
     def extra_repr(self) -> str:
@@ -169,13 +207,22 @@ class CoordinatewiseLSTM(nn.Module):
     # ---- exchange with torch.nn ----
 
     def to_lstm_cells(self) -> tuple[list[nn.LSTMCell], nn.Linear]:
-        """The same network as one :class:`torch.nn.LSTMCell` per layer and a :class:`torch.nn.Linear` (H -> 1).
+        """The same network as one :class:`torch.nn.LSTMCell` per layer and a :class:`torch.nn.Linear`
+        (H -> num_outputs).
 
         Copies. The cells' second bias is zero; preprocessing and output_scale are not part of them.
+
+        Raises:
+            ValueError: the network has global averaging cells, which torch's cells cannot express.
         """
+        if self.gac_cells:
+            raise ValueError(
+                f"gac_cells: torch.nn.LSTMCell has no means over coordinates, so a network with gac_cells="
+                f"{self.gac_cells} cannot be written as LSTM cells; expected 0"
+            )
         place: dict[str, Any] = {"device": self.weight_out.device, "dtype": self.weight_out.dtype}
         cells = []
-        linear = nn.utils.skip_init(nn.Linear, self.hidden_size, 1, **place)
+        linear = nn.utils.skip_init(nn.Linear, self.hidden_size, self.num_outputs, **place)
         with torch.no_grad():
             for weight_ih, weight_hh, bias in self._layers():
                 cell = nn.utils.skip_init(nn.LSTMCell, weight_ih.shape[1], self.hidden_size, **place)
@@ -196,11 +243,15 @@ class CoordinatewiseLSTM(nn.Module):
         preprocess: str = "log_sign",
         p: float = 10.0,
         output_scale: float = 0.1,
+        *,
+        extra_inputs: int = 0,
+        num_outputs: int = 1,
     ) -> CoordinatewiseLSTM:
-        """A network from one :class:`torch.nn.LSTMCell` per layer and a ``Linear(H, 1)``; copies their weights.
+        """A network from one :class:`torch.nn.LSTMCell` per layer and a ``Linear(H, num_outputs)``; copies their
+        weights.
 
-        The two biases of each cell are added. Raises ValueError if the sizes do not chain up
-        (2 -> H for log_sign or 1 -> H for identity, then H -> H, then H -> 1), TypeError for other modules.
+        The two biases of each cell are added. Raises ValueError if the sizes do not chain up (2 -> H for log_sign or
+        1 -> H for identity, plus extra_inputs, then H -> H, then H -> num_outputs), TypeError for other modules.
         """
         cells = list(cells)
         for k, cell in enumerate(cells):
@@ -218,19 +269,23 @@ class CoordinatewiseLSTM(nn.Module):
             preprocess,
             p,
             output_scale,
+            0,
+            extra_inputs,
+            num_outputs,
             device=cells[0].weight_ih.device,
             dtype=cells[0].weight_ih.dtype,
         )
         for k, cell in enumerate(cells):
-            expected = (reference.input_size(preprocess) if k == 0 else hidden, hidden)
+            expected = (reference.input_size(preprocess) + extra_inputs if k == 0 else hidden, hidden)
             if (cell.input_size, cell.hidden_size) != expected:
                 raise ValueError(
                     f"cells[{k}]: expected input_size, hidden_size = {expected}, got "
                     f"{(cell.input_size, cell.hidden_size)} (preprocess={preprocess!r})"
                 )
-        if (linear.in_features, linear.out_features) != (hidden, 1):
+        if (linear.in_features, linear.out_features) != (hidden, num_outputs):
             raise ValueError(
-                f"linear: expected Linear({hidden}, 1), got Linear({linear.in_features}, {linear.out_features})"
+                f"linear: expected Linear({hidden}, {num_outputs}), got "
+                f"Linear({linear.in_features}, {linear.out_features})"
             )
         with torch.no_grad():
             for cell, (weight_ih, weight_hh, bias) in zip(cells, net._layers(), strict=True):
@@ -246,58 +301,7 @@ class CoordinatewiseLSTM(nn.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters and configuration to one safetensors file, atomically: after a crash at any moment the
         path holds either the old file or the new one."""
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.named_parameters()}
-        config = {**self.config._asdict(), "gac_cells": self.gac_cells}
-        metadata = {"format": FILE_FORMAT, "format_version": FILE_VERSION, "config": json.dumps(config)}
-        _write_atomically(Path(path), safetensors.torch.save(tensors, metadata))
-
-
-def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> CoordinatewiseLSTM:
-    """Read a network written by :meth:`CoordinatewiseLSTM.save`, configuration included.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds something else; the message says what is wrong.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path: no such file: {str(path)!r}")
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
-    try:
-        return _build(metadata, tensors, device)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r}: {error}") from error
-
-
-def _build(metadata: dict[str, str], tensors: dict[str, Tensor], device: torch.device | str) -> CoordinatewiseLSTM:
-    if metadata.get("format") != FILE_FORMAT:
-        raise ValueError(f"expected format {FILE_FORMAT!r} in the metadata, got {metadata.get('format')!r}")
-    if metadata.get("format_version") != FILE_VERSION:
-        raise ValueError(f"expected format_version {FILE_VERSION!r}, got {metadata.get('format_version')!r}")
-    config = json.loads(metadata.get("config", "null"))
-    if not isinstance(config, dict) or set(config) != {*Config._fields, "gac_cells"}:
-        raise ValueError(f"expected the configuration fields {[*Config._fields, 'gac_cells']}, got {config!r}")
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
-        raise ValueError(f"expected tensors of one floating-point dtype, got {sorted(map(str, dtypes))}")
-    net = nn.utils.skip_init(CoordinatewiseLSTM, **config, device=device, dtype=dtypes.pop())
-    parameters = dict(net.named_parameters())
-    missing, unknown = sorted(set(parameters) - set(tensors)), sorted(set(tensors) - set(parameters))
-    if missing or unknown:
-        raise ValueError(f"tensors missing: {missing}, unknown: {unknown}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
-                raise ValueError(
-                    f"tensor {name}: expected shape {tuple(parameter.shape)}, got {tuple(tensors[name].shape)}"
-                )
-            parameter.copy_(tensors[name])
-    return net
+        files.save(self, path)
 
 
 def check_gradient(name: str, grad: Any) -> None:
@@ -310,8 +314,23 @@ def check_gradient(name: str, grad: Any) -> None:
         raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {grad.dtype}")
 
 
-def _check_config(hidden_size: Any, num_layers: Any, preprocess: Any, p: Any, output_scale: Any) -> Config:
-    for name, value, low, high in (("hidden_size", hidden_size, 4, 64), ("num_layers", num_layers, 1, 4)):
+def _check_config(
+    hidden_size: Any,
+    num_layers: Any,
+    preprocess: Any,
+    p: Any,
+    output_scale: Any,
+    gac_cells: Any,
+    extra_inputs: Any,
+    num_outputs: Any,
+) -> AnyConfig:
+    for name, value, low, high in (
+        ("hidden_size", hidden_size, 4, 64),
+        ("num_layers", num_layers, 1, 4),
+        ("gac_cells", gac_cells, 0, hidden_size),
+        ("extra_inputs", extra_inputs, 0, 16),
+        ("num_outputs", num_outputs, 1, 16),
+    ):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name}: expected an int in {low}..{high}, got {value!r}")
         if not low <= value <= high:
@@ -327,18 +346,6 @@ def _check_config(hidden_size: Any, num_layers: Any, preprocess: Any, p: Any, ou
         raise ValueError(f"p: expected a number in (0, 70], got {p}")
     if not abs(output_scale) <= limits.max:
         raise ValueError(f"output_scale: expected a finite float32 number, got {output_scale}")
-    return Config(hidden_size, num_layers, preprocess, float(p), float(output_scale))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    # The temporary file must be in the same folder: os.replace is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    return make_config(
+        hidden_size, num_layers, preprocess, float(p), float(output_scale), gac_cells, extra_inputs, num_outputs
+    )

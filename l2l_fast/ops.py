@@ -6,31 +6,19 @@ Every operator lives in ``torch.ops.l2l_fast`` and takes the same five configura
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _C as _C  # loading the extension registers the operators
 from . import reference
+from .config import Config as Config
+from .config import GacConfig as GacConfig
 from .state import State
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Config(NamedTuple):
-    """The five numbers that fix the mathematics of one step; every operator takes them, in this order.
-
-    hidden_size 4..64, num_layers 1..4, preprocess "identity" or "log_sign", p of log_sign (Andrychowicz et al. 2016,
-    appendix A), output_scale (the read-out is multiplied by it).
-    """
-
-    hidden_size: int
-    num_layers: int
-    preprocess: str
-    p: float
-    output_scale: float
 
 
 def has_kernel(name: str, device: torch.device) -> bool:
@@ -330,6 +318,16 @@ def _segment_backward_vjp(ctx: Any, *grad_outputs: Any) -> Any:
         "l2l_fast::lstm_segment_backward is itself a backward pass and cannot be differentiated; "
         "unroll the functional step (CoordinatewiseLSTM) or use l2l_fast.reference instead"
     )
+
+
+def register(
+    name: str, fake: Callable[..., Any], vjp: Callable[..., Any] | None = None, save: Callable[..., Any] | None = None
+) -> None:
+    """Register the fake kernel and the autograd formula of an operator. The schemas name this module as their place, so
+    it must be this module that does it."""
+    torch.library.register_fake(f"l2l_fast::{name}", fake)
+    if vjp is not None:
+        torch.library.register_autograd(f"l2l_fast::{name}", vjp, setup_context=save)
 
 
 torch.library.register_autograd("l2l_fast::lstm_step", _lstm_step_vjp, setup_context=_save_inputs)

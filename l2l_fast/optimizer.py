@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -14,27 +12,36 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import ops, reference
+from . import joint, ops, reference
+from .config import AnyConfig
+from .joint import Reduce
+from .memory import NTMBFGS, Memory
 from .network import CoordinatewiseLSTM, check_gradient
 from .ops import KERNEL_DTYPES, Config
+from .optimizer_checks import check_devices, check_options, check_problems
+from .optimizer_state import STATE_KEY, check_same_network, check_structure, pack_entry, unpack_entry
 from .segment import Segment
 from .state import State
 
-STATE_KEY = "lstm_state"
-
 
 class Batch(NamedTuple):
-    """What one parameter group does in one step: tensors for the fused kernel, and float64 ones for the reference."""
+    """What one parameter group does in one step: tensors for the fused kernel, and float64 ones for the reference.
+
+    Where coordinates communicate (a config that is not a :class:`Config`), all tensors are of one of the two kinds."""
 
     params: list[Tensor]
     grads: list[Tensor]
     states: list[State]
     exact: list[tuple[Tensor, Tensor, State]]
+    network: CoordinatewiseLSTM
     phi: Tensor
-    config: Config
+    config: AnyConfig
     lr: float
     weight_decay: float
     maximize: bool
+    groups: int = 1
+    memory: Memory | None = None
+    reduce: Reduce | None = None
 
 
 class LearnedOptimizer(Optimizer):
@@ -52,6 +59,12 @@ class LearnedOptimizer(Optimizer):
         lr: multiplies the update; 1.0 is what the network was trained for, and what schedulers scale.
         weight_decay: decoupled weight decay, as in AdamW.
         maximize: ascend: the network sees -grad.
+        groups: for networks whose coordinates communicate (:class:`l2l_fast.NTMBFGS`, ``gac_cells``): this many
+            independent problems lie side by side in the leading dimension of every parameter, and do not mix. An
+            option of a parameter group, as lr is; averages and memory span all parameters of the group.
+        process_group: of ``torch.distributed``, if the coordinates are sharded over its processes: global averages then
+            run over all of them. Or a function that adds up a float64 tensor over the processes in place. Every process
+            must take every step, also one whose parameters have no gradients.
 
     Raises:
         TypeError: a network, option or parameter of an unsupported type (parameters must be dense and real floating
@@ -70,15 +83,18 @@ class LearnedOptimizer(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        groups: int = 1,
+        process_group: Any = None,
     ) -> None:
         self._segment: Segment | None = None
-        defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        self._reduce = joint.as_reduce(process_group)
+        defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize, "groups": groups}
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see :meth:`torch.optim.Optimizer.add_param_group`. Options not given take the defaults."""
         if isinstance(param_group, dict):
-            _check_options({**self.defaults, **param_group})
+            check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
             params = self.param_groups[-1]["params"]
@@ -86,6 +102,7 @@ class LearnedOptimizer(Optimizer):
                 check_gradient("params", param)
             if len(set(params)) != len(params):
                 raise ValueError("params: the same parameter appears more than once in the group")
+            check_problems(self.param_groups[-1], self._reduce)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -105,6 +122,9 @@ class LearnedOptimizer(Optimizer):
             segment.begin_step(zip(self.param_groups, batches, strict=True))
         for group, batch in zip(self.param_groups, batches, strict=True):
             record, record_tiles = (None, ()) if segment is None else segment.record(group, batch)
+            if not isinstance(batch.config, Config):
+                self._joint_step(group, batch, record, record_tiles)
+                continue
             if batch.params:
                 ops.lstm_step_(
                     batch.params,
@@ -124,6 +144,16 @@ class LearnedOptimizer(Optimizer):
             segment.end_step()
         return loss
 
+    def _joint_step(
+        self, group: dict[str, Any], batch: Batch, record: Tensor | None, record_tiles: Sequence[int]
+    ) -> None:
+        if batch.exact:
+            joint.exact_step(batch)
+        elif batch.params or batch.reduce is not None:
+            means = joint.fused_step(batch, record, record_tiles)
+            if self._segment is not None:
+                self._segment.keep_means(group, means)
+
     def _gather(self, group: dict[str, Any], phis: dict[int, Tensor]) -> Batch:
         network = group["network"]
         phi = phis.get(id(network))
@@ -131,19 +161,25 @@ class LearnedOptimizer(Optimizer):
             # Rebuilt every step: a copy of 20 kB costs less than a cache that could go stale.
             phi = phis[id(network)] = network.phi()
         lr = float(group["lr"])
-        batch = Batch([], [], [], [], phi, network.config, lr, float(group["weight_decay"]), bool(group["maximize"]))
+        decay, maximize = float(group["weight_decay"]), bool(group["maximize"])
+        batch = Batch([], [], [], [], network, phi, network.config, lr, decay, maximize)
+        all_exact = False
+        if not isinstance(batch.config, Config):
+            batch, all_exact = self._gather_joint(group, batch)
         params, grads, states, exact = batch.params, batch.grads, batch.states, batch.exact
         on_cpu = phi.is_cpu
         for param in group["params"]:
             grad = param.grad
             if grad is None:
                 continue
-            fused = grad.dtype in KERNEL_DTYPES and param.dtype in KERNEL_DTYPES
+            fused = grad.dtype in KERNEL_DTYPES and param.dtype in KERNEL_DTYPES and not all_exact
             if not fused or grad.layout is not torch.strided:
                 check_gradient("params", param)
                 check_gradient("grad", grad)
             if not (on_cpu and param.is_cpu and grad.is_cpu):
-                _check_devices(param, grad, phi, fused)
+                check_devices(
+                    param, grad, phi, fused, "lstm_step_" if isinstance(batch.config, Config) else "gac_step_"
+                )
             state = self.state[param].get(STATE_KEY)
             if state is None or state.dtype != (torch.float32 if fused else torch.float64):
                 state = self._new_state(param, state, network, torch.float32 if fused else torch.float64)
@@ -165,6 +201,18 @@ class LearnedOptimizer(Optimizer):
                 exact.append((param, grad, state))
         return batch
 
+    def _gather_joint(self, group: dict[str, Any], batch: Batch) -> tuple[Batch, bool]:
+        # One average cannot run over the kernel and the reference: a single float64 tensor takes all to the latter.
+        moving = [param for param in group["params"] if param.grad is not None]
+        exact = any(torch.float64 in (param.dtype, param.grad.dtype) for param in moving)
+        if exact and self._reduce is not None:
+            raise NotImplementedError("step: float64 parameters cannot be sharded, only float32, bfloat16 and float16")
+        memory = None
+        if moving and isinstance(batch.network, NTMBFGS):
+            entry = self.state[group["params"][0]]
+            memory = joint.memory_of(entry, group, torch.float64 if exact else torch.float32)
+        return batch._replace(groups=group["groups"], memory=memory, reduce=self._reduce), exact
+
     def _new_state(self, param: Tensor, old: State | None, network: CoordinatewiseLSTM, dtype: torch.dtype) -> State:
         if old is None:
             state = network.init_state(param.numel(), device=param.device, dtype=dtype)
@@ -183,9 +231,19 @@ class LearnedOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a segment is already open (:meth:`discard_segment` drops it).
+            NotImplementedError: a network with memory (unroll it in autograd, as :class:`l2l_fast.MetaTrainer` does),
+                or coordinates that communicate and are sharded.
         """
         if self._segment is not None:
             raise RuntimeError("start_segment: a segment is already open; call backward_segment() or discard_segment()")
+        for group in self.param_groups:
+            network = group["network"]
+            if isinstance(network, NTMBFGS) or network.num_outputs > 1:
+                raise NotImplementedError(
+                    "start_segment: a network with memory or several outputs is unrolled in autograd, not in segments"
+                )
+            if network.communicates and self._reduce is not None:
+                raise NotImplementedError("start_segment: not with sharded coordinates (process_group)")
         self._segment = Segment()
 
     def discard_segment(self) -> None:
@@ -251,7 +309,7 @@ class LearnedOptimizer(Optimizer):
             packed["params"] = [index[id(param)] for param in group["params"]]
             groups.append(packed)
         state = {
-            index[id(key)] if isinstance(key, Tensor) else key: _pack_entry(value) for key, value in self.state.items()
+            index[id(key)] if isinstance(key, Tensor) else key: pack_entry(value) for key, value in self.state.items()
         }
         state_dict: dict[str, Any] = {"state": state, "param_groups": groups}
         for post_hook in self._optimizer_state_dict_post_hooks.values():
@@ -274,27 +332,28 @@ class LearnedOptimizer(Optimizer):
         state_dict = copy.copy(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict  # type: ignore[assignment]
-        _check_structure(state_dict)
+        check_structure(state_dict)
         groups = copy.deepcopy(state_dict["param_groups"])
         counts = [len(group["params"]) for group in groups], [len(group["params"]) for group in self.param_groups]
         if counts[0] != counts[1]:
             raise ValueError(
                 f"state_dict: expected groups of {counts[1]} parameters (as in the optimizer), got {counts[0]}"
             )
-        owners: dict[Any, tuple[Tensor, CoordinatewiseLSTM]] = {}
+        owners: dict[Any, tuple[Tensor, dict[str, Any]]] = {}
         for new, old in zip(groups, self.param_groups, strict=True):
-            _check_same_network(new.get("network"), old["network"].config)
-            _check_options({**new, "network": old["network"]})
-            owners.update(
-                (key, (param, old["network"])) for key, param in zip(new["params"], old["params"], strict=True)
-            )
+            check_same_network(new.get("network"), old["network"].config)
+            new.setdefault("groups", old["groups"])  # written before there was this option
+            keys = new["params"]
             new.update({"params": old["params"], "network": old["network"]})
+            check_options(new)
+            check_problems(new, self._reduce)
+            owners.update((key, (param, new)) for key, param in zip(keys, old["params"], strict=True))
             if "param_names" in old:
                 new.setdefault("param_names", old["param_names"])
         state: defaultdict[Any, Any] = defaultdict(dict)
         for key, entry in state_dict["state"].items():
             if key in owners:
-                state[owners[key][0]] = _unpack_entry(entry, *owners[key])
+                state[owners[key][0]] = unpack_entry(entry, *owners[key])
             else:
                 state[key] = copy.deepcopy(entry)
         self.__setstate__({"state": state, "param_groups": groups})
@@ -304,6 +363,9 @@ class LearnedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._segment = None  # a copy starts outside any segment
+        self._reduce = getattr(self, "_reduce", None)  # and a copy in this process only: process groups do not pickle
+        for group in self.param_groups:
+            group.setdefault("groups", 1)
 
 
 def _exact_step(param: Tensor, grad: Tensor, state: State, batch: Batch) -> None:
@@ -311,88 +373,3 @@ def _exact_step(param: Tensor, grad: Tensor, state: State, batch: Batch) -> None
     update, logical = reference.lstm_step(g, state.to_logical(), batch.phi, batch.config)
     param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update, alpha=batch.lr)
     state.data.copy_(State.from_logical(logical).data)
-
-
-def _check_structure(state_dict: Any) -> None:
-    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
-        got = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
-        raise ValueError(f"state_dict: expected a dict with 'state' and 'param_groups', got {got}")
-    groups, state = state_dict["param_groups"], state_dict["state"]
-    if not isinstance(state, dict) or not all(isinstance(entry, dict) for entry in state.values()):
-        raise TypeError("state_dict: expected a dict of dicts as 'state'")
-    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        raise TypeError("state_dict: expected a list of dicts as 'param_groups'")
-    for group in groups:
-        missing = {"params", "lr", "weight_decay", "maximize"} - set(group)
-        if missing:
-            raise ValueError(f"state_dict: a group lacks {sorted(missing)}")
-        if not isinstance(group["params"], list) or not all(isinstance(k, (int, str)) for k in group["params"]):
-            raise TypeError(f"state_dict: expected a list of indices as 'params' of a group, got {group['params']!r}")
-    keys = [key for group in groups for key in group["params"]]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"state_dict: expected every parameter once, got {keys}")
-
-
-def _check_options(group: Mapping[str, Any]) -> None:
-    if group["network"] is None:
-        raise ValueError("network: expected a CoordinatewiseLSTM for every parameter group, got None")
-    if not isinstance(group["network"], CoordinatewiseLSTM):
-        raise TypeError(f"network: expected a CoordinatewiseLSTM, got {type(group['network']).__name__}")
-    for name in ("lr", "weight_decay"):
-        value = group[name]
-        if isinstance(value, Tensor) and name == "lr":
-            if value.numel() != 1:
-                raise ValueError(f"lr: expected a number or a tensor with one element, got shape {tuple(value.shape)}")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name}: expected a number, got {value!r}")
-        if not 0.0 <= (float(value) if isinstance(value, Tensor) else value) <= sys.float_info.max:
-            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
-    if not isinstance(group["maximize"], bool):
-        raise TypeError(f"maximize: expected a bool, got {group['maximize']!r}")
-
-
-def _check_devices(param: Tensor, grad: Tensor, phi: Tensor, fused: bool) -> None:
-    if not param.device == grad.device == phi.device:
-        raise ValueError(
-            f"params, their gradients and the network must be on one device, got {param.device}, {grad.device} and "
-            f"{phi.device}"
-        )
-    if fused:
-        ops.require_kernel("lstm_step_", param.device)
-
-
-def _pack_entry(entry: Any) -> Any:
-    if not isinstance(entry, dict) or not isinstance(entry.get(STATE_KEY), State):
-        return entry
-    layers = [torch.stack(pair, dim=1) for pair in entry[STATE_KEY].to_logical()]
-    return {**entry, STATE_KEY: torch.stack(layers, dim=1)}
-
-
-def _unpack_entry(entry: Mapping[str, Any], param: Tensor, network: CoordinatewiseLSTM) -> dict[str, Any]:
-    unpacked = {key: copy.deepcopy(value) for key, value in entry.items() if key != STATE_KEY}
-    if STATE_KEY in entry:
-        saved = entry[STATE_KEY]
-        expected = (param.numel(), network.num_layers, 2, network.hidden_size)
-        if not isinstance(saved, Tensor) or tuple(saved.shape) != expected:
-            got = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
-            raise ValueError(f"state_dict: expected {STATE_KEY!r} of shape {expected}, got {got}")
-        if saved.layout != torch.strided or not saved.is_floating_point():
-            raise TypeError(f"state_dict: expected a dense real {STATE_KEY!r}, got {saved.dtype}, {saved.layout}")
-        saved = saved.to(param.device, torch.float64 if param.dtype == torch.float64 else torch.float32)
-        layers = [(saved[:, k, 0], saved[:, k, 1]) for k in range(network.num_layers)]
-        unpacked[STATE_KEY] = State.from_logical(layers)
-    return unpacked
-
-
-def _check_same_network(saved: Mapping[str, Any] | None, current: Config) -> None:
-    if saved is None:
-        return
-    if not isinstance(saved, Mapping):
-        raise TypeError(f"state_dict: expected a network's configuration, got {type(saved).__name__}")
-    for name, value in current._asdict().items():
-        if isinstance(saved.get(name), (int, float, str)) and saved[name] == value:
-            continue
-        difference = f"state_dict: saved with a network of {name}={saved.get(name)!r}, now {name}={value!r}"
-        if name in ("hidden_size", "num_layers"):
-            raise ValueError(difference)
-        warnings.warn(f"{difference}: the optimizer will not continue as before", stacklevel=3)

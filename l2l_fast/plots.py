@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Colour-blind safe (Okabe and Ito); the learned optimizer stands out by weight, too.
-_COLOURS = {LEARNED: "#D55E00", "sgd": "#999999", "nag": "#0072B2", "rmsprop": "#009E73", "adam": "#CC79A7"}
+COLOURS = {LEARNED: "#D55E00", "sgd": "#999999", "nag": "#0072B2", "rmsprop": "#009E73", "adam": "#CC79A7"}
 _SPREAD = (0.1, 0.9)
+_CENTRES = ("median", "mean")
+
+Curve: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
 
 
 def learning_curves(
@@ -25,31 +28,56 @@ def learning_curves(
     *,
     titles: Sequence[str] | None = None,
     heading: str | None = None,
+    centre: str = "median",
+    references: Sequence[Mapping[str, Curve] | None] | None = None,
+    columns: int | None = None,
 ) -> Path:
-    """Draw one panel per comparison: median loss over the test tasks and the band from the 10th to the 90th percentile,
-    on a logarithmic axis. The file's ending chooses the format. Returns the path.
+    """Draw one panel per comparison: median (or mean) loss over the test tasks and the band from the 10th to the 90th
+    percentile, on a logarithmic axis. The file's ending chooses the format. Returns the path.
+
+    Args:
+        titles, heading: of the panels, of the figure.
+        centre: "median" or "mean".
+        references: for each panel, published curves by optimizer (steps and losses), dotted.
+        columns: panels in a row; default: all.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        ValueError: nothing to draw, or another number of titles.
+        ValueError: nothing to draw, another number of titles or references, or another centre.
     """
     comparisons = list(comparisons)
     if not comparisons:
         raise ValueError("comparisons: expected at least one, got none")
     if titles is not None and len(titles) != len(comparisons):
         raise ValueError(f"titles: expected {len(comparisons)}, got {len(titles)}")
-    figure = _figure(len(comparisons))
+    if references is not None and len(references) != len(comparisons):
+        raise ValueError(f"references: expected {len(comparisons)}, got {len(references)}")
+    if centre not in _CENTRES:
+        raise ValueError(f"centre: expected one of {_CENTRES}, got {centre!r}")
+    figure = make_figure(len(comparisons), columns)
     for k, (comparison, axes) in enumerate(zip(comparisons, figure.axes)):
-        _panel(axes, comparison, titles[k] if titles is not None else comparison.problem.name)
+        reference = None if references is None else references[k]
+        title = titles[k] if titles is not None else comparison.problem.name
+        _panel(axes, comparison, title, centre, reference or {})
     if heading is not None:
         figure.suptitle(heading, fontsize=13, fontweight="bold")
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a figure; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=75 if len(figure.axes) > 2 else 110)
     return path
 
 
-def _figure(panels: int) -> Any:
+def make_figure(panels: int, columns: int | None = None) -> Any:
+    """A figure with ``panels`` axes, ``columns`` in a row.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -58,30 +86,39 @@ def _figure(panels: int) -> Any:
             "plots need matplotlib: pip install matplotlib (or l2l_fast[train])", name="matplotlib"
         ) from error
     # Not through pyplot: no window system, no global state.
-    figure = Figure(figsize=(7.0 * panels, 5.2), layout="constrained")
+    columns = min(columns or panels, panels)
+    rows = -(-panels // columns)
+    width = 7.0 if rows == 1 and columns < 3 else 5.6
+    figure = Figure(figsize=(width * columns, (5.2 if rows == 1 else 4.6) * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.subplots(1, panels)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for unused in list(axes)[panels:]:
+        figure.delaxes(unused)
     return figure
 
 
-def _panel(axes: Axes, comparison: Comparison, title: str) -> None:
+def _panel(
+    axes: Axes, comparison: Comparison, title: str, centre: str, reference: Mapping[str, Curve]
+) -> None:
     steps = torch.arange(comparison.horizon + 1)
     # The learned curve last, so that it lies on top.
     for name in sorted(comparison.losses, key=lambda key: key == LEARNED):
         losses = comparison.losses[name]
         learned = name == LEARNED
-        colour = _COLOURS.get(name)
-        median = losses.median(0).values
+        colour = COLOURS.get(name)
+        middle = losses.median(0).values if centre == "median" else losses.mean(0)
         low, high = (losses.quantile(q, 0) for q in _SPREAD)
         (line,) = axes.plot(
             steps,
-            _finite(median),
+            _finite(middle),
             color=colour,
             linewidth=2.6 if learned else 1.5,
             linestyle="-" if learned else "--",
             label=comparison.label(name),
             zorder=4 if learned else 3,
         )
+        if name in reference:
+            axes.plot(*reference[name], color=line.get_color(), linewidth=1.6, linestyle=":", zorder=5)
         axes.fill_between(steps, _finite(low), _finite(high), color=line.get_color(), alpha=0.15, linewidth=0, zorder=2)
     axes.set_yscale("log")
     axes.set_xlim(0, comparison.horizon)
@@ -95,7 +132,7 @@ def _panel(axes: Axes, comparison: Comparison, title: str) -> None:
     axes.legend(
         handles[::-1],
         labels[::-1],
-        title=f"median and 10-90 % band over\n{comparison.tasks()}",
+        title=f"{centre} and 10-90 % band over\n{comparison.tasks()}" + ("; dotted: the paper" if reference else ""),
         title_fontsize=8,
         fontsize=9,
         frameon=False,

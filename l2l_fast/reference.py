@@ -2,7 +2,8 @@
 
 Nothing here is fast and nothing is clever: it is meant to be read beside Andrychowicz et al. 2016, "Learning to
 learn by gradient descent by gradient descent" (section 2.1 for the coordinatewise LSTM, equation 3 for the meta-loss,
-appendix A for the preprocessing). States are logical: one pair ``(h, c)`` per layer, each ``[numel, hidden_size]``.
+appendix A for the preprocessing, appendix D for global averaging cells). States are logical: one pair ``(h, c)`` per
+layer, each ``[numel, hidden_size]``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from .config import AnyConfig
     from .network import CoordinatewiseLSTM
-    from .ops import Config
     from .state import LogicalState
 
 
@@ -33,19 +34,20 @@ def input_size(preprocess: str) -> int:
     return 2 if preprocess == "log_sign" else 1
 
 
-def phi_size(config: Config) -> int:
+def phi_size(config: AnyConfig) -> int:
     """Length P of the flat parameter vector phi."""
     hidden = config.hidden_size
-    total = hidden + 1
+    total = config.num_outputs * (hidden + 1)
     for k in range(config.num_layers):
-        inputs = input_size(config.preprocess) if k == 0 else hidden
+        inputs = input_size(config.preprocess) + config.extra_inputs if k == 0 else hidden
         total += 4 * hidden * (inputs + hidden + 1)
     return total
 
 
-def unpack_phi(phi: Tensor, config: Config) -> Weights:
+def unpack_phi(phi: Tensor, config: AnyConfig) -> Weights:
     """Split the flat vector phi ``[P]`` into views: weight_ih [4H, in], weight_hh [4H, H], bias [4H] per layer,
-    weight_out [1, H], bias_out [1]. Gate rows are in the order i, f, g, o."""
+    weight_out [O, H], bias_out [O] (O = num_outputs). Gate rows are in the order i, f, g, o; the extra inputs' columns
+    of the first weight_ih come after those of the preprocessed gradient."""
     hidden, position = config.hidden_size, 0
 
     def take(*shape: int) -> Tensor:
@@ -56,9 +58,9 @@ def unpack_phi(phi: Tensor, config: Config) -> Weights:
 
     layers = []
     for k in range(config.num_layers):
-        inputs = input_size(config.preprocess) if k == 0 else hidden
+        inputs = input_size(config.preprocess) + config.extra_inputs if k == 0 else hidden
         layers.append((take(4 * hidden, inputs), take(4 * hidden, hidden), take(4 * hidden)))
-    return Weights(layers, take(1, hidden), take(1))
+    return Weights(layers, take(config.num_outputs, hidden), take(config.num_outputs))
 
 
 def preprocess_gradient(grad: Tensor, preprocess: str, p: float) -> Tensor:
@@ -76,8 +78,23 @@ def preprocess_gradient(grad: Tensor, preprocess: str, p: float) -> Tensor:
     return torch.stack([log_feature, sign_feature], dim=1)
 
 
+def global_average(h: Tensor, gac_cells: int, groups: int) -> Tensor:
+    """Outgoing activations ``h`` ``[numel, H]`` with those of the first ``gac_cells`` cells replaced by their mean over
+    the coordinates of each of ``groups`` equal, consecutive parts (appendix D: LSTM+GAC)."""
+    if gac_cells == 0 or h.shape[0] == 0:
+        return h
+    cells = h[:, :gac_cells].view(groups, -1, gac_cells)
+    mean = cells.mean(dim=1, keepdim=True).expand_as(cells).reshape(-1, gac_cells)
+    return torch.cat([mean, h[:, gac_cells:]], dim=1)
+
+
 def lstm_step(
-    grad: Tensor, logical_state: Sequence[tuple[Tensor, Tensor]], phi: Tensor, config: Config
+    grad: Tensor,
+    logical_state: Sequence[tuple[Tensor, Tensor]],
+    phi: Tensor,
+    config: AnyConfig,
+    groups: int = 1,
+    extra: Tensor | None = None,
 ) -> tuple[Tensor, LogicalState]:
     """One step of the coordinatewise LSTM with the weights in the flat vector ``phi``.
 
@@ -85,11 +102,15 @@ def lstm_step(
         grad: any shape, a real floating-point dtype.
         logical_state: one pair (h, c) per layer, each ``[numel, hidden_size]``.
         phi: ``[P]``, in the order of :func:`unpack_phi`.
-        config: hidden_size, num_layers, preprocess, p, output_scale.
+        config: hidden_size, num_layers, preprocess, p, output_scale, and those of :class:`l2l_fast.GacConfig`.
+        groups: independent problems side by side: the averages of global averaging cells run over ``numel / groups``
+            consecutive coordinates each. Several tensors: see :func:`join`.
+        extra: ``[extra_inputs, *grad.shape]``; None without extra inputs.
 
     Returns:
-        The update, of grad's shape and dtype, and the new logical state in the dtype the arithmetic was done in: that
-        of grad or state, whichever is wider, and at least float32.
+        The update, of grad's shape and dtype (with several outputs: all of them, ``[num_outputs, *grad.shape]``, the
+        update first, in the dtype of the arithmetic), and the new logical state. The arithmetic is done in the dtype of
+        grad or state, whichever is wider, and at least in float32.
     """
     numel, hidden = grad.numel(), config.hidden_size
     if len(logical_state) != config.num_layers:
@@ -100,54 +121,102 @@ def lstm_step(
                 raise ValueError(f"logical_state[{k}] {name}: expected {(numel, hidden)}, got {tuple(part.shape)}")
     if tuple(phi.shape) != (phi_size(config),):
         raise ValueError(f"phi: expected shape {(phi_size(config),)}, got {tuple(phi.shape)}")
+    if groups < 1 or numel % groups != 0:
+        raise ValueError(f"groups: expected a divisor of the {numel} coordinates, got {groups}")
+    expected = (config.extra_inputs, *grad.shape) if config.extra_inputs else None
+    if (None if extra is None else tuple(extra.shape)) != expected:
+        raise ValueError(f"extra: expected shape {expected}, got {None if extra is None else tuple(extra.shape)}")
     dtype = torch.promote_types(torch.promote_types(grad.dtype, logical_state[0][0].dtype), torch.float32)
 
     weights = unpack_phi(phi.to(dtype), config)
     x = preprocess_gradient(grad.to(dtype).reshape(-1), config.preprocess, config.p)
+    if extra is not None:
+        x = torch.cat([x, extra.to(dtype).reshape(extra.shape[0], -1).T], dim=1)
     new_state = []
     for (weight_ih, weight_hh, bias), (h, c) in zip(weights.layers, logical_state, strict=True):
         gates = x @ weight_ih.T + h.to(dtype) @ weight_hh.T + bias
         i, f, g, o = gates.chunk(4, dim=1)
         c = torch.sigmoid(f) * c.to(dtype) + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
+        h = global_average(torch.sigmoid(o) * torch.tanh(c), config.gac_cells, groups)
         new_state.append((h, c))
         x = h
-    update = config.output_scale * (x @ weights.weight_out.T + weights.bias_out)
-    return update.reshape(grad.shape).to(grad.dtype), new_state
+    outputs = x @ weights.weight_out.T + weights.bias_out
+    if config.num_outputs == 1:
+        return (config.output_scale * outputs).reshape(grad.shape).to(grad.dtype), new_state
+    update = config.output_scale * outputs[:, :1]
+    return torch.cat([update, outputs[:, 1:]], dim=1).T.reshape(-1, *grad.shape), new_state
 
 
 def step(
-    net: CoordinatewiseLSTM, grad: Tensor, logical_state: Sequence[tuple[Tensor, Tensor]]
+    net: CoordinatewiseLSTM,
+    grad: Tensor,
+    logical_state: Sequence[tuple[Tensor, Tensor]],
+    groups: int = 1,
+    extra: Tensor | None = None,
 ) -> tuple[Tensor, LogicalState]:
     """``update, new_logical_state = phi(grad, logical_state)`` (equation 1 and section 2.1), differentiable in
-    everything, any number of times. Shapes and dtypes as :func:`lstm_step`, with the weights of ``net``."""
-    return lstm_step(grad, logical_state, net.phi(), net.config)
+    everything, any number of times. Arguments and results as :func:`lstm_step`, with the weights of ``net``."""
+    return lstm_step(grad, logical_state, net.phi(), net.config, groups, extra)
+
+
+def join(parts: Sequence[Tensor], groups: int = 1) -> Tensor:
+    """Several tensors' coordinates ``[numel_k, ...]`` as those of one tensor, in which each of the ``groups`` problems
+    is consecutive again: a network whose coordinates communicate sees all tensors of an optimizee at once."""
+    if len(parts) == 1:
+        return parts[0]
+    split = [part.reshape(groups, part.shape[0] // groups, *part.shape[1:]) for part in parts]
+    return torch.cat(split, dim=1).flatten(0, 1)
+
+
+def separate(joined: Tensor, numels: Sequence[int], groups: int = 1) -> list[Tensor]:
+    """The inverse of :func:`join`: one tensor ``[numel_k, ...]`` per entry of ``numels``."""
+    if len(numels) == 1:
+        return [joined]
+    split = joined.view(groups, -1, *joined.shape[1:]).split([numel // groups for numel in numels], dim=1)
+    return [part.flatten(0, 1) for part in split]
+
+
+def join_states(states: Sequence[LogicalState], groups: int = 1) -> LogicalState:
+    """:func:`join` for logical states."""
+    return [
+        (join([state[k][0] for state in states], groups), join([state[k][1] for state in states], groups))
+        for k in range(len(states[0]))
+    ]
+
+
+def separate_states(joined: LogicalState, numels: Sequence[int], groups: int = 1) -> list[LogicalState]:
+    """:func:`separate` for a logical state."""
+    parts = [(separate(h, numels, groups), separate(c, numels, groups)) for h, c in joined]
+    return [[(h[k], c[k]) for h, c in parts] for k in range(len(numels))]
 
 
 def segment_backward(
     start_states: Sequence[LogicalState],
-    grads: Sequence[Sequence[Tensor]],
+    grads: Sequence[Sequence[Tensor | None]],
     loss_weights: Sequence[float],
     lrs: Sequence[float],
     decays: Sequence[float],
     phi: Tensor,
-    config: Config,
+    config: AnyConfig,
     grad_end_states: Sequence[LogicalState] | None = None,
+    groups: int = 1,
 ) -> tuple[Tensor, list[LogicalState]]:
     """Gradient of the meta-loss of one unrolled segment (equation 3 with the gradients of f held constant).
 
     For the trajectory ``theta[t+1] = decays[t] * theta[t] + lrs[t] * u[t]``, ``u[t], state[t+1] = phi(g[t], state[t])``
     the meta-loss ``sum_{s=1..T} w_s f(theta_s)`` reaches the parameters as ``A_T = w_T g_T`` and
     ``A_t = w_t g_t + decays[t] * A_{t+1}``, and the updates as ``dL/du_t = lrs[t] * A_{t+1}``. What remains is the
-    chain of LSTM steps, left to autograd.
+    chain of LSTM steps, left to autograd. Global averaging cells average over all tensors.
 
     Args:
         start_states: one logical state per tensor, at the start of the segment.
-        grads: T + 1 lists of one gradient per tensor: g_0 ... g_T.
+        grads: T + 1 lists of one gradient per tensor: g_0 ... g_T. A tensor with None did not move in that step, and
+            its gradient counts as zero.
         loss_weights: w_1 ... w_T.
         lrs, decays: T values each.
-        phi: ``[P]`` flat parameters. config: as in :func:`lstm_step`.
+        phi: ``[P]`` flat parameters. config: as in :func:`lstm_step`, without extra inputs and with one output.
         grad_end_states: optional, one logical state per tensor: dL/d(state after step T) from elsewhere.
+        groups: as in :func:`lstm_step`.
 
     Returns:
         ``dL/dphi`` ``[P]`` and, per tensor, dL/d(start state) as a logical state; both in phi's / the states' dtype.
@@ -158,29 +227,47 @@ def segment_backward(
     for name, values in (("loss_weights", loss_weights), ("lrs", lrs), ("decays", decays)):
         if len(values) != steps:
             raise ValueError(f"{name}: expected {steps} values, got {len(values)}")
+    if config.extra_inputs or config.num_outputs != 1:
+        raise ValueError(f"config: expected no extra inputs and one output, got {config}")
     phi = phi.detach().requires_grad_()
-    grad_phi = torch.zeros_like(phi)
-    grad_start_states = []
-    for k, start_state in enumerate(start_states):
-        g = [grads[t][k].detach() for t in range(steps + 1)]
-        grad_updates: list[Tensor] = []
-        adjoint = loss_weights[-1] * g[steps]
-        for t in reversed(range(steps)):
-            grad_updates.insert(0, lrs[t] * adjoint)
-            if t > 0:
-                adjoint = loss_weights[t - 1] * g[t] + decays[t] * adjoint
-        with torch.enable_grad():
-            leaves = [part.detach().requires_grad_() for pair in start_state for part in pair]
-            state: LogicalState = list(zip(leaves[::2], leaves[1::2], strict=True))
-            updates = []
-            for t in range(steps):
-                update, state = lstm_step(g[t], state, phi, config)
-                updates.append(update)
-        outputs, upstream = updates, grad_updates
-        if grad_end_states is not None:
-            outputs = outputs + [part for pair in state for part in pair]
-            upstream = upstream + [part for pair in grad_end_states[k] for part in pair]
-        grad_phi_k, *grad_leaves = torch.autograd.grad(outputs, [phi, *leaves], upstream)
-        grad_phi += grad_phi_k
-        grad_start_states.append(list(zip(grad_leaves[::2], grad_leaves[1::2], strict=True)))
-    return grad_phi, grad_start_states
+    leaves = [[part.detach().requires_grad_() for pair in state for part in pair] for state in start_states]
+    outputs: list[Tensor] = []
+    upstream: list[Tensor] = []
+    with torch.enable_grad():
+        states = [list(zip(parts[::2], parts[1::2], strict=True)) for parts in leaves]
+        for t in range(steps):
+            moving = [k for k, g in enumerate(grads[t]) if g is not None]
+            # Without global averages a tensor's steps depend on no other tensor's.
+            for together in [moving] if config.gac_cells and moving else [[k] for k in moving]:
+                parts = [grads[t][k].detach().reshape(-1) for k in together]  # type: ignore[union-attr]
+                numels = [part.numel() for part in parts]
+                state = join_states([states[k] for k in together], groups)
+                update, state = lstm_step(join(parts, groups), state, phi, config, groups)
+                outputs += separate(update, numels, groups)
+                for k, new in zip(together, separate_states(state, numels, groups), strict=True):
+                    upstream.append(_adjoint(k, t, grads, loss_weights, decays).reshape(-1) * lrs[t])
+                    states[k] = new
+    if grad_end_states is not None:
+        outputs += [part for state in states for pair in state for part in pair]
+        upstream += [part for state in grad_end_states for pair in state for part in pair]
+    flat = [leaf for parts in leaves for leaf in parts]
+    grad_phi, *grad_flat = torch.autograd.grad(
+        outputs, [phi, *flat], upstream, allow_unused=True, materialize_grads=True
+    )
+    each = 2 * config.num_layers
+    parts_of = [grad_flat[k * each : (k + 1) * each] for k in range(len(start_states))]
+    return grad_phi, [list(zip(parts[::2], parts[1::2], strict=True)) for parts in parts_of]
+
+
+def _adjoint(
+    k: int, t: int, grads: Sequence[Sequence[Tensor | None]], loss_weights: Sequence[float], decays: Sequence[float]
+) -> Tensor:
+    """A_{t+1} of tensor k, which moves in step t: its w-weighted later gradients, each times the decays between."""
+    moved = next(g for step_grads in grads if (g := step_grads[k]) is not None)
+    adjoint, factor = torch.zeros_like(moved), 1.0
+    for s in range(t + 1, len(grads)):
+        g = grads[s][k]
+        if g is not None:
+            adjoint = adjoint + factor * loss_weights[s - 1] * g.detach()
+            factor *= decays[s] if s < len(decays) else 1.0
+    return adjoint

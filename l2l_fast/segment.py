@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import ops, reference, segment_joint
+from .config import AnyConfig
 from .network import CoordinatewiseLSTM, check_gradient
 from .ops import Config
 from .state import TILE, State, num_tiles
@@ -37,6 +38,7 @@ class Step:
     lr: float
     decay: float
     sign: float
+    means: Tensor | None = None  # of the global averaging cells, [num_layers, groups, gac_cells]
 
     def recorded(self, param: Tensor, tiles: Mapping[Tensor, int]) -> Tensor:
         """The recorded g of one parameter, flat."""
@@ -52,7 +54,8 @@ class Tape:
 
     network: CoordinatewiseLSTM
     phi: Tensor
-    config: Config
+    config: AnyConfig
+    groups: int = 1
     steps: list[Step] = field(default_factory=list)
     tiles: dict[Tensor, int] = field(default_factory=dict)
     total_tiles: int = 0
@@ -106,6 +109,8 @@ class Segment:
             tape = self.tapes.get(id(group))
             if tape is not None and tape.network is not group["network"]:
                 raise RuntimeError("step: a group's network was replaced during the segment")
+            if tape is not None and tape.groups != batch.groups:
+                raise RuntimeError("step: a parameter group's number of problems was changed during the segment")
             for param, grad, state in moving:
                 known = self.current_states.get(param)
                 if known is not None and known is not state:
@@ -123,7 +128,7 @@ class Segment:
         """Add a step to the group's tape; returns the buffer and places where the kernel shall write the gradients."""
         tape = self.tapes.get(id(group))
         if tape is None:
-            tape = self.tapes[id(group)] = Tape(group["network"], batch.phi, batch.config)
+            tape = self.tapes[id(group)] = Tape(group["network"], batch.phi, batch.config, batch.groups)
         record, tiles = None, []
         if batch.params:
             tiles = tape.place(batch.params)
@@ -133,6 +138,10 @@ class Segment:
         sign = -1.0 if batch.maximize else 1.0
         tape.steps.append(Step(self.num_steps, batch.params, record, exact, batch.lr, decay, sign))
         return record, tiles
+
+    def keep_means(self, group: dict[str, Any], means: Tensor) -> None:
+        """Keep the means that the step just recorded for this group came out with; a few floats."""
+        self.tapes[id(group)].steps[-1].means = means
 
     def end_step(self) -> None:
         self.num_steps += 1
@@ -169,6 +178,14 @@ class Segment:
         grad_start: dict[Tensor, State] = {}
         totals: dict[int, tuple[CoordinatewiseLSTM, Tensor]] = {}
         for key, tape in self.tapes.items():
+            if not isinstance(tape.config, Config):
+                grad_phi, starts_of = segment_joint.backward(
+                    self, tape, finals[key], w, end_grads, bool(return_grad_start_states)
+                )
+                grad_start.update(starts_of)
+                _, total = totals.get(id(tape.network), (None, 0.0))
+                totals[id(tape.network)] = (tape.network, total + grad_phi.to(tape.phi.dtype))
+                continue
             for exact in (False, True):
                 for indices, params in tape.patterns(exact).items():
                     run = self._exact_backward if exact else self._kernel_backward
@@ -189,7 +206,7 @@ class Segment:
                 grad_start[param] = end_grads.get(param, state._like(zeros)).clone()
         return grad_start
 
-    def _coefficients(
+    def coefficients(
         self, tape: Tape, indices: Sequence[int], w: Sequence[float]
     ) -> tuple[list[float], list[float], list[float]]:
         # For parameters that moved only in some steps, the others drop out: theta stood still and f's gradient counts
@@ -197,6 +214,32 @@ class Segment:
         steps = [tape.steps[index] for index in indices]
         loss_weights = [step.sign * w[step.t - 1] for step in steps[1:]] + [w[-1]]
         return loss_weights, [step.lr for step in steps], [step.decay for step in steps]
+
+    def records(
+        self, tape: Tape, indices: Sequence[int], params: Sequence[Tensor], final: Mapping[Tensor, Tensor]
+    ) -> list[Tensor]:
+        """The recorded gradients of ``params`` in the steps ``indices``, and last those at theta_T."""
+        records = [record for index in indices if (record := tape.steps[index].record) is not None]
+        # Records grow when a parameter joins during the segment; those of these parameters lie in all of them.
+        size = min(record.numel() for record in records)
+        last = torch.zeros(size, dtype=torch.float32, device=tape.phi.device)
+        for param in params:
+            if param in final:
+                place = TILE * tape.tiles[param]
+                last[place : place + param.numel()].view(param.shape).copy_(final[param])
+        return [record[:size] for record in records] + [last]
+
+    def injected(self, params: Sequence[Tensor], end_grads: Mapping[Tensor, State]) -> list[Tensor]:
+        """The given gradients of the states after the last step, or an empty list."""
+        if not any(param in end_grads for param in params):
+            return []
+        return [
+            # Through the logical layout: the padding of a gradient from elsewhere may hold anything.
+            State.from_logical(end_grads[param].to_logical()).data
+            if param in end_grads
+            else torch.zeros_like(self.start_states[param].data)
+            for param in params
+        ]
 
     def _kernel_backward(
         self,
@@ -209,31 +252,14 @@ class Segment:
         need_grad_start: bool,
     ) -> tuple[Tensor, list[State]]:
         starts = [self.start_states[param] for param in params]
-        records = [record for index in indices if (record := tape.steps[index].record) is not None]
-        # Records grow when a parameter joins during the segment; those of this pattern lie in all of them.
-        size = min(record.numel() for record in records)
-        last = torch.zeros(size, dtype=torch.float32, device=tape.phi.device)
-        for param in params:
-            if param in final:
-                place = TILE * tape.tiles[param]
-                last[place : place + param.numel()].view(param.shape).copy_(final[param])
-        injected: list[Tensor] = []
-        if any(param in end_grads for param in params):
-            injected = [
-                # Through the logical layout: the padding of a gradient from elsewhere may hold anything.
-                State.from_logical(end_grads[param].to_logical()).data
-                if param in end_grads
-                else torch.zeros_like(start.data)
-                for param, start in zip(params, starts, strict=True)
-            ]
         grad_phi, grad_starts = ops.lstm_segment_backward(
             [start.data for start in starts],
             [tape.tiles[param] for param in params],
-            [record[:size] for record in records] + [last],
-            *self._coefficients(tape, indices, w),
+            self.records(tape, indices, params, final),
+            *self.coefficients(tape, indices, w),
             tape.phi.float(),
             *tape.config,
-            injected,
+            self.injected(params, end_grads),
             need_grad_start,
         )
         if not need_grad_start:
@@ -260,7 +286,7 @@ class Segment:
         grad_phi, grad_starts = reference.segment_backward(
             [start.to_logical() for start in starts],
             grads,
-            *self._coefficients(tape, indices, w),
+            *self.coefficients(tape, indices, w),
             tape.phi.double(),
             tape.config,
             injected,

@@ -49,7 +49,12 @@ def test_default_is_the_network_of_the_paper():
         ({"p": "10"}, TypeError, "p:"),
         ({"output_scale": math.inf}, ValueError, "output_scale"),
         ({"output_scale": None}, TypeError, "output_scale"),
-        ({"gac_cells": 2}, ValueError, "gac_cells"),
+        ({"gac_cells": 21}, ValueError, "gac_cells"),
+        ({"gac_cells": 1.0}, TypeError, "gac_cells"),
+        ({"extra_inputs": 17}, ValueError, "extra_inputs"),
+        ({"extra_inputs": -1}, ValueError, "extra_inputs"),
+        ({"num_outputs": 0}, ValueError, "num_outputs"),
+        ({"num_outputs": True}, TypeError, "num_outputs"),
     ],
 )
 def test_constructor_rejects(options, error, name):

@@ -105,7 +105,7 @@ def test_segment_matches_unrolled_autograd(preprocess, steps, isa):
 
 def test_segment_matches_finite_differences():
     """Of the loss itself, with the gradients that the network sees frozen (the dropped path of the paper)."""
-    net = random_network(gain=1.0, hidden_size=6)
+    net = random_network(gain=1.0, hidden_size=8)
     optimizee = Optimizee()
     theta0 = [p.detach().clone() for p in optimizee.theta]
     optimizer = l2l.LearnedOptimizer(optimizee.parameters(), net, lr=0.5, weight_decay=0.05)
@@ -336,7 +336,7 @@ def test_missing_gradients_at_any_step(data):
     mask = [[data.draw(st.booleans()) for _ in range(4)] for _ in range(steps + 1)]
     mask[steps][data.draw(st.integers(0, 3))] = True
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
-    net = random_network(gain=1.0, hidden_size=6)
+    net = random_network(gain=1.0, hidden_size=8)
     optimizee = Optimizee(dtype=dtype)
     theta0 = [p.detach().clone() for p in optimizee.theta]
     optimizer = l2l.LearnedOptimizer(optimizee.parameters(), net, weight_decay=0.1)

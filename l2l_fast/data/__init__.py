@@ -1,6 +1,7 @@
 """Data sets: the embedded MNIST images and the loaders."""
 
 from l2l_fast.data.idx import read_idx
+from l2l_fast.data.images import load_cifar10, load_fashion_mnist, read_cifar10_file
 from l2l_fast.data.mnist import (
     EMBEDDED,
     ENVIRONMENT_VARIABLE,
@@ -16,6 +17,9 @@ __all__ = [
     "FULL",
     "ImageSplit",
     "MNISTData",
+    "load_cifar10",
+    "load_fashion_mnist",
     "load_mnist",
+    "read_cifar10_file",
     "read_idx",
 ]

@@ -6,15 +6,18 @@ from .checkpoint import is_checkpoint, load_best
 from .episode import SegmentTrace
 from .evaluation import Summary, evaluate, summarize
 from .protocol import Protocol
+from .record import ProtocolWarning, record_of
 from .trainer import MetaTrainer
 
 __all__ = [
     "MetaTrainer",
     "Protocol",
+    "ProtocolWarning",
     "SegmentTrace",
     "Summary",
     "evaluate",
     "is_checkpoint",
     "load_best",
+    "record_of",
     "summarize",
 ]

@@ -17,7 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..network import CoordinatewiseLSTM, _write_atomically
+from ..network import _write_atomically
+from .networks import Networks, build
+from .record import attach
 
 FORMAT = "l2l_fast.MetaTrainer"
 VERSION = "1"
@@ -99,7 +101,7 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def load_best(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> CoordinatewiseLSTM:
+def load_best(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Networks:
     """The best network of a checkpoint (the present one if nothing was validated yet).
 
     Raises:
@@ -111,14 +113,25 @@ def load_best(path: str | os.PathLike[str], device: torch.device | str = "cpu") 
         raise ValueError(f"{str(path)!r}: the checkpoint holds no network")
     try:
         dtype = next(iter(weights.values())).dtype
-        net = nn.utils.skip_init(CoordinatewiseLSTM, **checkpoint.settings["network"], device=device, dtype=dtype)
+        net = build(checkpoint.settings["network"], device=device, dtype=dtype)
         net.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{str(path)!r}: the checkpoint's network cannot be built: {error}") from error
+    attach(net, record(checkpoint.settings, checkpoint.counters))
     return net
 
 
-def adam_tensors(net: CoordinatewiseLSTM, adam: torch.optim.Adam) -> dict[str, Tensor]:
+def record(settings: dict[str, Any], counters: Counters) -> dict[str, Any]:
+    """What the best network of a run remembers of its training, see :mod:`l2l_fast.meta.record`."""
+    progress = {
+        "episodes": counters.episode,
+        "best_episode": counters.best_episode,
+        "validation_loss": counters.best_loss,
+    }
+    return {**settings, **progress}
+
+
+def adam_tensors(net: Networks, adam: torch.optim.Adam) -> dict[str, Tensor]:
     """Adam's slots by parameter name."""
     return {
         f"adam.{name}.{slot}": value
@@ -127,7 +140,7 @@ def adam_tensors(net: CoordinatewiseLSTM, adam: torch.optim.Adam) -> dict[str, T
     }
 
 
-def restore_adam(net: CoordinatewiseLSTM, adam: torch.optim.Adam, slots: dict[str, Tensor]) -> None:
+def restore_adam(net: Networks, adam: torch.optim.Adam, slots: dict[str, Tensor]) -> None:
     """Put back what :func:`adam_tensors` took; before the first update that was nothing.
 
     Raises:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..network import CoordinatewiseLSTM
 from ..optimizer import LearnedOptimizer
 from ..problems import Task
-from ..state import State
+from .functional import walkers
+from .networks import Networks, optimizer_groups
 from .protocol import Protocol
 from .sampling import start_sampled_segment
 
@@ -50,7 +50,7 @@ MetaLoss = Callable[[SegmentTrace], Tensor]
 
 def fused_episode(
     task: Task,
-    net: CoordinatewiseLSTM,
+    net: Networks,
     protocol: Protocol,
     meta_step: MetaStep,
     coordinate_fraction: float = 1.0,
@@ -63,7 +63,7 @@ def fused_episode(
     ``coordinate_fraction`` and ``generator``: see :mod:`l2l_fast.meta.sampling`.
     """
     parameters = list(task.parameters())
-    optimizer = LearnedOptimizer(parameters, net)
+    optimizer = LearnedOptimizer(optimizer_groups(task, net))
     generator = torch.Generator() if generator is None else generator
     losses: list[Tensor] = []
 
@@ -91,7 +91,7 @@ def fused_episode(
 
 def autograd_episode(
     task: Task,
-    net: CoordinatewiseLSTM,
+    net: Networks,
     protocol: Protocol,
     meta_step: MetaStep,
     meta_loss: MetaLoss | None = None,
@@ -102,20 +102,19 @@ def autograd_episode(
     ``meta_loss``. Without them it gives the gradients of :func:`fused_episode`.
     """
     theta = {name: parameter.detach().clone() for name, parameter in task.named_parameters()}
-    states = {
-        name: net.init_state(value.numel(), device=value.device, dtype=_state_dtype(value))
-        for name, value in theta.items()
-    }
+    steppers = walkers(task, net, theta)
     history: list[Tensor] = []
     loss, grads = _value_and_grad(task, _leaves(theta), create_graph=False)
     history.append(loss.detach())
     for start, end in protocol.segments():
         theta = _leaves(theta)
-        states = {name: state.detach() for name, state in states.items()}
+        for walker in steppers:
+            walker.detach()
         losses = [loss.detach()]
         grads = [None if grad is None else grad.detach() for grad in grads]
         for t in range(start, end):
-            theta, states = _functional_step(net, theta, grads, states)
+            by_name = dict(zip(theta, grads))
+            theta = {**theta, **{name: value for w in steppers for name, value in w.step(theta, by_name).items()}}
             # Beyond the boundary nothing depends on the segment's phi, so its last gradient is a mere value.
             loss, grads = _value_and_grad(task, theta, create_graph=protocol.second_derivatives and t + 1 < end)
             losses.append(loss)
@@ -155,22 +154,6 @@ def _value_and_grad(task: Task, theta: dict[str, Tensor], create_graph: bool) ->
         loss, list(theta.values()), create_graph=create_graph, retain_graph=True, allow_unused=True
     )
     return loss, list(grads)
-
-
-def _functional_step(
-    net: CoordinatewiseLSTM, theta: dict[str, Tensor], grads: list[Tensor | None], states: dict[str, State]
-) -> tuple[dict[str, Tensor], dict[str, State]]:
-    new_theta, new_states = {}, {}
-    for (name, value), grad in zip(theta.items(), grads):
-        new_theta[name], new_states[name] = value, states[name]
-        if grad is not None:
-            update, new_states[name] = net(grad, states[name])
-            new_theta[name] = value + update
-    return new_theta, new_states
-
-
-def _state_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
 def _checked(objective: Tensor) -> Tensor:

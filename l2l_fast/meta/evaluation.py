@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..network import CoordinatewiseLSTM
 from ..optimizer import LearnedOptimizer
 from ..problems import Problem
 from ..problems.base import positive_int
 from .episode import finite_prefix
+from .networks import Networks, optimizer_groups
+from .record import warn_of_mismatch
 
 
 def evaluate(
-    net: CoordinatewiseLSTM,
+    net: Networks,
     problem: Problem,
     seeds: Iterable[int],
     horizon: int,
@@ -27,6 +28,7 @@ def evaluate(
 ) -> Tensor:
     """Optimise the tasks ``problem.sample(seed, split)`` for ``horizon`` steps each, phi frozen.
 
+    A network that knows how it was trained warns (:class:`ProtocolWarning`) where that differs from this evaluation.
     The tasks, minibatches and conventions are those of :func:`l2l_fast.baselines.run`, so the curves can be compared.
 
     Returns:
@@ -37,6 +39,7 @@ def evaluate(
         ValueError: an unknown ``split``, no seeds, or ``horizon`` out of range.
     """
     horizon = positive_int("horizon", horizon)
+    warn_of_mismatch(net, problem, horizon)
     curves = [_episode(net, problem, seed, horizon, split, device) for seed in seeds]
     if not curves:
         raise ValueError("seeds: expected at least one, got none")
@@ -44,7 +47,7 @@ def evaluate(
 
 
 def _episode(
-    net: CoordinatewiseLSTM,
+    net: Networks,
     problem: Problem,
     seed: int,
     horizon: int,
@@ -53,7 +56,7 @@ def _episode(
 ) -> list[float]:
     task = problem.sample(seed, split, device)
     parameters = list(task.parameters())
-    optimizer = LearnedOptimizer(parameters, net)
+    optimizer = LearnedOptimizer(optimizer_groups(task, net))
     losses = []
     for _ in range(horizon):
         for parameter in parameters:

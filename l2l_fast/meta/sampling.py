@@ -79,7 +79,7 @@ class SampledSegment(Segment):
             [self.start_states[param].data.index_select(0, chosen)],
             [0],
             [row.index_select(0, chosen).view(-1) for row in rows],
-            *self._coefficients(tape, indices, w),
+            *self.coefficients(tape, indices, w),
             tape.phi.float(),
             *tape.config,
             [],

@@ -7,12 +7,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..memory import NTMBFGS
 from ..network import CoordinatewiseLSTM
 from ..problems import Problem
 from ..problems.base import positive_int
@@ -21,8 +22,10 @@ from .checkpoint import Checkpoint, Counters
 from .episode import MetaLoss, autograd_episode, fused_episode
 from .evaluation import evaluate
 from .log import TrainingLog
+from .networks import Networks, as_networks, config_of, device_of, members
 from .progress import Progress
 from .protocol import LossWeights, Protocol, cosine_decay, episode_seed
+from .record import attach
 
 
 class MetaTrainer:
@@ -33,7 +36,8 @@ class MetaTrainer:
     uses the task ``problem.sample(hash(seed, i), "train")``: a run is a function of its settings, and nothing else.
 
     Args:
-        net: the network; trained in place.
+        net: the network; trained in place. Or several by kind of parameter (a mapping, kept as an ``nn.ModuleDict``),
+            for tasks whose ``parameter_groups()`` has these kinds; one Adam then trains them all.
         problem: where tasks come from; :class:`l2l_fast.problems.ModuleProblem` wraps any module and loss.
         horizon, unroll: steps of an episode and of a segment (the paper: 100 and 20).
         lr: Adam's learning rate on phi. The good window is narrow, about 3e-3 to 1e-2.
@@ -42,7 +46,8 @@ class MetaTrainer:
             counts (with ``unroll=horizon``, equation 2 of the paper). Default: all 1.
         second_derivatives: keep the path through d grad / d theta, which the paper drops. Runs through autograd.
         meta_loss: replaces the weighted sum: ``meta_loss(trace: SegmentTrace) -> scalar``. Runs through autograd.
-        autograd: unroll in autograd although the fused backward would do (slower; the same gradients).
+        autograd: unroll in autograd although the fused backward would do (slower; the same gradients). A network with
+            memory always is.
         coordinate_fraction: below 1, the meta-gradient is estimated, without bias, from this random part of the
             coordinates of every large tensor (:mod:`l2l_fast.meta.sampling`); cheaper, a little noisier.
         clip_norm: the meta-gradient's norm is cut to this. It is the gradient of the loss per problem.
@@ -62,7 +67,7 @@ class MetaTrainer:
 
     def __init__(
         self,
-        net: CoordinatewiseLSTM,
+        net: Networks | Mapping[str, CoordinatewiseLSTM],
         problem: Problem,
         horizon: int = 100,
         unroll: int = 20,
@@ -84,8 +89,7 @@ class MetaTrainer:
         log: str | os.PathLike[str] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(net, CoordinatewiseLSTM):
-            raise TypeError(f"net: expected a CoordinatewiseLSTM, got {type(net).__name__}")
+        net = as_networks(net)
         if not isinstance(problem, Problem):
             raise TypeError(f"problem: expected a Problem, got {type(problem).__name__} (ModuleProblem wraps a module)")
         if isinstance(seed, bool) or not isinstance(seed, int):
@@ -106,16 +110,20 @@ class MetaTrainer:
                 positive_int(name, value)
         if validate_every != 0:
             positive_int("validate_every", validate_every)
+        attach(net, None)  # what it may carry of an earlier training is no longer true
         self.net = net
         self.problem = problem
         self.protocol = Protocol.make(horizon, unroll, weights, second_derivatives)
         self.lr = float(lr)
         self.seed = seed
         self.meta_loss = meta_loss
-        self.autograd = bool(autograd or second_derivatives or meta_loss is not None)
+        with_memory = any(isinstance(member, NTMBFGS) for member in members(net).values())
+        self.autograd = bool(autograd or second_derivatives or meta_loss is not None or with_memory)
         self.coordinate_fraction = float(coordinate_fraction)
         if self.autograd and self.coordinate_fraction < 1.0:
             raise ValueError("coordinate_fraction: expected 1 with autograd, only the fused backward can sample")
+        if self.coordinate_fraction < 1.0 and any(member.communicates for member in members(net).values()):
+            raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
         self.clip_norm = None if clip_norm is None else float(clip_norm)
         self.decay_episodes = decay_episodes
         self.decay_to = float(decay_to)
@@ -123,7 +131,7 @@ class MetaTrainer:
         self.validation_episodes = positive_int("validation_episodes", validation_episodes)
         self.patience = patience
         self.log = None if log is None else TrainingLog(log)
-        self.device = net.weight_out.device if device is None else torch.device(device)
+        self.device = device_of(net) if device is None else torch.device(device)
         self.counters = Counters()
         self._best: dict[str, Tensor] | None = None
         self._grad_norms: list[float] = []
@@ -142,7 +150,7 @@ class MetaTrainer:
         if meta_loss is not None:
             meta_loss = getattr(meta_loss, "__qualname__", type(meta_loss).__name__)
         settings = {
-            "network": {**self.net.config._asdict(), "gac_cells": self.net.gac_cells},
+            "network": config_of(self.net),
             "problem": self.problem.config(),
             "protocol": {
                 **self.protocol.config(),
@@ -278,11 +286,18 @@ class MetaTrainer:
 
     # ---- results ----
 
-    def best_net(self) -> CoordinatewiseLSTM:
-        """A copy of the network with the lowest final validation loss; of the present one before any validation."""
+    def record(self) -> dict[str, Any]:
+        """How the best network was trained, JSON-able: :meth:`settings`, how long, and its validation loss. The network
+        carries it along, see :mod:`l2l_fast.meta.record`."""
+        return checkpoints.record(self.settings(), self.counters)
+
+    def best_net(self) -> Networks:
+        """A copy of the network with the lowest final validation loss; of the present one before any validation. It
+        carries :meth:`record`."""
         net = copy.deepcopy(self.net)
         if self._best is not None:
             net.load_state_dict(self._best)
+        attach(net, self.record())
         return net
 
     def evaluate(
@@ -342,7 +357,7 @@ class MetaTrainer:
         checkpoints.restore_adam(self.net, self._adam, saved.part("adam"))
         self.net.load_state_dict(saved.part("net"))
         best = saved.part("best")
-        self._best = {name: value.to(self.net.weight_out.device) for name, value in best.items()} or None
+        self._best = {name: value.to(device_of(self.net)) for name, value in best.items()} or None
         self.counters = saved.counters
         if self.log is not None:
             self.log.cut_back(self.episode)

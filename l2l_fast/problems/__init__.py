@@ -6,13 +6,25 @@ from collections.abc import Callable
 from typing import Any
 
 from l2l_fast.problems.base import SPLITS, Problem, Task
+from l2l_fast.problems.conv import ConvNet
 from l2l_fast.problems.custom import ModuleProblem
 from l2l_fast.problems.mnist import MNIST
 from l2l_fast.problems.quadratic import Quadratic
 
-__all__ = ["MNIST", "SPLITS", "ModuleProblem", "Problem", "Quadratic", "Task", "available", "get", "register"]
+__all__ = [
+    "MNIST",
+    "SPLITS",
+    "ConvNet",
+    "ModuleProblem",
+    "Problem",
+    "Quadratic",
+    "Task",
+    "available",
+    "get",
+    "register",
+]
 
-_REGISTRY: dict[str, Callable[..., Problem]] = {"mnist": MNIST, "quadratic": Quadratic}
+_REGISTRY: dict[str, Callable[..., Problem]] = {"conv": ConvNet, "mnist": MNIST, "quadratic": Quadratic}
 
 
 def available() -> tuple[str, ...]:

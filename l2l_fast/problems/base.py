@@ -40,6 +40,10 @@ class Task(nn.Module):
         """The loss at the present parameters: a scalar, differentiable in them."""
         raise TypeError(f"{type(self).__name__} must define forward()")
 
+    def parameter_groups(self) -> dict[str, list[str]]:
+        """The names of all parameters by kind, for optimizers that treat kinds differently; one kind by default."""
+        return {"all": [name for name, _ in self.named_parameters()]}
+
 
 class Problem(ABC):
     """A distribution over tasks. Subclasses give ``name``, ``make_task`` and ``config``."""

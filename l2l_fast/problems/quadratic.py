@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,20 @@ from torch import nn
 from l2l_fast.problems.base import Problem, Task, non_negative, positive_int
 
 _FAMILIES: dict[str, Callable[..., torch.Tensor]] = {"uniform": torch.rand, "gaussian": torch.randn}
+ILL_CONDITIONED = "ill_conditioned"
+
+
+def ill_conditioned_matrix(batch: int, dim: int, condition: float, generator: torch.Generator) -> torch.Tensor:
+    """W ``[batch, dim, dim]`` such that the eigenvalues of W^T W, half the Hessian of f, are spaced geometrically from
+    1 down to ``1 / condition``, in random directions: W = U S V^T with U and V uniform over the orthogonal group."""
+    exponents = torch.linspace(0.0, -0.5 * math.log10(condition), dim, dtype=torch.float64)
+    u, v = (_orthogonal(batch, dim, generator) for _ in range(2))
+    return ((u * 10**exponents) @ v.mT).float()
+
+
+def _orthogonal(batch: int, dim: int, generator: torch.Generator) -> torch.Tensor:
+    q, r = torch.linalg.qr(torch.randn(batch, dim, dim, generator=generator, dtype=torch.float64))
+    return q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # without it Q is not uniform
 
 
 class QuadraticTask(Task):
@@ -19,7 +34,8 @@ class QuadraticTask(Task):
     def __init__(
         self,
         generator: torch.Generator,
-        draw: Callable[..., torch.Tensor],
+        family: str,
+        condition: float,
         batch: int,
         dim: int,
         init_std: float,
@@ -27,7 +43,12 @@ class QuadraticTask(Task):
     ) -> None:
         super().__init__(generator)
         self.num_problems = batch
-        self.register_buffer("W", draw(batch, dim, dim, generator=generator).to(device))
+        if family == ILL_CONDITIONED:
+            draw, matrix = torch.randn, ill_conditioned_matrix(batch, dim, condition, generator)
+        else:
+            draw = _FAMILIES[family]
+            matrix = draw(batch, dim, dim, generator=generator)
+        self.register_buffer("W", matrix.to(device))
         self.register_buffer("y", draw(batch, dim, 1, generator=generator).to(device))
         self.theta = nn.Parameter((torch.randn(batch, dim, generator=generator) * init_std).to(device))
 
@@ -45,8 +66,10 @@ class Quadratic(Problem):
         batch: independent problems in one task. Their losses are summed, not averaged: the official code's mean over
             128 problems divides by 128 the gradient that each coordinate sees.
         family: distribution of the entries of W and y. "uniform" is U[0, 1), which the paper's published curves were
-            made with (f starts at dim / 3); "gaussian" is N(0, 1), which its text says (f starts at dim).
+            made with (f starts at dim / 3); "gaussian" is N(0, 1), which its text says (f starts at dim);
+            "ill_conditioned" has W^T W of exactly the given condition number, largest eigenvalue 1, and y from N(0, 1).
         init_std: theta_0 ~ N(0, init_std^2); the official code's 0.01 by default.
+        condition: of the Hessian, at least 1; for "ill_conditioned" only.
 
     Raises:
         ValueError, TypeError: an option is out of its range.
@@ -54,22 +77,34 @@ class Quadratic(Problem):
 
     name = "quadratic"
 
-    def __init__(self, dim: int = 10, batch: int = 128, family: str = "uniform", init_std: float = 0.01) -> None:
+    def __init__(
+        self,
+        dim: int = 10,
+        batch: int = 128,
+        family: str = "uniform",
+        init_std: float = 0.01,
+        condition: float = 1e3,
+    ) -> None:
         self.dim = positive_int("dim", dim)
         self.batch = positive_int("batch", batch)
-        if family not in _FAMILIES:
-            raise ValueError(f"family must be one of {tuple(_FAMILIES)}, got {family!r}")
+        if family not in (*_FAMILIES, ILL_CONDITIONED):
+            raise ValueError(f"family must be one of {(*_FAMILIES, ILL_CONDITIONED)}, got {family!r}")
         self.family = family
         self.init_std = non_negative("init_std", init_std)
+        self.condition = non_negative("condition", condition)
+        if self.condition < 1.0:
+            raise ValueError(f"condition must be at least 1, got {condition!r}")
 
     def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> QuadraticTask:
-        return QuadraticTask(generator, _FAMILIES[self.family], self.batch, self.dim, self.init_std, device)
+        return QuadraticTask(generator, self.family, self.condition, self.batch, self.dim, self.init_std, device)
 
     def config(self) -> dict[str, Any]:
+        extra = {"condition": self.condition} if self.family == ILL_CONDITIONED else {}
         return {
             "name": self.name,
             "dim": self.dim,
             "batch": self.batch,
             "family": self.family,
             "init_std": self.init_std,
+            **extra,
         }

@@ -55,7 +55,7 @@ def test_the_function_does_not_change_between_evaluations() -> None:
         ({"dim": 0}, ValueError, "dim must be a positive integer, got 0"),
         ({"batch": 2.0}, TypeError, "batch must be a positive integer, got 2.0"),
         ({"batch": True}, TypeError, "batch must be a positive integer, got True"),
-        ({"family": "normal"}, ValueError, r"family must be one of \('uniform', 'gaussian'\), got 'normal'"),
+        ({"family": "normal"}, ValueError, r"family must be one of .*'gaussian'.*, got 'normal'"),
         ({"init_std": -1}, ValueError, "init_std must be finite and not negative, got -1"),
         ({"init_std": float("nan")}, ValueError, "init_std must be finite"),
         ({"init_std": "1"}, TypeError, "init_std must be a number"),

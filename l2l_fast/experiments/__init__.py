@@ -1,0 +1,19 @@
+"""The paper's experiments, one configuration file each, run by one command: ``python -m l2l_fast experiment NAME``."""
+
+from __future__ import annotations
+
+from .config import Candidate, Experiment, Setting, Stage, available, load
+from .running import Outcome, evaluate_experiment, run, train
+
+__all__ = [
+    "Candidate",
+    "Experiment",
+    "Outcome",
+    "Setting",
+    "Stage",
+    "available",
+    "evaluate_experiment",
+    "load",
+    "run",
+    "train",
+]

@@ -1,0 +1,259 @@
+"""Run an experiment: train its candidates, keep the best on validation tasks, compare it on test tasks, report."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import baselines, trained
+from .. import comparison as comparisons
+from ..comparison import Comparison
+from ..meta import MetaTrainer, ProtocolWarning, evaluate
+from ..meta.networks import Networks
+from ..meta.record import attach, record_of
+from ..network import CoordinatewiseLSTM
+from ..problems import Problem
+from . import report
+from .config import Candidate, Experiment, Setting, Stage
+
+OPTIMIZER = "optimizer.safetensors"
+_SELECTION_SEEDS = range(10_000, 10_020)  # validation tasks that no trainer has used to pick its best network
+_TRAIN_SEEDS = 1 << 40  # far from what trainers draw; with the split "train"
+
+Trial = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of an evaluation, by setting, and the files that were written."""
+
+    comparisons: dict[str, Comparison]
+    table: Path
+    record: Path
+    picture: Path | None
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    *,
+    optimizer: Networks | None = None,
+    data: str | None = None,
+    test_episodes: int | None = None,
+    episodes: int | None = None,
+    progress: bool = True,
+) -> Outcome:
+    """Train (unless ``optimizer`` is given), evaluate, and write tables, numbers and the picture into ``out``.
+
+    Everything is resumable: a run that was stopped goes on from its checkpoints when started again with the same
+    ``out``. ``episodes`` and ``test_episodes`` replace the experiment's counts, ``data`` its data set.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: see the problems and :class:`l2l_fast.MetaTrainer`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if optimizer is None:
+        optimizer = train(experiment, out, data=data, episodes=episodes, progress=progress)
+    return evaluate_experiment(experiment, optimizer, out, data=data, test_episodes=test_episodes, progress=progress)
+
+
+def train(
+    experiment: Experiment, out: Path, *, data: str | None = None, episodes: int | None = None, progress: bool = True
+) -> Networks:
+    """Train all candidates (resuming those that are under way) and return the best on validation tasks, which is also
+    saved as ``out/optimizer.safetensors``, with the record of its training."""
+    episodes = experiment.episodes if episodes is None else episodes
+    scores: list[dict[str, Any]] = []
+    best: tuple[float, Networks] | None = None
+    for k, candidate in enumerate(experiment.candidates):
+        net = _train_candidate(experiment, candidate, out / f"candidate{k}", data, episodes, progress)
+        score, finals = _score(experiment, net, data)
+        scores.append({**asdict(candidate), "validation": finals})
+        _note(f"candidate {k} ({candidate}): final validation losses {finals}", progress)
+        if best is None or score < best[0]:
+            best = score, net
+    assert best is not None  # an experiment has candidates
+    net = best[1]
+    record = record_of(net)
+    attach(net, {**(record or {}), "experiment": experiment.name, "candidates": json.loads(json.dumps(scores))})
+    trained.save(net, out / OPTIMIZER)
+    return net
+
+
+def make_networks(experiment: Experiment, seed: int) -> Networks:
+    """The untrained network, or one for each kind of parameter; a function of ``seed``."""
+    made = {}
+    for k, (kind, options) in enumerate(experiment.networks.items()):
+        net = nn.utils.skip_init(CoordinatewiseLSTM, **options)
+        net.reset_parameters(torch.Generator().manual_seed(seed + 1000 * k))
+        made[kind] = net
+    return made[""] if set(made) == {""} else nn.ModuleDict(made)
+
+
+def _train_candidate(
+    experiment: Experiment, candidate: Candidate, folder: Path, data: str | None, episodes: int, progress: bool
+) -> Networks:
+    """The best network of a training run's last stage; every stage starts from the best of the one before."""
+    net = make_networks(experiment, candidate.seed)
+    history: list[dict[str, Any]] = []
+    for k, part in enumerate((candidate, *candidate.stages)):
+        count = min(episodes, part.episodes) if isinstance(part, Stage) else episodes
+        place = folder / f"stage{k}" if k else folder
+        trainer = _trainer(experiment, part, net, candidate.seed + 1000 * k, place, data, count)
+        trainer.fit(count, checkpoint=place / "checkpoint.safetensors", progress=progress)
+        net = trainer.best_net()
+        history.append(record_of(net) or {})
+    attach(net, {**history[-1], "earlier": history[:-1]})
+    return net
+
+
+def _trainer(
+    experiment: Experiment,
+    part: Candidate | Stage,
+    net: Networks,
+    seed: int,
+    folder: Path,
+    data: str | None,
+    episodes: int,
+) -> MetaTrainer:
+    options = {"decay_episodes": episodes, **experiment.training, **part.training}
+    checkpoint, log = folder / "checkpoint.safetensors", folder / "log.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not checkpoint.exists():
+        log.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
+    trainer = MetaTrainer(net, experiment.training_problem(part, data), seed=seed, log=log, **options)
+    return trainer.resume(checkpoint) if checkpoint.exists() else trainer
+
+
+def _score(experiment: Experiment, net: Networks, data: str | None) -> tuple[float, dict[str, float]]:
+    finals = {}
+    for name in experiment.selection:
+        setting = experiment.setting(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ProtocolWarning)
+            losses = evaluate(
+                net, experiment.problem_of(setting, data), _SELECTION_SEEDS, setting.horizon, split="validation"
+            )
+        finals[name] = losses[:, -1].mean().item()
+    if not finals:
+        return 0.0, finals
+    score = sum(math.log(value) if value > 0 else -math.inf for value in finals.values()) / len(finals)
+    return (score if not math.isnan(score) else math.inf), finals
+
+
+def evaluate_experiment(
+    experiment: Experiment,
+    net: Networks,
+    out: Path,
+    *,
+    data: str | None = None,
+    test_episodes: int | None = None,
+    progress: bool = True,
+) -> Outcome:
+    """Compare ``net`` with the tuned baselines in every setting.
+
+    Writes ``results.md``, ``results.json``, with matplotlib ``curves.png``, and the optimizer with its scores in its
+    record into ``out``. The curves of every finished setting are kept in ``out/curves`` and not computed again for the
+    very same optimizer, problem and counts, so that a stopped evaluation goes on where it was.
+    """
+    count = experiment.test_episodes if test_episodes is None else test_episodes
+    out.mkdir(parents=True, exist_ok=True)
+    cache = out / "curves"
+    cache.mkdir(exist_ok=True)
+    results: dict[str, Comparison] = {}
+    for setting in experiment.settings:
+        begin = time.monotonic()
+        problem = experiment.problem_of(setting, data)
+        tasks = _Tasks(problem, setting, count, experiment.tuning_episodes, cache)
+        others = tasks.baselines(progress)
+        losses = {comparisons.LEARNED: tasks.learned(net), **others.losses}
+        results[setting.name] = replace(others, losses=losses)
+        _note(f"{setting.name}: {time.monotonic() - begin:.0f} s", progress)
+        _note(comparisons.table(results[setting.name]) + "\n", progress)
+    attach(net, {**(record_of(net) or {}), "score": report.scores(results)})
+    trained.save(net, out / OPTIMIZER)
+    table = report.write_table(experiment, net, results, out / "results.md")
+    record = out / "results.json"
+    content = {name: result.to_json() for name, result in results.items()}
+    record.write_text(json.dumps(content, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+    return Outcome(results, table, record, report.draw(experiment, results, out / "curves.png"))
+
+
+def baseline_curves(
+    experiment: Experiment, out: Path, *, data: str | None = None, test_episodes: int | None = None
+) -> None:
+    """Only the baselines of all settings, into ``out/curves``, where :func:`evaluate_experiment` will find them."""
+    cache = out / "curves"
+    cache.mkdir(parents=True, exist_ok=True)
+    for setting in experiment.settings:
+        problem = experiment.problem_of(setting, data)
+        count = experiment.test_episodes if test_episodes is None else test_episodes
+        _Tasks(problem, setting, count, experiment.tuning_episodes, cache).baselines(True)
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """The tasks of one setting, and the folder that keeps what was computed on them."""
+
+    problem: Problem
+    setting: Setting
+    count: int
+    tuning: int
+    cache: Path
+
+    def seeds(self) -> range:
+        first = _TRAIN_SEEDS if self.setting.split == "train" else 0
+        return range(first, first + self.count)
+
+    def baselines(self, progress: bool) -> Comparison:
+        """The tuned baselines, a comparison without the learned optimizer."""
+        path = self.cache / f"{self.setting.name}.baselines.safetensors"
+        key = report.fingerprint(None, self.problem, self.setting, self.count, self.tuning)
+        found = report.read_curves(path, key, self.problem)
+        if found is None:
+            tuned = baselines.compare(
+                self.problem,
+                self.setting.horizon,
+                self.seeds(),
+                tuning_seeds=range(self.tuning),
+                split=self.setting.split,
+                on_trial=_show_trial if progress else None,
+            )
+            losses = {name: each.losses for name, each in tuned.items()}
+            rates = {name: each.search.lr for name, each in tuned.items()}
+            found = Comparison(self.problem, losses, rates, self.problem.sample(0, "test").num_problems)
+            report.write_curves(path, key, found)
+        return found
+
+    def learned(self, net: Networks) -> Tensor:
+        """The learning curves of ``net``."""
+        path = self.cache / f"{self.setting.name}.learned.safetensors"
+        key = report.fingerprint(net, self.problem, self.setting, self.count, 0)
+        found = report.read_curves(path, key, self.problem)
+        if found is None:
+            with warnings.catch_warnings():
+                if self.setting.transfer:
+                    warnings.simplefilter("ignore", ProtocolWarning)
+                losses = evaluate(net, self.problem, self.seeds(), self.setting.horizon, split=self.setting.split)
+            found = Comparison(self.problem, {comparisons.LEARNED: losses}, {})
+            report.write_curves(path, key, found)
+        return found.losses[comparisons.LEARNED]
+
+
+def _show_trial(name: str, lr: float, loss: float) -> None:
+    print(f"tuning {name}: lr {lr:.3g}, final validation loss {loss:.4g}", file=sys.stderr)
+
+
+def _note(text: str, progress: bool) -> None:
+    if progress:
+        print(text, file=sys.stderr, flush=True)

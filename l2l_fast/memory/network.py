@@ -1,0 +1,171 @@
+"""NTMBFGS: a coordinatewise LSTM controller with an external memory (Andrychowicz et al. 2016, appendix D)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..network import CoordinatewiseLSTM
+from ..state import State
+from .store import INITIAL, DenseMemory, LowRankMemory, Memory
+
+
+class NTMBFGS(CoordinatewiseLSTM):
+    """A coordinatewise LSTM whose coordinates also talk through a matrix, as those of BFGS do.
+
+    At step t the controller sees, per coordinate, the gradient and ``i_t = M_t r_t``, and emits the update, the next
+    read vector ``r_{t+1}`` and the write vectors ``a_t, b_t`` of every write head: ``M_{t+1} = M_t + sum_h a_h b_h^T``.
+    One read head, three write heads and two global averaging cells suffice for BFGS (:mod:`l2l_fast.memory.store`).
+
+    Args:
+        hidden_size, num_layers, preprocess, p, output_scale, gac_cells: as for :class:`CoordinatewiseLSTM`.
+        read_heads: R, 1..15. write_heads: W, 1..7; ``1 + R + 2 W`` outputs at most 16.
+        memory: ``"dense"``, n x n numbers per problem, or ``"low_rank"``, the last ``history`` writes only.
+        history: m, steps that a low-rank memory remembers.
+        initial: M_0, ``"zero"`` or ``"identity"``.
+        add_read: the update is the controller's output plus ``i_t`` of the first read head, so that the memory moves
+            theta directly, as in the skeleton ``theta + read(M, theta)`` that the paper starts from.
+
+    The memory belongs to an optimizee: :meth:`init_memory` makes one, :class:`l2l_fast.LearnedOptimizer` keeps one per
+    parameter group.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        preprocess: str = "log_sign",
+        p: float = 10.0,
+        output_scale: float = 0.1,
+        gac_cells: int = 2,
+        read_heads: int = 1,
+        write_heads: int = 3,
+        memory: str = "dense",
+        history: int = 10,
+        initial: str = "zero",
+        add_read: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        for name, value, high in (("read_heads", read_heads, 15), ("write_heads", write_heads, 7)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: expected an int in 1..{high}, got {value!r}")
+            if not 1 <= value <= high:
+                raise ValueError(f"{name}: expected 1..{high}, got {value}")
+        if 1 + read_heads + 2 * write_heads > 16:
+            raise ValueError(
+                f"write_heads: expected 1 + read_heads + 2 * write_heads <= 16, got {read_heads} and {write_heads}"
+            )
+        if memory not in ("dense", "low_rank"):
+            raise ValueError(f'memory: expected "dense" or "low_rank", got {memory!r}')
+        if isinstance(history, bool) or not isinstance(history, int):
+            raise TypeError(f"history: expected an int >= 1, got {history!r}")
+        if history < 1:
+            raise ValueError(f"history: expected an int >= 1, got {history}")
+        if initial not in INITIAL:
+            raise ValueError(f"initial: expected one of {INITIAL}, got {initial!r}")
+        if not isinstance(add_read, bool):
+            raise TypeError(f"add_read: expected a bool, got {add_read!r}")
+        self.read_heads = read_heads
+        self.write_heads = write_heads
+        self.memory = memory
+        self.history = history
+        self.initial = initial
+        self.add_read = add_read
+        outputs = 1 + read_heads + 2 * write_heads
+        super().__init__(
+            hidden_size,
+            num_layers,
+            preprocess,
+            p,
+            output_scale,
+            gac_cells,
+            read_heads,
+            outputs,
+            device=device,
+            dtype=dtype,
+        )
+
+    @property
+    def communicates(self) -> bool:
+        return True
+
+    def options(self) -> dict[str, Any]:
+        fields = ("hidden_size", "num_layers", "preprocess", "p", "output_scale", "gac_cells")
+        fields += ("read_heads", "write_heads", "memory", "history", "initial", "add_read")
+        return {"type": "NTMBFGS", **{name: getattr(self, name) for name in fields}}
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """As :meth:`CoordinatewiseLSTM.reset_parameters`, with the heads' rows of the read-out ten times smaller:
+        a memory that starts small cannot yet drive the update anywhere."""
+        super().reset_parameters(generator)
+        self.weight_out[1:] *= 0.1
+
+    def init_memory(
+        self,
+        numel: int,
+        groups: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Memory:
+        """The memory M_0 for ``groups`` problems of ``numel / groups`` coordinates each.
+
+        Raises:
+            ValueError: ``groups`` does not divide ``numel``.
+        """
+        if groups < 1 or numel % groups != 0:
+            raise ValueError(f"groups: expected a divisor of the {numel} coordinates, got {groups}")
+        device = self.weight_out.device if device is None else device
+        n = numel // groups
+        if self.memory == "dense":
+            return DenseMemory.create(n, groups, self.read_heads, self.initial, device, dtype)
+        return LowRankMemory.create(
+            n, groups, self.read_heads, self.write_heads, self.history, self.initial, device, dtype
+        )
+
+    def heads(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+        """Write vectors a and b ``[W, groups, n]`` and read vectors r ``[R, groups, n]`` among the outputs
+        ``[1 + R + 2 W, numel]`` of a step, whose coordinates are in the order of the memory."""
+        rows = out[1:].reshape(-1, memory.groups, memory.size)
+        r, a, b = rows.split([self.read_heads, self.write_heads, self.write_heads])
+        return a, b, r
+
+    def forward(  # type: ignore[override]
+        self, grad: Tensor, state: State, memory: Memory
+    ) -> tuple[Tensor, State, Memory]:
+        """``update, new_state, new_memory``: functional, differentiable in everything, the memory included.
+
+        Args:
+            grad: any shape, the coordinates of ``memory.groups`` problems one after the other; several tensors as one,
+                see :func:`l2l_fast.reference.join`.
+            state: as for :class:`CoordinatewiseLSTM`. memory: from :meth:`init_memory` or an earlier step.
+
+        Raises:
+            TypeError, ValueError: as :meth:`CoordinatewiseLSTM.forward`; or a memory of another kind or size.
+        """
+        self.check_memory(memory, grad.numel())
+        extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
+        out, state = super().forward(grad, state, memory.groups, extra)
+        update = out[0] + extra[0] if self.add_read else out[0]
+        return update.to(grad.dtype), state, memory.write(*self.heads(out.flatten(1), memory))
+
+    def check_memory(self, memory: Memory, numel: int) -> None:
+        """Raise TypeError or ValueError unless ``memory`` is one of this network for ``numel`` coordinates."""
+        kind = DenseMemory if self.memory == "dense" else LowRankMemory
+        if not isinstance(memory, kind):
+            raise TypeError(f"memory: expected {kind.__name__}, got {type(memory).__name__}")
+        if memory.groups * memory.size != numel or memory.reads.shape[0] != self.read_heads:
+            raise ValueError(
+                f"memory: expected {numel} coordinates and {self.read_heads} read heads, got "
+                f"{memory.groups} x {memory.size} and {memory.reads.shape[0]}"
+            )
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options().items() if name != "type")

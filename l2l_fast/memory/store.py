@@ -1,0 +1,197 @@
+"""The memory matrix M of NTM-BFGS: read ``M r``, write ``M += sum_h a_h b_h^T`` (Andrychowicz et al. 2016, appendix D).
+
+BFGS keeps an estimate of the inverse Hessian in such a matrix. With s the last step, y the change of the gradient,
+u = M y and rho = 1 / (y^T s), its update is
+
+    M' = M - rho s u^T - rho u s^T + (rho + rho^2 y^T u) s s^T
+
+three outer products, one read, and two inner products that all coordinates share: 3 write heads, 1 read head, 2 global
+averaging cells. Vectors are ``[heads, groups, n]``: ``groups`` independent problems of n coordinates each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INITIAL = ("zero", "identity")
+
+
+class Memory:
+    """What :class:`DenseMemory` and :class:`LowRankMemory` share.
+
+    Attributes:
+        initial: ``"zero"`` or ``"identity"``, the matrix M_0.
+        reads: ``[R, groups, n]``, the vectors that the read heads emitted last; they are applied at the next step.
+    """
+
+    initial: str
+    reads: Tensor
+
+    @property
+    def groups(self) -> int:
+        return self.reads.shape[1]
+
+    @property
+    def size(self) -> int:
+        """n, coordinates of one problem."""
+        return self.reads.shape[2]
+
+    def read(self, r: Tensor) -> Tensor:
+        """``M r`` for every head and problem: ``[R, groups, n]`` to the same shape. Differentiable."""
+        raise NotImplementedError
+
+    def write(self, a: Tensor, b: Tensor, reads: Tensor) -> Memory:
+        """The memory after ``M += sum_h a_h b_h^T`` (a, b: ``[W, groups, n]``), with the reads for the next step.
+        Functional and differentiable."""
+        raise NotImplementedError
+
+    def write_(self, a: Tensor, b: Tensor, reads: Tensor) -> None:
+        """:meth:`write` in place, without autograd."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything the memory holds, for checkpoints."""
+        raise NotImplementedError
+
+    def load(self, tensors: Mapping[str, Any]) -> None:
+        """Take over what :meth:`tensors` gave, converted to this memory's dtype and device.
+
+        Raises:
+            TypeError, ValueError: other entries, or shapes that do not fit; nothing has been taken over then.
+        """
+        own = self.tensors()
+        if not isinstance(tensors, Mapping) or set(tensors) != set(own):
+            got = sorted(map(str, tensors)) if isinstance(tensors, Mapping) else type(tensors).__name__
+            raise ValueError(f"memory: expected the entries {sorted(own)}, got {got}")
+        for name, value in tensors.items():
+            if not isinstance(value, Tensor) or value.is_complex() or value.layout is not torch.strided:
+                raise TypeError(f"memory: expected a dense real tensor as {name!r}, got {type(value).__name__}")
+            if value.shape != own[name].shape:
+                shapes = tuple(own[name].shape), tuple(value.shape)
+                raise ValueError(f"memory: expected {name!r} of shape {shapes[0]}, got {shapes[1]}")
+        self._load(tensors)
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, value in self.tensors().items():
+            value.copy_(tensors[name])
+
+    def detach(self) -> Memory:
+        """The same memory cut off from the autograd graph: what is carried across unrolled segments."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Memory:
+        """A copy on another device or in another dtype."""
+        raise NotImplementedError
+
+
+class DenseMemory(Memory):
+    """M itself, ``[groups, n, n]``: n^2 numbers and multiply-adds, for small n."""
+
+    def __init__(self, matrix: Tensor, reads: Tensor, initial: str = "zero") -> None:
+        self.matrix, self.reads, self.initial = matrix, reads, initial
+
+    @classmethod
+    def create(
+        cls, n: int, groups: int, read_heads: int, initial: str, device: torch.device | str, dtype: torch.dtype
+    ) -> DenseMemory:
+        """M_0, and reads of zero."""
+        matrix = torch.zeros(groups, n, n, device=device, dtype=dtype)
+        if initial == "identity":
+            matrix.diagonal(dim1=1, dim2=2).fill_(1.0)
+        return cls(matrix, torch.zeros(read_heads, groups, n, device=device, dtype=dtype), initial)
+
+    def read(self, r: Tensor) -> Tensor:
+        return torch.bmm(self.matrix, r.permute(1, 2, 0)).permute(2, 0, 1)
+
+    def write(self, a: Tensor, b: Tensor, reads: Tensor) -> DenseMemory:
+        matrix = torch.baddbmm(self.matrix, a.permute(1, 2, 0), b.permute(1, 0, 2))
+        return DenseMemory(matrix, reads, self.initial)
+
+    def write_(self, a: Tensor, b: Tensor, reads: Tensor) -> None:
+        self.matrix.baddbmm_(a.permute(1, 2, 0), b.permute(1, 0, 2))
+        self.reads.copy_(reads)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"matrix": self.matrix, "reads": self.reads}
+
+    def detach(self) -> DenseMemory:
+        return DenseMemory(self.matrix.detach(), self.reads.detach(), self.initial)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> DenseMemory:
+        return DenseMemory(self.matrix.to(device, dtype), self.reads.to(device, dtype), self.initial)
+
+
+class LowRankMemory(Memory):
+    """The last m writes instead of M: ``M r = M_0 r + sum a (b^T r)``, two passes over tall-skinny buffers.
+
+    ``left`` and ``right`` are ``[groups, m * W, n]``, a ring of m slots of W rows; older writes are dropped. A read
+    costs ``2 m W n`` multiply-adds and never forms a matrix of n^2.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor, written: int, reads: Tensor, initial: str = "zero") -> None:
+        self.left, self.right, self.written, self.reads, self.initial = left, right, written, reads, initial
+
+    @classmethod
+    def create(
+        cls,
+        n: int,
+        groups: int,
+        read_heads: int,
+        write_heads: int,
+        history: int,
+        initial: str,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> LowRankMemory:
+        """An empty history, and reads of zero."""
+        left = torch.zeros(groups, history * write_heads, n, device=device, dtype=dtype)
+        reads = torch.zeros(read_heads, groups, n, device=device, dtype=dtype)
+        return cls(left, torch.zeros_like(left), 0, reads, initial)
+
+    def read(self, r: Tensor) -> Tensor:
+        # The ring fills from the front; rows not written yet need not be visited.
+        rows = min(self.written, self.left.shape[1])
+        left, right = self.left[:, :rows], self.right[:, :rows]
+        if r.shape[:2] == (1, 1):
+            inner = torch.mv(right[0], r[0, 0])
+            if self.initial == "identity":
+                return torch.addmv(r[0, 0], left[0].T, inner).view_as(r)
+            return torch.mv(left[0].T, inner).view_as(r)
+        inner = torch.bmm(right, r.permute(1, 2, 0))
+        result = torch.bmm(left.transpose(1, 2), inner).permute(2, 0, 1)
+        return r + result if self.initial == "identity" else result
+
+    def _place(self, a: Tensor) -> tuple[int, int]:
+        start = self.written % self.left.shape[1]
+        return start, start + a.shape[0]
+
+    def write(self, a: Tensor, b: Tensor, reads: Tensor) -> LowRankMemory:
+        start, end = self._place(a)
+        left = torch.slice_scatter(self.left, a.transpose(0, 1), 1, start, end)
+        right = torch.slice_scatter(self.right, b.transpose(0, 1), 1, start, end)
+        return LowRankMemory(left, right, self.written + a.shape[0], reads, self.initial)
+
+    def write_(self, a: Tensor, b: Tensor, reads: Tensor) -> None:
+        start, end = self._place(a)
+        self.left[:, start:end].copy_(a.transpose(0, 1))
+        self.right[:, start:end].copy_(b.transpose(0, 1))
+        self.reads.copy_(reads)
+        self.written += a.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"left": self.left, "right": self.right, "reads": self.reads, "written": torch.tensor(self.written)}
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        super()._load(tensors)
+        self.written = int(tensors["written"])
+
+    def detach(self) -> LowRankMemory:
+        return LowRankMemory(self.left.detach(), self.right.detach(), self.written, self.reads.detach(), self.initial)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> LowRankMemory:
+        left, right = self.left.to(device, dtype), self.right.to(device, dtype)
+        return LowRankMemory(left, right, self.written, self.reads.to(device, dtype), self.initial)

@@ -1,0 +1,132 @@
+"""theta as a function of phi: the functional step on all parameters of a task, for unrolling in autograd."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..memory import NTMBFGS
+from ..network import CoordinatewiseLSTM
+from ..problems import Task
+from ..reference import join, join_states, separate, separate_states
+from ..state import State
+from .networks import Networks, members, names_by_network
+
+Theta = dict[str, Tensor]
+Gradients = dict[str, Tensor | None]
+
+
+class Walker(Protocol):
+    """One network with its state for the parameters ``names``."""
+
+    def step(self, theta: Theta, grads: Gradients) -> Theta:
+        """The parameters after one step, of those that have a gradient; differentiable."""
+
+    def detach(self) -> None:
+        """Cut the state off from the graph, at the start of a segment."""
+
+
+def walkers(task: Task, net: Networks, theta: Theta) -> list[Walker]:
+    """One walker per network, at the zero state, for the parameters that the task assigns to it."""
+    result: list[Walker] = []
+    for key, names in names_by_network(task, net).items():
+        network = members(net)[key]
+        part = {name: theta[name] for name in names}
+        if network.communicates:
+            result.append(JointWalker(network, part, task.num_problems))
+        else:
+            result.append(SeparateWalker(network, part))
+    return result
+
+
+class SeparateWalker:
+    """Every tensor by itself."""
+
+    def __init__(self, network: CoordinatewiseLSTM, theta: Theta) -> None:
+        self.network = network
+        self.states = {name: _zero_state(network, value) for name, value in theta.items()}
+
+    def step(self, theta: Theta, grads: Gradients) -> Theta:
+        moved = {}
+        for name, state in self.states.items():
+            grad = grads[name]
+            if grad is not None:
+                update, self.states[name] = self.network(grad, state)
+                moved[name] = theta[name] + update
+        return moved
+
+    def detach(self) -> None:
+        self.states = {name: state.detach() for name, state in self.states.items()}
+
+
+class JointWalker:
+    """All tensors as one, problem after problem: their coordinates communicate.
+
+    Raises:
+        ValueError: a tensor whose leading dimension cannot be the task's ``problems``; with a memory, which has one
+            place per coordinate, also (in :meth:`step`) gradients of other tensors than in the first step.
+    """
+
+    def __init__(self, network: CoordinatewiseLSTM, theta: Theta, problems: int) -> None:
+        for name, value in theta.items():
+            if value.numel() % problems != 0:
+                raise ValueError(
+                    f"{name}: {value.numel()} coordinates cannot be those of {problems} problems side by side"
+                )
+        self.network = network
+        self.problems = problems
+        self.dtype = _state_dtype(*theta.values())
+        self.states = {
+            name: network.init_state(value.numel(), value.device, self.dtype) for name, value in theta.items()
+        }
+        self.moving: list[str] = []
+        self.state: State | None = None
+        self.memory = None
+
+    def step(self, theta: Theta, grads: Gradients) -> Theta:
+        moving = [name for name in self.states if grads[name] is not None]
+        if not moving:
+            return {}
+        if moving != self.moving:
+            self._rearrange(moving, theta)
+        assert self.state is not None
+        parts = [grads[name].reshape(-1).to(self.dtype) for name in moving]  # type: ignore[union-attr]
+        grad = join(parts, self.problems)
+        if isinstance(self.network, NTMBFGS):
+            assert self.memory is not None
+            update, self.state, self.memory = self.network(grad, self.state, self.memory)
+        else:
+            update, self.state = self.network(grad, self.state, self.problems)
+        updates = separate(update, [part.numel() for part in parts], self.problems)
+        return {name: theta[name] + u.view_as(theta[name]).to(theta[name].dtype) for name, u in zip(moving, updates)}
+
+    def _rearrange(self, moving: list[str], theta: Theta) -> None:
+        if isinstance(self.network, NTMBFGS):
+            if self.moving:
+                raise ValueError(
+                    f"network: its memory is for the parameters {self.moving}, but now {moving} have gradients"
+                )
+            first = theta[moving[0]]
+            numel = sum(theta[name].numel() for name in moving)
+            self.memory = self.network.init_memory(numel, self.problems, first.device, self.dtype)
+        if self.state is not None:
+            numels = [theta[name].numel() for name in self.moving]
+            apart = separate_states(self.state.to_logical(), numels, self.problems)
+            self.states.update((name, State.from_logical(part)) for name, part in zip(self.moving, apart))
+        together = join_states([self.states[name].to_logical() for name in moving], self.problems)
+        self.state, self.moving = State.from_logical(together), moving
+
+    def detach(self) -> None:
+        self.states = {name: state.detach() for name, state in self.states.items()}
+        self.state = None if self.state is None else self.state.detach()
+        self.memory = None if self.memory is None else self.memory.detach()
+
+
+def _zero_state(network: CoordinatewiseLSTM, parameter: Tensor) -> State:
+    return network.init_state(parameter.numel(), device=parameter.device, dtype=_state_dtype(parameter))
+
+
+def _state_dtype(*parameters: Tensor) -> torch.dtype:
+    return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32

@@ -1,0 +1,80 @@
+"""The decision figures: what is drawn must be what the optimizers do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import l2l_fast as l2l
+from l2l_fast import decisions
+from tests.helpers import random_network
+
+RATES = {"adam": 0.1, "sgd": 0.01}
+
+
+def made(**options):
+    net = random_network(preprocess="identity", output_scale=0.1)
+    task = l2l.problems.Quadratic(dim=3, batch=4).sample(0, "test")
+    return net, decisions.decide(net, task, RATES, **{"horizon": 9, "steps": (1, 4, 9, 50), "points": 21, **options})
+
+
+def test_the_learned_trace_is_the_trajectory():
+    net, found = made(coordinates=[("theta", 5), ("theta", 0)])
+    task = l2l.problems.Quadratic(dim=3, batch=4).sample(0, "test")
+    start = task.theta.detach().clone()
+    optimizer = l2l.LearnedOptimizer(task.parameters(), net)
+    for _ in range(9):
+        optimizer.zero_grad()
+        task().backward()
+        optimizer.step()
+    moved = (task.theta.detach() - start).reshape(-1)
+    torch.testing.assert_close(found.updates["learned"].sum(0), moved[[5, 0]], rtol=1e-4, atol=1e-5)
+
+
+def test_adam_and_sgd_do_what_torch_does_with_these_gradients():
+    _, found = made()
+    for name, make in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
+        theta = torch.zeros(2, requires_grad=True)
+        optimizer = make([theta], lr=RATES[name])
+        for t, grad in enumerate(found.gradients):
+            before = theta.detach().clone()
+            theta.grad = grad.clone()
+            optimizer.step()
+            torch.testing.assert_close(found.updates[name][t], theta.detach() - before, rtol=1e-4, atol=1e-6)
+
+
+def test_a_proposal_at_the_true_gradient_is_the_update():
+    _, found = made()
+    assert found.steps == [1, 4, 9] and found.grids.shape == (2, 21)
+    for name, values in found.proposals.items():
+        assert values.shape == (3, 2, 21)
+        for j, step in enumerate(found.steps):
+            for k in range(2):
+                grid, proposed = found.grids[k], values[j, k]
+                x = found.gradients[step - 1, k]
+                right = int((grid > x).nonzero()[0])
+                part = (x - grid[right - 1]) / (grid[right] - grid[right - 1])
+                between = proposed[right - 1] + part * (proposed[right] - proposed[right - 1])
+                size = proposed.abs().max()
+                assert abs(between - found.updates[name][step - 1, k]) < 0.15 * size, name
+    torch.testing.assert_close(found.proposals["sgd"][1], -0.01 * found.grids)
+
+
+def test_the_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = decisions.draw(made()[1], tmp_path / "x.png", "heading")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": (10,)}, {"coordinates": [("theta", 12)]}, {"coordinates": [("W", 0)]}, {"coordinates": []}]
+)
+def test_arguments_are_checked(options):
+    with pytest.raises(ValueError):
+        made(**options)
+
+
+def test_learning_rates_are_needed():
+    task = l2l.problems.Quadratic(dim=2, batch=1).sample(0)
+    with pytest.raises(ValueError, match="sgd"):
+        decisions.decide(random_network(preprocess="identity"), task, {"adam": 1.0})

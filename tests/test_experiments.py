@@ -1,0 +1,140 @@
+"""Experiments: their files, a small one from end to end, stages, resuming, and that results are not computed twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import l2l_fast as l2l
+from l2l_fast import experiments, pretrained, trained
+from l2l_fast.experiments import config, report
+from l2l_fast.experiments import running as runs
+from l2l_fast.meta import record_of
+
+
+def small(tmp_path, **changes):
+    content = {
+        "name": "small",
+        "about": "Small quadratics. For tests.",
+        "source": "none",
+        "pretrained": "",
+        "problem": {"name": "quadratic", "dim": 3, "batch": 4},
+        "networks": {"": {"preprocess": "identity", "output_scale": 1.0, "hidden_size": 8}},
+        "training": {"horizon": 8, "unroll": 4, "lr": 0.01, "validate_every": 2, "validation_episodes": 2},
+        "episodes": 4,
+        "candidates": [{"seed": 0}, {"seed": 1, "training": {"lr": 1e-6}}],
+        "selection": ["test"],
+        "settings": [
+            {"name": "test", "title": "Small", "horizon": 8, "target": {"8": 1e-9, "sum": 1e9}},
+            {"name": "long", "title": "Longer", "horizon": 12, "transfer": True},
+        ],
+        "test_episodes": 3,
+        "tuning_episodes": 1,
+    }
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps({**content, **changes}))
+    return experiments.load(path)
+
+
+@pytest.mark.parametrize("name", experiments.available())
+def test_the_files_in_the_package(name):
+    experiment = experiments.load(name)
+    assert experiment.name == name and experiment.test_episodes >= 1
+    for setting in experiment.settings:
+        if setting.paper:
+            curves = config.paper_curves(setting.paper)
+            assert set(curves) == {"learned", "sgd", "nag", "rmsprop", "adam"}
+            assert all(len(steps) == len(losses) == 100 for steps, losses in curves.values())
+        if set(setting.target) - {"sum"} and setting.paper:
+            # The targets are the published values: the last point of the curve (the problem's text may round).
+            assert curves["learned"][1][-1] == pytest.approx(setting.target[str(setting.horizon)], abs=6e-4)
+    if experiment.pretrained in pretrained.names():
+        net = pretrained.load_pretrained(experiment.pretrained)
+        record = record_of(net)
+        assert record["experiment"] == name
+        assert record["score"].keys() == {setting.name for setting in experiment.settings}
+
+
+def test_a_small_experiment_from_end_to_end(tmp_path):
+    pytest.importorskip("matplotlib")
+    experiment = small(tmp_path)
+    outcome = experiments.run(experiment, tmp_path / "out", progress=False)
+    text = outcome.table.read_text()
+    assert "| **learned LSTM** |" in text and "| Adam |" in text and text.count("## ") == 2
+    assert "NOT reached" in text and "published sum 1e+09: reached" in text
+    assert outcome.picture.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(outcome.record.read_text())["long"]["horizon"] == 12
+    net = l2l.load(tmp_path / "out" / runs.OPTIMIZER)
+    record = record_of(net)
+    # The candidate that can learn is kept, and its numbers are those of the table.
+    assert record["seed"] == 0 and len(record["candidates"]) == 2
+    again = l2l.meta.evaluate(net, l2l.problems.Quadratic(dim=3, batch=4), range(3), 8)
+    assert record["score"]["test"]["step 8"] == pytest.approx(again[:, -1].mean().item(), rel=1e-4)
+    assert record["score"]["test"]["sum"] == pytest.approx(again[:, :-1].sum(1).mean().item(), rel=1e-4)
+
+
+def test_what_is_done_is_not_done_again_and_only_if_it_is_the_same(tmp_path, monkeypatch):
+    experiment = small(tmp_path)
+    out = tmp_path / "out"
+    net = experiments.train(experiment, out, progress=False)
+    first = experiments.evaluate_experiment(experiment, net, out, progress=False)
+    calls = []
+    evaluate = runs.evaluate
+    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: calls.append(1) or evaluate(*a, **k))
+    monkeypatch.setattr(runs.baselines, "compare", lambda *a, **k: pytest.fail("baselines were computed again"))
+    second = experiments.evaluate_experiment(experiment, net, out, progress=False)
+    assert not calls
+    for name, comparison in first.comparisons.items():
+        for key, losses in comparison.losses.items():
+            torch.testing.assert_close(second.comparisons[name].losses[key], losses, rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        net.bias_out += 0.01
+    experiments.evaluate_experiment(experiment, net, out, progress=False)
+    assert len(calls) == 2
+
+
+def test_a_stopped_run_goes_on_and_ends_alike(tmp_path):
+    stages = [{"episodes": 3, "problem": {"training_scales": [0.5, -1, 1]}, "training": {"lr": 5e-3}}]
+    experiment = small(tmp_path, candidates=[{"seed": 0, "stages": stages}])
+    whole = experiments.train(experiment, tmp_path / "whole", progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_score", lambda *a: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            experiments.train(experiment, tmp_path / "parts", progress=False)
+    parts = experiments.train(experiment, tmp_path / "parts", progress=False)
+    assert torch.equal(whole.phi(), parts.phi())
+    record = record_of(parts)
+    assert record["episodes"] == 3 and [each["episodes"] for each in record["earlier"]] == [4]
+    assert record["problem"]["training_scales"] == [0.5, -1.0, 1.0]
+    assert "then from the best network so far" in report.training_text(record)
+    assert (tmp_path / "parts" / "candidate0" / "stage1" / "checkpoint.safetensors").is_file()
+
+
+def test_networks_by_kind_are_trained_and_kept(tmp_path):
+    options = {"preprocess": "identity", "output_scale": 1.0, "hidden_size": 8}
+    experiment = small(tmp_path, networks={"all": options}, candidates=[{"seed": 0}])
+    net = experiments.train(experiment, tmp_path / "out", progress=False)
+    assert list(net) == ["all"]
+    again = trained.load(tmp_path / "out" / runs.OPTIMIZER)
+    assert torch.equal(again["all"].phi(), net["all"].phi()) and record_of(again) == record_of(net)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"candidates": []}, "at least one"),
+        ({"selection": ["other"]}, "other"),
+        ({"more": 1}, "more"),
+        ({"candidates": [{"seed": 0, "lr": 1}]}, "lr"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        small(tmp_path, **change)
+
+
+def test_an_unknown_name():
+    with pytest.raises(ValueError, match="quadratic-uniform"):
+        experiments.load("quadratics")

@@ -1,0 +1,137 @@
+"""Trained optimizers in files, what they remember, what the package brings, and the warning at another protocol."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import l2l_fast as l2l
+from l2l_fast import pretrained, trained
+from l2l_fast.meta import MetaTrainer, ProtocolWarning, evaluate, load_best, record_of
+from l2l_fast.meta.record import attach, mismatches
+from tests.helpers import random_network
+
+QUADRATIC = {"preprocess": "identity", "output_scale": 1.0, "hidden_size": 8}
+
+
+def trainer(net=None, **options):
+    net = l2l.CoordinatewiseLSTM(**QUADRATIC) if net is None else net
+    settings = {"horizon": 6, "unroll": 3, "validate_every": 2, "validation_episodes": 1, **options}
+    return MetaTrainer(net, l2l.problems.Quadratic(dim=2, batch=3), **settings)
+
+
+def test_the_record_travels_with_the_network(tmp_path):
+    run = trainer().fit(2, progress=False, checkpoint=tmp_path / "c")
+    net = run.best_net()
+    record = record_of(net)
+    assert record["episodes"] == 2 and record["protocol"]["horizon"] == 6 and record["problem"]["dim"] == 2
+    trained.save(net, tmp_path / "x.safetensors")
+    for again in (l2l.load(tmp_path / "x.safetensors"), load_best(tmp_path / "c")):
+        assert torch.equal(again.phi(), net.phi())
+        assert record_of(again) == json.loads(json.dumps(record))
+    # The plain reader knows these files, and files without a record are read.
+    assert torch.equal(l2l.network.load(tmp_path / "x.safetensors").phi(), net.phi())
+    net.save(tmp_path / "plain.safetensors")
+    assert record_of(l2l.load(tmp_path / "plain.safetensors")) is None
+
+
+def test_further_training_forgets_the_old_record():
+    net = trainer().fit(1, progress=False).best_net()
+    assert record_of(net) is not None
+    run = trainer(net, horizon=4)
+    assert record_of(run.net) is None
+    assert record_of(run.best_net())["protocol"]["horizon"] == 4
+
+
+@pytest.mark.parametrize(
+    "problem, horizon, words",
+    [
+        (l2l.problems.Quadratic(dim=2, batch=3), 7, "horizon: trained for 6 steps, evaluated over 7"),
+        (l2l.problems.Quadratic(dim=2, family="gaussian"), 6, "family"),
+        (l2l.problems.Quadratic(dim=2, init_std=1.0), 6, "init_std"),
+        (l2l.problems.MNIST(hidden=(4,), batch_size=8), 2, "name: trained with 'quadratic'"),
+    ],
+)
+def test_another_protocol_warns(problem, horizon, words):
+    net = trainer().fit(1, progress=False).best_net()
+    with pytest.warns(ProtocolWarning, match=words):
+        evaluate(net, problem, [0], horizon)
+
+
+def test_the_same_protocol_and_mere_transfers_do_not_warn():
+    net = trainer().fit(1, progress=False).best_net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(net, l2l.problems.Quadratic(dim=2, batch=3), [0], 6)
+        evaluate(net, l2l.problems.Quadratic(dim=5, batch=2), [0], 4)
+        evaluate(l2l.CoordinatewiseLSTM(**QUADRATIC), l2l.problems.Quadratic(), [0], 2)
+
+
+def test_another_output_scale_or_minibatch_is_a_mismatch():
+    net = random_network(output_scale=0.1)
+    record = {
+        "problem": {"name": "mnist", "batch_size": 128},
+        "network": {**net.config._asdict(), "output_scale": 0.5},
+        "protocol": {"horizon": 100},
+    }
+    attach(net, record)
+    lines = mismatches(net, l2l.problems.MNIST(batch_size=64), 100)
+    assert len(lines) == 2 and "batch_size" in lines[0] and "output_scale" in lines[1]
+
+
+def test_several_networks_in_one_file(tmp_path):
+    both = nn.ModuleDict({"conv": random_network(0), "fc": random_network(1, hidden_size=8)})
+    attach(both, {"episodes": 3})
+    trained.save(both, tmp_path / "x.safetensors")
+    again = trained.load(tmp_path / "x.safetensors")
+    assert list(again) == ["conv", "fc"] and again["fc"].hidden_size == 8
+    assert all(torch.equal(again[kind].phi(), both[kind].phi()) for kind in both)
+    assert record_of(again) == {"episodes": 3}
+
+
+def test_damaged_files_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    trained.save(nn.ModuleDict({"a": random_network()}), path)
+    content = path.read_bytes()
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    others = ({"config": "{}"}, {"config": "null"}, {"format_version": "9"}, {"training": "["}, {"training": "3"})
+    for changed in others:
+        path.write_bytes(safetensors.torch.save(tensors, {**metadata, **changed}))
+        with pytest.raises(ValueError, match=r"x\.safetensors"):
+            trained.load(path)
+    path.write_bytes(content[:-5])
+    with pytest.raises(ValueError, match=r"x\.safetensors"):
+        trained.load(path)
+    with pytest.raises(FileNotFoundError):
+        trained.load(tmp_path / "missing")
+    with pytest.raises(TypeError, match="net"):
+        trained.save(nn.Linear(1, 1), path)
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_every_pretrained_optimizer_says_what_it_is(name):
+    facts = l2l.list_pretrained()[name]
+    assert facts["problem"]["name"] and facts["horizon"] >= 100 and facts["episodes"] >= 1
+    assert all("test tasks" in score for score in facts["score"].values())
+    assert pretrained.path_of(name).stat().st_size < 100_000
+
+
+def test_the_pretrained_quadratic_optimizer_beats_every_tuned_baseline():
+    net = l2l.load_pretrained("quadratic")
+    losses = evaluate(net, l2l.problems.Quadratic(), range(3), 100)
+    # NAG at its best learning rate ends at 0.077 in the mean (Adam 0.094, RMSprop 0.160, SGD 0.178).
+    assert losses[:, -1].mean() < 0.065
+    score = l2l.list_pretrained()["quadratic"]["score"]["test"]
+    assert losses[:, -1].mean().item() == pytest.approx(score["step 100"], rel=0.5)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="quadratic"):
+        l2l.load_pretrained("nothing")
