@@ -179,14 +179,14 @@ def plot(out: Path, path: Path) -> None:
         for name, curves in collect(out, family).items():
             learned = name in colours
             colour, style = (colours[name], "-") if learned else ("#777777", next(styles))
+            label = name if learned else name.split(", lr")[0]
             for i, curve in enumerate(curves):
-                axes.semilogy(
-                    curve, linestyle=style, color=colour, lw=1.8 if learned else 1.1, label=name if i == 0 else None
-                )
+                width = 1.6 if learned else 1.1
+                axes.semilogy(curve, linestyle=style, color=colour, lw=width, label=None if i else label)
         axes.set(title=f"{family.replace('_', '-')} quadratics", xlabel="gradient evaluations", ylabel="mean loss")
-        axes.set_ylim(bottom=1e-3 if family == "uniform" else 1e-2)
+        axes.set_ylim(bottom=1e-2 if family == "uniform" else 2e-4)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    figure.axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
