@@ -74,8 +74,9 @@ import l2l_fast
 assert l2l_fast.__file__.startswith(os.getcwd()), l2l_fast.__file__
 print(l2l_fast._C.build_info())
 assert l2l_fast._C.build_info()["cuda"] is not None
-for name in ("lstm_step", "lstm_step_", "lstm_step_backward", "lstm_segment_backward"):
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"l2l_fast::{name}", "CUDA"), name
+for name in ("step", "step_", "step_backward", "segment_backward"):
+    for kind in ("lstm", "gac"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"l2l_fast::{kind}_{name}", "CUDA"), name
 PY
 echo "== tests ($SECONDS s)"
 "$py" -m pytest -q -p no:cacheprovider "$@"

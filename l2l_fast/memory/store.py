@@ -11,6 +11,7 @@ averaging cells. Vectors are ``[heads, groups, n]``: ``groups`` independent prob
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 INITIAL = ("zero", "identity")
 
 
-class Memory:
+class Memory(ABC):
     """What :class:`DenseMemory` and :class:`LowRankMemory` share.
 
     Attributes:
@@ -40,22 +41,22 @@ class Memory:
         """n, coordinates of one problem."""
         return self.reads.shape[2]
 
+    @abstractmethod
     def read(self, r: Tensor) -> Tensor:
         """``M r`` for every head and problem: ``[R, groups, n]`` to the same shape. Differentiable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, a: Tensor, b: Tensor, reads: Tensor) -> Memory:
         """The memory after ``M += sum_h a_h b_h^T`` (a, b: ``[W, groups, n]``), with the reads for the next step.
         Functional and differentiable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_(self, a: Tensor, b: Tensor, reads: Tensor) -> None:
         """:meth:`write` in place, without autograd."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Everything the memory holds, for checkpoints."""
-        raise NotImplementedError
 
     def load(self, tensors: Mapping[str, Any]) -> None:
         """Take over what :meth:`tensors` gave, converted to this memory's dtype and device.
@@ -79,13 +80,13 @@ class Memory:
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
 
+    @abstractmethod
     def detach(self) -> Memory:
         """The same memory cut off from the autograd graph: what is carried across unrolled segments."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Memory:
         """A copy on another device or in another dtype."""
-        raise NotImplementedError
 
 
 class DenseMemory(Memory):
