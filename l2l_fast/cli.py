@@ -105,7 +105,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     net, problem = _network(arguments.optimizer), _problem(arguments)
     with _user_errors():
         losses = evaluate(net, problem, range(arguments.episodes), arguments.horizon)
-    problems_per_task = problem.sample(0, "test").num_problems
+    problems_per_task = problem.sample(0, "test").side_by_side
     result = comparisons.Comparison(problem, {comparisons.LEARNED: losses}, {}, problems_per_task)
     _say(comparisons.table(result))
     _write_json(arguments.json, result.to_json())

@@ -114,7 +114,7 @@ def compare(
     for name, baseline in tuned.items():
         losses[name] = baseline.losses
         rates[name] = baseline.search.lr
-    return Comparison(problem, losses, rates, problem.sample(0, "test").num_problems)
+    return Comparison(problem, losses, rates, problem.sample(0, "test").side_by_side)
 
 
 def data_set(problem: Problem) -> str:

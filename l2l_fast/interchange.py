@@ -10,12 +10,11 @@ quadratics without.
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from .network import CoordinatewiseLSTM
+from .pickles import PickledArray, name_of, unpickle
 
 FORGET_BIAS = 1.0
 _MAX_BYTES = 64 << 20
 _GATES_IJFO_TO_IFGO = (0, 2, 1, 3)
-_KINDS = ("f4", "f8", "f2")
 
 
 def load_deepmind(
@@ -50,7 +49,7 @@ def load_deepmind(
     if path.stat().st_size > _MAX_BYTES:
         raise ValueError(f"{str(path)!r}: {path.stat().st_size} bytes, expected a network of at most {_MAX_BYTES}")
     try:
-        modules = _modules(_unpickle(path.read_bytes()))
+        modules = _modules(unpickle(path.read_bytes()))
         return _from_gates(modules, preprocess, p, output_scale)
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
@@ -181,106 +180,13 @@ def _modules(content: Any) -> dict[str, dict[str, np.ndarray]]:
     for module, variables in content.items():
         if not isinstance(variables, dict):
             raise ValueError(f"module {module!r}: expected a dict of variables, got {type(variables).__name__}")
-        name = _text(module)
+        name = name_of(module)
         modules[name] = {}
         for variable, value in variables.items():
-            if not isinstance(value, _Array):
+            if not isinstance(value, PickledArray):
                 raise ValueError(f"{name}/{variable!r}: expected an array, got {type(value).__name__}")
-            modules[name][_text(variable)] = value.array()
+            modules[name][name_of(variable)] = value.array()
     return modules
-
-
-def _text(key: Any) -> str:
-    if isinstance(key, bytes):
-        key = key.decode("latin1")
-    if not isinstance(key, str):
-        raise ValueError(f"expected a name, got {key!r}")
-    return key
-
-
-class _DType:
-    """Stands in for numpy.dtype: floats only."""
-
-    def __init__(self, kind: Any = "", *_: Any) -> None:
-        self.kind = _text(kind).lstrip("<>=|")
-        self.order = "<"
-        if self.kind not in _KINDS:
-            raise ValueError(f"expected arrays of floats, got dtype {kind!r}")
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "=", "|", b"<", b">", b"=", b"|"):
-            self.order = _text(state[1])
-
-
-class _Array:
-    """Stands in for numpy.ndarray: keeps the raw bytes until they have been checked."""
-
-    def __init__(self, *_: Any) -> None:
-        self._state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self._state = state
-
-    def array(self) -> np.ndarray:
-        """The values as float32."""
-        state = self._state
-        if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], _DType)):
-            raise ValueError("a damaged array")
-        _, shape, dtype, fortran, raw = state
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw
-        if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError(f"an array of shape {shape!r}")
-        if not isinstance(raw, (bytes, bytearray)):
-            raise ValueError(f"array contents of type {type(raw).__name__}")
-        values = np.frombuffer(raw, dtype=np.dtype(dtype.order.replace("|", "=") + dtype.kind))
-        return np.ascontiguousarray(values.reshape(shape, order="F" if fortran else "C"), dtype=np.float32)
-
-
-def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> _Array:
-    array = _Array()
-    array.__setstate__((1, shape, dtype, order == "F", raw))
-    return array
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    # How Python 3 writes bytes for protocol 2.
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("text in an unexpected encoding")
-    return text.encode("latin1")
-
-
-def _plain_defaultdict(*arguments: Any) -> dict[Any, Any]:
-    return {}
-
-
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "defaultdict"): _plain_defaultdict,
-    ("collections", "OrderedDict"): _plain_defaultdict,
-    ("__builtin__", "dict"): _plain_defaultdict,
-    ("builtins", "dict"): _plain_defaultdict,
-    ("_codecs", "encode"): _encode,
-    ("numpy", "dtype"): _DType,
-    ("numpy", "ndarray"): _Array,
-}
-for _package in ("numpy.core", "numpy._core"):
-    _ALLOWED[f"{_package}.multiarray", "_reconstruct"] = lambda *_: _Array()
-    _ALLOWED[f"{_package}.numeric", "_frombuffer"] = _from_buffer
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise ValueError(f"the pickle asks for {module}.{name}; only dicts and arrays are read")
-        return _ALLOWED[module, name]
-
-
-def _unpickle(content: bytes) -> Any:
-    try:
-        return _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    except ValueError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in nearly any way
-        raise ValueError(f"not a readable pickle: {type(error).__name__}: {error}") from error
 
 
 def _expect(what: str, found: Any, expected: Any) -> None:

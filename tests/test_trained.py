@@ -63,6 +63,15 @@ def test_another_protocol_warns(problem, horizon, words):
         evaluate(net, problem, [0], horizon)
 
 
+def test_a_value_within_the_range_of_the_training_does_not_warn():
+    net = l2l.CoordinatewiseLSTM()
+    attach(net, {"problem": {"init_std": [0.001, 0.05]}})
+    assert mismatches(net, l2l.problems.MNIST(init_std=0.05), 100) == []
+    assert mismatches(net, l2l.problems.MNIST(init_std=(0.001, 0.05)), 100) == []
+    for other in (0.1, (0.001, 0.1)):
+        assert "init_std" in mismatches(net, l2l.problems.MNIST(init_std=other), 100)[0]
+
+
 def test_the_same_protocol_and_mere_transfers_do_not_warn():
     net = trainer().fit(1, progress=False).best_net()
     with warnings.catch_warnings():

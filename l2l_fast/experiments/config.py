@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import problems
+from ..baselines import NAMES
 from ..problems.scaled import Scaled
 
 _FOLDER = Path(__file__).parent
 _PAPER = "paper_curves.json"
 _TRAINING_SCALES = "training_scales"
+_FOLDERS = ("conv", "neural-art")  # problems whose data is a folder of their own
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Setting:
         paper: the paper's curves to draw beside (a name in ``paper_curves.json``).
         target: published loss of the LSTM by step ("sum": of the losses at steps 0..horizon-1), to be reached.
         transfer: the trained optimizer was not trained for this.
+        baselines: names of those to compare with, where all four would take too long.
+        test_episodes, tuning_episodes: in the place of the experiment's.
     """
 
     name: str
@@ -64,6 +68,17 @@ class Setting:
     paper: str | None = None
     target: dict[str, float] = field(default_factory=dict)
     transfer: bool = False
+    baselines: tuple[str, ...] = NAMES
+    test_episodes: int | None = None
+    tuning_episodes: int | None = None
+
+    @classmethod
+    def parse(cls, content: dict[str, Any]) -> Setting:
+        """From the JSON object; ValueError for a baseline that there is not."""
+        setting = cls(**{**content, "baselines": tuple(content.get("baselines", NAMES))})
+        if not setting.baselines or not set(setting.baselines) <= set(NAMES):
+            raise ValueError(f"baselines: expected some of {NAMES}, got {setting.baselines}")
+        return setting
 
 
 @dataclass(frozen=True)
@@ -105,8 +120,17 @@ class Experiment:
                 return setting
         raise ValueError(f"setting: expected one of {[each.name for each in self.settings]}, got {name!r}")
 
+    def tuning(self, setting: Setting) -> int:
+        """Validation tasks per learning rate of a baseline's search in that setting."""
+        return self.tuning_episodes if setting.tuning_episodes is None else setting.tuning_episodes
+
+    def tests(self, setting: Setting) -> int:
+        """Fresh test tasks of that setting."""
+        return self.test_episodes if setting.test_episodes is None else setting.test_episodes
+
     def training_problem(self, part: Candidate | Stage, data: str | None = None) -> problems.Problem:
-        """The problem of a training run or stage; ``data`` replaces the option ``data`` (``folder`` of "conv")."""
+        """The problem of a training run or stage; ``data`` replaces the option ``data`` (``folder`` of "conv"
+        and "neural-art")."""
         options = {**self.problem, **part.problem}
         scales = options.pop(_TRAINING_SCALES, None)
         problem = problems.get(**_with_data(options, data))
@@ -138,7 +162,7 @@ def load(name: str | os.PathLike[str]) -> Experiment:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["candidates"] = tuple(Candidate.parse(each) for each in content["candidates"])
-        content["settings"] = tuple(Setting(**each) for each in content["settings"])
+        content["settings"] = tuple(Setting.parse(each) for each in content["settings"])
         content["selection"] = tuple(content["selection"])
         experiment = Experiment(**content)
     except (KeyError, TypeError, ValueError) as error:
@@ -167,4 +191,4 @@ def paper_curves(name: str) -> dict[str, tuple[list[int], list[float]]]:
 def _with_data(options: dict[str, Any], data: str | None) -> dict[str, Any]:
     if data is None:
         return options
-    return {**options, "folder" if options.get("name") == "conv" else "data": data}
+    return {**options, "folder" if options.get("name") in _FOLDERS else "data": data}

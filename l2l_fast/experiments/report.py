@@ -89,16 +89,16 @@ def write_table(experiment: Experiment, net: Networks, results: dict[str, Compar
         lines += ["Training of this optimizer: " + training_text(record) + ".", ""]
     lines.append(
         "Means over fresh tasks ± half of the 95 % interval. The baselines' learning rates were tuned on validation "
-        f"tasks of the same family ({experiment.tuning_episodes} per learning rate, best final loss). Sum: of the "
-        "losses at steps 0 to the last but one. Paper: its published mean, read off the figure."
+        "tasks of the same family (best final loss). Sum: of the losses at steps 0 to the last but one. Paper: its "
+        "published mean, read off the figure."
     )
     for setting in experiment.settings:
-        lines += ["", *_section(setting, results[setting.name])]
+        lines += ["", *_section(setting, results[setting.name], experiment.tuning(setting))]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def _section(setting: Setting, comparison: Comparison) -> list[str]:
+def _section(setting: Setting, comparison: Comparison, tuning: int) -> list[str]:
     steps = sorted({step for step in _STEPS if step < setting.horizon} | {setting.horizon})
     paper = paper_curves(setting.paper) if setting.paper else {}
     header = ["optimizer", "learning rate", *(f"step {step}" for step in steps), "sum"]
@@ -107,8 +107,8 @@ def _section(setting: Setting, comparison: Comparison) -> list[str]:
     lines = [
         f"## {setting.title}",
         "",
-        f"{comparison.tasks()}{images}; {data_set(comparison.problem)}; `{comparison.problem!r}`"
-        + ("; the optimizer was not trained for this." if setting.transfer else "."),
+        f"{comparison.tasks()}{images}, {tuning} per learning rate tried; {data_set(comparison.problem)}; "
+        f"`{comparison.problem!r}`" + ("; the optimizer was not trained for this." if setting.transfer else "."),
         "",
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),

@@ -23,7 +23,7 @@ from ..meta.networks import Networks
 from ..meta.record import attach, record_of
 from ..network import CoordinatewiseLSTM
 from ..problems import Problem
-from . import report
+from . import pictures, report
 from .config import Candidate, Experiment, Setting, Stage
 
 OPTIMIZER = "optimizer.safetensors"
@@ -162,11 +162,11 @@ def evaluate_experiment(
 ) -> Outcome:
     """Compare ``net`` with the tuned baselines in every setting.
 
-    Writes ``results.md``, ``results.json``, with matplotlib ``curves.png``, and the optimizer with its scores in its
-    record into ``out``. The curves of every finished setting are kept in ``out/curves`` and not computed again for the
-    very same optimizer, problem and counts, so that a stopped evaluation goes on where it was.
+    Writes ``results.md``, ``results.json``, with matplotlib ``curves.png`` (and ``pictures.png`` of neural art), and
+    the optimizer with its scores in its record into ``out``. The curves of everything finished are kept in
+    ``out/curves`` and not computed again for the very same optimizer, problem and counts, so that a stopped
+    evaluation goes on where it was.
     """
-    count = experiment.test_episodes if test_episodes is None else test_episodes
     out.mkdir(parents=True, exist_ok=True)
     cache = out / "curves"
     cache.mkdir(exist_ok=True)
@@ -174,7 +174,8 @@ def evaluate_experiment(
     for setting in experiment.settings:
         begin = time.monotonic()
         problem = experiment.problem_of(setting, data)
-        tasks = _Tasks(problem, setting, count, experiment.tuning_episodes, cache)
+        count = experiment.tests(setting) if test_episodes is None else test_episodes
+        tasks = _Tasks(problem, setting, count, experiment.tuning(setting), cache)
         others = tasks.baselines(progress)
         losses = {comparisons.LEARNED: tasks.learned(net), **others.losses}
         results[setting.name] = replace(others, losses=losses)
@@ -186,6 +187,7 @@ def evaluate_experiment(
     record = out / "results.json"
     content = {name: result.to_json() for name, result in results.items()}
     record.write_text(json.dumps(content, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+    pictures.draw(experiment, results, net, out / "pictures.png")
     return Outcome(results, table, record, report.draw(experiment, results, out / "curves.png"))
 
 
@@ -197,8 +199,8 @@ def baseline_curves(
     cache.mkdir(parents=True, exist_ok=True)
     for setting in experiment.settings:
         problem = experiment.problem_of(setting, data)
-        count = experiment.test_episodes if test_episodes is None else test_episodes
-        _Tasks(problem, setting, count, experiment.tuning_episodes, cache).baselines(True)
+        count = experiment.tests(setting) if test_episodes is None else test_episodes
+        _Tasks(problem, setting, count, experiment.tuning(setting), cache).baselines(True)
 
 
 @dataclass(frozen=True)
@@ -217,23 +219,25 @@ class _Tasks:
 
     def baselines(self, progress: bool) -> Comparison:
         """The tuned baselines, a comparison without the learned optimizer."""
-        path = self.cache / f"{self.setting.name}.baselines.safetensors"
         key = report.fingerprint(None, self.problem, self.setting, self.count, self.tuning)
-        found = report.read_curves(path, key, self.problem)
-        if found is None:
-            tuned = baselines.compare(
-                self.problem,
-                self.setting.horizon,
-                self.seeds(),
-                tuning_seeds=range(self.tuning),
-                split=self.setting.split,
-                on_trial=_show_trial if progress else None,
-            )
-            losses = {name: each.losses for name, each in tuned.items()}
-            rates = {name: each.search.lr for name, each in tuned.items()}
-            found = Comparison(self.problem, losses, rates, self.problem.sample(0, "test").num_problems)
-            report.write_curves(path, key, found)
-        return found
+        losses, rates = {}, {}
+        for name in self.setting.baselines:
+            path = self.cache / f"{self.setting.name}.{name}.safetensors"
+            found = report.read_curves(path, key, self.problem)
+            if found is None:
+                tuned = baselines.compare(
+                    self.problem,
+                    self.setting.horizon,
+                    self.seeds(),
+                    names=(name,),
+                    tuning_seeds=range(self.tuning),
+                    split=self.setting.split,
+                    on_trial=_show_trial if progress else None,
+                )[name]
+                found = Comparison(self.problem, {name: tuned.losses}, {name: tuned.search.lr})
+                report.write_curves(path, key, found)
+            losses[name], rates[name] = found.losses[name], found.learning_rates[name]
+        return Comparison(self.problem, losses, rates, self.problem.sample(0, "test").side_by_side)
 
     def learned(self, net: Networks) -> Tensor:
         """The learning curves of ``net``."""

@@ -40,7 +40,7 @@ def mismatches(net: Networks, problem: Problem, horizon: int) -> list[str]:
     lines = []
     trained, present = record.get("problem", {}), problem.config()
     for option in _PROTOCOL_OPTIONS:
-        if option in trained and option in present and trained[option] != present[option]:
+        if option in trained and option in present and not _same(trained[option], present[option]):
             lines.append(f"problem's {option}: trained with {trained[option]!r}, evaluated with {present[option]!r}")
     longest = record.get("protocol", {}).get("horizon")
     if longest is not None and horizon > longest:
@@ -57,3 +57,9 @@ def warn_of_mismatch(net: Networks, problem: Problem, horizon: int) -> None:
     lines = mismatches(net, problem, horizon)
     if lines:
         warnings.warn("not the protocol of the training: " + "; ".join(lines), ProtocolWarning, stacklevel=3)
+
+
+def _same(trained: Any, present: Any) -> bool:
+    if isinstance(trained, list) and isinstance(present, float):  # trained on a range of values
+        return trained[0] <= present <= trained[-1]
+    return trained == present

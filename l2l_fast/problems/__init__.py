@@ -9,6 +9,7 @@ from l2l_fast.problems.base import SPLITS, Problem, Task
 from l2l_fast.problems.conv import ConvNet
 from l2l_fast.problems.custom import ModuleProblem
 from l2l_fast.problems.mnist import MNIST
+from l2l_fast.problems.neural_art import NeuralArt
 from l2l_fast.problems.quadratic import Quadratic
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "SPLITS",
     "ConvNet",
     "ModuleProblem",
+    "NeuralArt",
     "Problem",
     "Quadratic",
     "Task",
@@ -24,7 +26,12 @@ __all__ = [
     "register",
 ]
 
-_REGISTRY: dict[str, Callable[..., Problem]] = {"conv": ConvNet, "mnist": MNIST, "quadratic": Quadratic}
+_REGISTRY: dict[str, Callable[..., Problem]] = {
+    "conv": ConvNet,
+    "mnist": MNIST,
+    "neural-art": NeuralArt,
+    "quadratic": Quadratic,
+}
 
 
 def available() -> tuple[str, ...]:

@@ -36,6 +36,11 @@ class Task(nn.Module):
         super().__init__()
         self.generator = generator
 
+    @property
+    def side_by_side(self) -> int:
+        """How many independent problems the task holds: ``num_problems``, unless that only takes out a factor."""
+        return int(self.num_problems)
+
     def forward(self) -> torch.Tensor:
         """The loss at the present parameters: a scalar, differentiable in them."""
         raise TypeError(f"{type(self).__name__} must define forward()")

@@ -82,9 +82,10 @@ class ConvTask(Task):
         activity, labels = self.minibatch()
         for k in range(self._blocks):
             name = f"conv{k}"
-            activity = F.conv2d(activity, getattr(self, name), getattr(self, f"{name}_bias"), padding=_KERNEL // 2)
-            activity = _normalised(activity, getattr(self, f"{name}_offset")).relu()
-            activity = F.max_pool2d(activity, 2, ceil_mode=True)
+            kernel = getattr(self, name).to(memory_format=torch.channels_last)
+            activity = F.conv2d(activity, kernel, getattr(self, f"{name}_bias"), padding=_KERNEL // 2)
+            # Pooling before the ReLU gives the same values, and the ReLU a quarter of the work.
+            activity = F.max_pool2d(_normalised(activity, getattr(self, f"{name}_offset")), 2, ceil_mode=True).relu()
         activity = F.linear(activity.flatten(1), self.hidden, self.hidden_bias)
         activity = _normalised(activity, self.hidden_offset).relu()
         return F.cross_entropy(F.linear(activity, self.out, self.out_bias), labels)

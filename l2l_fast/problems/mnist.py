@@ -85,7 +85,8 @@ class MNIST(Problem):
         activation: "sigmoid" (the paper's), "relu", "tanh", "elu", "gelu", "silu", "softplus" or "leaky_relu".
         batch_size: images in a minibatch.
         data: None, a folder or the name of a data set, see ``l2l_fast.data.load_mnist``.
-        init_std: weights and biases ~ N(0, init_std^2); the official code's 0.01 by default.
+        init_std: weights and biases ~ N(0, init_std^2); the official code's 0.01 by default. A pair (low, high): every
+            task draws its own, log-uniformly, to train for shorter and longer first plateaus.
 
     Raises:
         ValueError, TypeError: an option is out of its range, or a data file is damaged.
@@ -100,7 +101,7 @@ class MNIST(Problem):
         activation: str = "sigmoid",
         batch_size: int = 128,
         data: str | os.PathLike[str] | None = None,
-        init_std: float = 0.01,
+        init_std: float | tuple[float, float] = 0.01,
     ) -> None:
         if isinstance(hidden, str) or not isinstance(hidden, Iterable):
             raise TypeError(f"hidden must be a sequence of layer widths, got {hidden!r}")
@@ -109,7 +110,7 @@ class MNIST(Problem):
             raise ValueError(f"activation must be one of {tuple(_ACTIVATIONS)}, got {activation!r}")
         self.activation = activation
         self.batch_size = positive_int("batch_size", batch_size)
-        self.init_std = non_negative("init_std", init_std)
+        self.init_std = _std("init_std", init_std)
         self.data: MNISTData = load_mnist(data)
 
     def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> MNISTTask:
@@ -119,7 +120,7 @@ class MNIST(Problem):
             (_PIXELS, *self.hidden, _CLASSES),
             _ACTIVATIONS[self.activation],
             self.batch_size,
-            self.init_std,
+            self.init_std if isinstance(self.init_std, float) else _draw(*self.init_std, generator),
             device,
         )
 
@@ -131,5 +132,18 @@ class MNIST(Problem):
             "activation": self.activation,
             "batch_size": self.batch_size,
             "data": self.data.name,
-            "init_std": self.init_std,
+            "init_std": self.init_std if isinstance(self.init_std, float) else list(self.init_std),
         }
+
+
+def _std(name: str, value: float | tuple[float, float]) -> float | tuple[float, float]:
+    if not isinstance(value, (tuple, list)):
+        return non_negative(name, value)
+    bounds = [non_negative(name, bound) for bound in value]
+    if len(bounds) != 2 or not 0.0 < bounds[0] < bounds[1]:
+        raise ValueError(f"{name} must be a number or a rising pair of positive numbers, got {value!r}")
+    return bounds[0], bounds[1]
+
+
+def _draw(low: float, high: float, generator: torch.Generator) -> float:
+    return low * (high / low) ** torch.rand((), generator=generator).item()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from l2l_fast.problems import MNIST
+from l2l_fast.problems import MNIST, get
 
 
 def plain_network(task: nn.Module, activation: type[nn.Module]) -> nn.Sequential:
@@ -97,6 +97,16 @@ def test_initial_parameters_and_loss() -> None:
     assert wide.weight_l0.std().item() == pytest.approx(0.1, rel=0.05)
 
 
+def test_every_task_draws_its_own_scale_of_theta_0_from_a_range() -> None:
+    problem = MNIST(init_std=(0.001, 0.1))
+    found = torch.tensor([problem.sample(seed).weight_l0.std().item() for seed in range(60)])
+    assert found.min() > 0.00098 and found.max() < 0.102
+    # Log-uniform: a half lies below the geometric mean.
+    assert 15 <= int((found < 0.01).sum()) <= 45
+    again = get(**problem.config())
+    torch.testing.assert_close(again.sample(3).weight_l0, problem.sample(3).weight_l0, rtol=0, atol=0)
+
+
 def test_the_data_set_used_is_named() -> None:
     assert MNIST(data="mnist-10k-embedded").config()["data"] == "mnist-10k-embedded"
 
@@ -110,6 +120,9 @@ def test_the_data_set_used_is_named() -> None:
         ({"activation": "step"}, ValueError, r"activation must be one of \('sigmoid', .*\), got 'step'"),
         ({"batch_size": -1}, ValueError, "batch_size must be a positive integer, got -1"),
         ({"init_std": float("inf")}, ValueError, "init_std must be finite"),
+        ({"init_std": (0.1, 0.01)}, ValueError, "init_std must be a number or a rising pair"),
+        ({"init_std": (0.0, 0.01)}, ValueError, "init_std must be a number or a rising pair"),
+        ({"init_std": (0.01,)}, ValueError, "init_std must be a number or a rising pair"),
         ({"data": 5}, TypeError, "data must be None, a folder"),
         ({"data": "no/such/folder"}, FileNotFoundError, "missing train-images"),
     ],

@@ -1,0 +1,72 @@
+"""Neural art to look at: in every setting a photograph, the style, and what two optimizers made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import baselines
+from ..comparison import Comparison
+from ..meta.networks import Networks, optimizer_groups
+from ..optimizer import LearnedOptimizer
+from ..problems.neural_art import NeuralArt, NeuralArtTask
+from .config import Experiment, Setting
+
+_SEED = 0
+
+
+def draw(experiment: Experiment, results: dict[str, Comparison], net: Networks, path: Path) -> Path | None:
+    """Write the picture; None if there is nothing to look at, or without matplotlib."""
+    shown = [setting for setting in experiment.settings if isinstance(results[setting.name].problem, NeuralArt)]
+    if not shown:
+        return None
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return None
+    figure = Figure(figsize=(11, 3.0 * len(shown)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(shown), 4, squeeze=False)
+    for row, setting in zip(grid, shown):
+        for axes, (title, picture) in zip(row, _pictures(setting, results[setting.name], net).items()):
+            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set_title(title, fontsize=9)
+            axes.axis("off")
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _pictures(setting: Setting, comparison: Comparison, net: Networks) -> dict[str, Tensor]:
+    problem = comparison.problem
+    assert isinstance(problem, NeuralArt)
+    found = {f"photograph, {problem.side} x {problem.side}": _task(problem, setting).content, "style": problem.picture}
+    best = comparison.best_baseline()
+    task = _task(problem, setting)
+    optimizer = baselines.make_optimizer(best, task.parameters(), comparison.learning_rates[best])
+    _title(found, comparison.label(best), _optimised(task, optimizer, setting.horizon))
+    task = _task(problem, setting)
+    _title(found, "learned LSTM", _optimised(task, LearnedOptimizer(optimizer_groups(task, net)), setting.horizon))
+    return found
+
+
+def _task(problem: NeuralArt, setting: Setting) -> NeuralArtTask:
+    task = problem.sample(_SEED, setting.split)
+    assert isinstance(task, NeuralArtTask)
+    return task
+
+
+def _optimised(task: NeuralArtTask, optimizer: torch.optim.Optimizer, horizon: int) -> tuple[Tensor, float]:
+    for _ in range(horizon):
+        optimizer.zero_grad()
+        task().backward()
+        optimizer.step()
+    with torch.no_grad():
+        return task.picture(), task().item() / task.num_problems
+
+
+def _title(found: dict[str, Tensor], label: str, result: tuple[Tensor, float]) -> None:
+    picture, loss = result
+    found[f"{label}: loss {loss:.3f}"] = picture
