@@ -11,7 +11,7 @@ py=$PWD/$1/bin/python
 shift
 # Without the tests of accuracy in ulp: they hold for optimised code, which contracts multiply-adds.
 [ $# -gt 0 ] ||
-  set -- tests/fuzz tests/test_ops.py tests/test_state.py tests/test_segment.py -k "not elementary_functions"
+  set -- tests/fuzz tests/test_ops.py tests/test_state.py tests/test_segment.py tests/test_segment_errors.py -k "not elementary_functions"
 
 echo "== the kernels alone"
 "$py" -m pytest -q -p no:cacheprovider tests/native/test_kernels.py

@@ -12,7 +12,7 @@ if ! command -v nvcc >/dev/null; then
   echo "== no nvcc: the CUDA build is skipped"
   exit 0
 fi
-[ $# -gt 0 ] || set -- tests/test_ops.py tests/test_ops_torch.py tests/test_optimizer.py tests/test_segment.py tests/cuda
+[ $# -gt 0 ] || set -- tests/test_ops.py tests/test_ops_torch.py tests/test_optimizer*.py tests/test_segment*.py tests/cuda
 torch=${TORCH_CUDA:-torch==2.14.1}
 venv=${CUDA_VENV:-$PWD/build/cuda/venv}
 py=$venv/bin/python
