@@ -112,6 +112,23 @@ def test_a_stopped_run_goes_on_and_ends_alike(tmp_path):
     assert (tmp_path / "parts" / "candidate0" / "stage1" / "checkpoint.safetensors").is_file()
 
 
+@pytest.mark.parametrize("episodes, lengths", [(None, (2, 5)), (3, (3, 3)), (7, (7, 5))])
+def test_lengths_of_stages(tmp_path, episodes, lengths):
+    candidates = [{"seed": 0, "stages": [{"episodes": 5}]}]
+    experiment = small(tmp_path, candidates=candidates, episodes=2)
+    record = record_of(experiments.train(experiment, tmp_path / "out", episodes=episodes, progress=False))
+    assert (record["earlier"][0]["episodes"], record["episodes"]) == lengths
+
+
+def test_a_stage_may_have_its_own_seed(tmp_path):
+    seeds = []
+    for seed in ({}, {"seed": 72}):
+        experiment = small(tmp_path, candidates=[{"seed": 3, "stages": [{"episodes": 1, **seed}]}])
+        net = experiments.train(experiment, tmp_path / f"out{seed}", episodes=1, progress=False)
+        seeds.append((record_of(net)["earlier"][0]["seed"], record_of(net)["seed"]))
+    assert seeds == [(3, 1003), (3, 72)]
+
+
 def test_networks_by_kind_are_trained_and_kept(tmp_path):
     options = {"preprocess": "identity", "output_scale": 1.0, "hidden_size": 8}
     experiment = small(tmp_path, networks={"all": options}, candidates=[{"seed": 0}])

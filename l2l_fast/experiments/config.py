@@ -21,17 +21,18 @@ _FOLDERS = ("conv", "neural-art")  # problems whose data is a folder of their ow
 @dataclass(frozen=True)
 class Stage:
     """A continuation of a training run from its best network so far: how long, and what differs from the experiment's
-    problem and training."""
+    problem and training. ``seed``: of its tasks; by default stage k takes the candidate's plus 1000 k."""
 
     episodes: int
     problem: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One training run: its seed (initial weights and tasks; stage k adds 1000 k to it), what differs from the
-    experiment's problem and training, and its further stages."""
+    """One training run: its seed (of initial weights and tasks), what differs from the experiment's problem and
+    training, and its further stages."""
 
     seed: int
     problem: dict[str, Any] = field(default_factory=dict)

@@ -72,7 +72,6 @@ def train(
 ) -> Networks:
     """Train all candidates (resuming those that are under way) and return the best on validation tasks, which is also
     saved as ``out/optimizer.safetensors``, with the record of its training."""
-    episodes = experiment.episodes if episodes is None else episodes
     scores: list[dict[str, Any]] = []
     best: tuple[float, Networks] | None = None
     for k, candidate in enumerate(experiment.candidates):
@@ -101,15 +100,17 @@ def make_networks(experiment: Experiment, seed: int) -> Networks:
 
 
 def _train_candidate(
-    experiment: Experiment, candidate: Candidate, folder: Path, data: str | None, episodes: int, progress: bool
+    experiment: Experiment, candidate: Candidate, folder: Path, data: str | None, episodes: int | None, progress: bool
 ) -> Networks:
     """The best network of a training run's last stage; every stage starts from the best of the one before."""
     net = make_networks(experiment, candidate.seed)
     history: list[dict[str, Any]] = []
     for k, part in enumerate((candidate, *candidate.stages)):
-        count = min(episodes, part.episodes) if isinstance(part, Stage) else episodes
+        planned = part.episodes if isinstance(part, Stage) else experiment.episodes
+        count = planned if episodes is None else episodes if part is candidate else min(episodes, planned)
         place = folder / f"stage{k}" if k else folder
-        trainer = _trainer(experiment, part, net, candidate.seed + 1000 * k, place, data, count)
+        seed = part.seed if isinstance(part, Stage) and part.seed is not None else candidate.seed + 1000 * k
+        trainer = _trainer(experiment, part, net, seed, place, data, count)
         trainer.fit(count, checkpoint=place / "checkpoint.safetensors", progress=progress)
         net = trainer.best_net()
         history.append(record_of(net) or {})
