@@ -58,7 +58,13 @@ class VGG16:
         Args:
             pixels: float32 ``[3, side, side]``, red, green, blue in [0, 1] (values outside are not cut).
             layers: names from :data:`LAYERS`.
+
+        Raises:
+            ValueError: a layer that there is not, or that the weights do not reach.
         """
+        known = LAYERS[: len(self.convolutions)]
+        if not layers or not set(layers) <= set(known):
+            raise ValueError(f"layers: expected some of {known}, got {layers}")
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
         activity = ((pixels - mean) / std).unsqueeze(0)
         found: dict[str, Tensor] = {}
@@ -68,7 +74,7 @@ class VGG16:
             activity = F.conv2d(activity, weight, bias, padding=1).relu()
             if name in layers:
                 found[name] = activity[0].flatten(1)
-                if len(found) == len(layers):
+                if len(found) == len(set(layers)):
                     break
         return found
 

@@ -56,6 +56,13 @@ def test_the_features_are_those_of_torchvisions_layers_in_their_order():
     assert F.relu(found["conv1_1"]).equal(found["conv1_1"]) and list(found) == ["conv1_1", "conv2_2", "conv3_1"]
 
 
+def test_layers_beyond_the_weights_are_refused():
+    vgg = VGG16(random_convolutions(2))
+    for layers in ((), ("conv2_1",), ("conv1_1", "fc6")):
+        with pytest.raises(ValueError, match=r"expected some of \('conv1_1', 'conv1_2'\)"):
+            vgg.features(torch.zeros(3, 8, 8), layers)
+
+
 def test_all_three_kinds_of_files(whole, tmp_path):
     names = torchvision_names(whole)
     save_file(names, tmp_path / "vgg16.safetensors")
