@@ -54,7 +54,9 @@ def test_the_files_in_the_package(name):
         net = pretrained.load_pretrained(experiment.pretrained)
         record = record_of(net)
         assert record["experiment"] == name
-        assert record["score"].keys() == {setting.name for setting in experiment.settings}
+        # A setting of its own counts may be left out: it takes long.
+        needed = {each.name for each in experiment.settings if each.test_episodes is None}
+        assert needed <= record["score"].keys() <= {each.name for each in experiment.settings}
 
 
 def test_a_small_experiment_from_end_to_end(tmp_path):
