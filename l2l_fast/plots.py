@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = {LEARNED: "#D55E00", "sgd": "#999999", "nag": "#0072B2", "rmsprop": "#009E73", "adam": "#CC79A7"}
 _SPREAD = (0.1, 0.9)
 _CENTRES = ("median", "mean")
+_HEADING_PER_INCH = 9  # characters of a heading that an inch of the figure holds
 
 Curve: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
 
@@ -60,7 +62,8 @@ def learning_curves(
         title = titles[k] if titles is not None else comparison.problem.name
         _panel(axes, comparison, title, centre, reference or {})
     if heading is not None:
-        figure.suptitle(heading, fontsize=13, fontweight="bold")
+        lines = textwrap.wrap(heading, int(_HEADING_PER_INCH * figure.get_figwidth()))
+        figure.suptitle("\n".join(lines), fontsize=13, fontweight="bold")
     return save_figure(figure, path)
 
 
