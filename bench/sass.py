@@ -38,6 +38,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 BUDGET = Path(__file__).with_name("sass_budget.json")
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 HIDDEN, LAYERS, TILE = 20, 2, 64
+CELLS = 5  # of the averaging cells, in the shared memory of their kernels
 
 
 class Gpu(NamedTuple):
@@ -74,6 +75,10 @@ OCCUPANCY = {
 }
 
 
+# The system keeps 1 KiB of shared memory per block since 8.0; from 9.0 on the compiler's report includes it.
+_RESERVES = ("80", "86", "89")
+
+
 @dataclass
 class Loop:
     begin: int
@@ -89,6 +94,7 @@ class Loop:
 class Kernel(NamedTuple):
     name: str
     registers: int
+    static_shared: int
     local_bytes: int
     spills: int
     instructions: list[tuple[int, str, str]]  # address, opcode, operands
@@ -118,7 +124,7 @@ def compile_kernels(architecture: str, folder: Path) -> Path:
 def read_kernels(cubin: Path) -> list[Kernel]:
     dump = tool("cuobjdump")
     usage = subprocess.run([dump, "-res-usage", str(cubin)], capture_output=True, text=True, check=True)
-    resources = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage.stdout)
+    resources = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout)
     code = subprocess.run([dump, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
     bodies: dict[str, list[tuple[int, str, str]]] = {}
     for line in code.splitlines():
@@ -127,9 +133,11 @@ def read_kernels(cubin: Path) -> list[Kernel]:
         elif match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)(\S*)(.*?);", line):
             body.append((int(match[1], 16), match[2], match[4]))
     kernels = []
-    for name, registers, stack, local in resources:
+    for name, registers, stack, shared, local in resources:
         spills = sum(op in ("STL", "LDL") for _, op, _ in bodies[name])
-        kernels.append(Kernel(readable(name), int(registers), int(stack) + int(local), spills, bodies[name]))
+        kernels.append(
+            Kernel(readable(name), int(registers), int(shared), int(stack) + int(local), spills, bodies[name])
+        )
     return sorted(kernels, key=lambda kernel: kernel.name)
 
 
@@ -272,26 +280,37 @@ def estimate(kernel: Kernel, gpu: Gpu) -> dict[str, float] | None:
 
 
 def threads_and_shared(kernel: Kernel) -> tuple[int, int]:
-    """Threads and dynamic shared memory of a block, as the launch code computes them (step: for the default layers)."""
+    """Threads and dynamic shared memory of a block, as the launch code computes them (step: for the default layers;
+    with averaging cells: for CELLS of them and the default network, without extra inputs)."""
     numbers = [int(n) for n in re.findall(r"\d+", kernel.name)]
     if kernel.name.startswith("step_kernel"):
-        hidden = numbers[0]
-        return 128, 16 * (hidden * (3 + hidden + (LAYERS - 1) * (1 + 2 * hidden)) + hidden // 4 + 1)
+        return 128, packed_bytes(numbers[0], LAYERS)
     if kernel.name.startswith("backward_kernel"):
         hidden, layers = numbers[:2]
-        weights = 16 * (hidden * (3 + hidden + (layers - 1) * (1 + 2 * hidden)) + hidden // 4 + 1)
+        weights = packed_bytes(hidden, layers)
         rows = 4 * 68 * (3 + layers * hidden + 4 * hidden) + 4 * 3 * 8 * hidden
         return 8 * hidden, rows + (weights if rows + weights <= 65536 else 0)
+    if kernel.name.startswith("gac_step_kernel"):
+        return 128, packed_bytes(numbers[0], LAYERS) + 4 * CELLS * 128
+    if kernel.name.startswith("gac_backward_kernel"):
+        columns = 2 * HIDDEN  # the inputs and the state of the upper layer
+        return 256, 4 * (4 * HIDDEN * (TILE + 1 + columns) + columns * (TILE + 1) + 2 * TILE + HIDDEN)
     return 256, 0
+
+
+def packed_bytes(hidden: int, layers: int) -> int:
+    """phi in shared memory."""
+    return 16 * (hidden * (3 + hidden + (layers - 1) * (1 + 2 * hidden)) + hidden // 4 + 1)
 
 
 def resident_warps(kernel: Kernel, architecture: str) -> int:
     registers, shared, warps, blocks = OCCUPANCY[architecture]
-    threads, block_shared = threads_and_shared(kernel)
+    threads, dynamic = threads_and_shared(kernel)
     block_warps = threads // 32
     per_warp = -(-kernel.registers * 32 // 256) * 256
     by_registers = registers // 4 // per_warp * 4 // block_warps
-    by_shared = shared // (block_shared + 1024)
+    reserved = 1024 if architecture in _RESERVES else 0
+    by_shared = shared // max(dynamic + kernel.static_shared + reserved, 1)
     return min(by_registers, by_shared, warps // block_warps, blocks) * block_warps
 
 
@@ -323,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kernels = read_kernels(compile_kernels(architecture, Path(folder)))
             print(f"\nsm_{architecture}\n{'kernel':34} registers  shared/block  local  warps/SM  instructions")
             for kernel in kernels:
-                shared = threads_and_shared(kernel)[1]
+                shared = threads_and_shared(kernel)[1] + kernel.static_shared
                 warps = resident_warps(kernel, architecture) if architecture in OCCUPANCY else 0
                 print(
                     f"{kernel.name:34} {kernel.registers:9} {shared:13} {kernel.local_bytes:6} {warps:9} "
