@@ -77,6 +77,15 @@ def test_a_small_experiment_from_end_to_end(tmp_path):
     assert record["score"]["test"]["sum"] == pytest.approx(again[:, :-1].sum(1).mean().item(), rel=1e-4)
 
 
+def test_losses_on_embedded_images_are_not_compared_with_published_ones(tmp_path):
+    setting = {"name": "test", "title": "MNIST", "horizon": 2, "target": {"2": 1e9}, "baselines": ["sgd"]}
+    problem = {"name": "mnist", "data": "mnist-10k-embedded", "hidden": [2], "batch_size": 2}
+    experiment = small(tmp_path, settings=[setting], problem=problem, test_episodes=1)
+    net = l2l.CoordinatewiseLSTM(hidden_size=8)
+    text = experiments.evaluate_experiment(experiment, net, tmp_path / "out", progress=False).table.read_text()
+    assert "published step 2 1e+09: not comparable" in text and "reached" not in text
+
+
 def test_what_is_done_is_not_done_again_and_only_if_it_is_the_same(tmp_path, monkeypatch):
     experiment = small(tmp_path)
     out = tmp_path / "out"
