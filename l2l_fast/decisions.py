@@ -190,8 +190,8 @@ def draw(decisions: Decisions, path: str | os.PathLike[str], heading: str | None
         _traces(row[0], decisions, k, f"{name}[{index}]")
         for j, axes in enumerate(row[1:]):
             _proposals(axes, decisions, k, j)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    handles, labels = figure.axes[min(1, len(figure.axes) - 1)].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     if heading is not None:
         figure.suptitle(heading, fontweight="bold")
     return plots.save_figure(figure, path)
@@ -208,8 +208,9 @@ def _traces(axes: Any, decisions: Decisions, k: int, title: str) -> None:
     for name, series in decisions.updates.items():
         axes.plot(steps, series[:, k], **_line(name))
     axes.set_title(f"updates of {title}", fontsize=9)
-    axes.set_xlabel("step", fontsize=8)
-    axes.tick_params(labelsize=7)
+    axes.set_xlabel("step", fontsize=9)
+    axes.set_ylabel("update", fontsize=9)
+    axes.tick_params(labelsize=8)
     axes.grid(True, color="0.92")
 
 
@@ -219,8 +220,9 @@ def _proposals(axes: Any, decisions: Decisions, k: int, j: int) -> None:
         axes.plot(decisions.grids[k], values[j, k], **_line(name))
     # What happened: the gradient that came, and the update that was made of it.
     happened = decisions.gradients[step - 1, k], decisions.updates[LEARNED][step - 1, k]
-    axes.plot(*happened, "o", color="black", markersize=3)
+    axes.plot(*happened, "o", color="black", markersize=4, label="the gradient that came, and its update")
     axes.set_title(f"step {step}", fontsize=9)
-    axes.set_xlabel("gradient", fontsize=8)
-    axes.tick_params(labelsize=7)
+    axes.set_xlabel("gradient", fontsize=9)
+    axes.locator_params(axis="x", nbins=4)
+    axes.tick_params(labelsize=8)
     axes.grid(True, color="0.92")

@@ -152,7 +152,9 @@ def _plain_numbers(axes: Axes) -> None:
     if high / low < 200:
         chosen = LogFormatter(minor_thresholds=(2, 0.5))
         chosen.set_axis(axes.yaxis)
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+        shown = "25" if high / low > 12 else "23457"
+        minor = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in shown else "")
+        axes.yaxis.set_minor_formatter(minor)
 
 
 def _finite(values: torch.Tensor) -> torch.Tensor:
