@@ -75,10 +75,6 @@ OCCUPANCY = {
 }
 
 
-# The system keeps 1 KiB of shared memory per block since 8.0; from 9.0 on the compiler's report includes it.
-_RESERVES = ("80", "86", "89")
-
-
 @dataclass
 class Loop:
     begin: int
@@ -298,6 +294,13 @@ def threads_and_shared(kernel: Kernel) -> tuple[int, int]:
     return 256, 0
 
 
+def block_shared(kernel: Kernel, architecture: str) -> int:
+    """Shared memory of a block in bytes, with the KiB that the system keeps for every block since 8.0."""
+    # From 9.0 on the compiler's report includes that KiB.
+    reserved = 1024 if architecture in ("80", "86", "89") else 0
+    return threads_and_shared(kernel)[1] + kernel.static_shared + reserved
+
+
 def packed_bytes(hidden: int, layers: int) -> int:
     """phi in shared memory."""
     return 16 * (hidden * (3 + hidden + (layers - 1) * (1 + 2 * hidden)) + hidden // 4 + 1)
@@ -305,12 +308,10 @@ def packed_bytes(hidden: int, layers: int) -> int:
 
 def resident_warps(kernel: Kernel, architecture: str) -> int:
     registers, shared, warps, blocks = OCCUPANCY[architecture]
-    threads, dynamic = threads_and_shared(kernel)
-    block_warps = threads // 32
+    block_warps = threads_and_shared(kernel)[0] // 32
     per_warp = -(-kernel.registers * 32 // 256) * 256
     by_registers = registers // 4 // per_warp * 4 // block_warps
-    reserved = 1024 if architecture in _RESERVES else 0
-    by_shared = shared // max(dynamic + kernel.static_shared + reserved, 1)
+    by_shared = shared // max(block_shared(kernel, architecture), 1)
     return min(by_registers, by_shared, warps // block_warps, blocks) * block_warps
 
 
@@ -342,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kernels = read_kernels(compile_kernels(architecture, Path(folder)))
             print(f"\nsm_{architecture}\n{'kernel':34} registers  shared/block  local  warps/SM  instructions")
             for kernel in kernels:
-                shared = threads_and_shared(kernel)[1] + kernel.static_shared
+                shared = block_shared(kernel, architecture)
                 warps = resident_warps(kernel, architecture) if architecture in OCCUPANCY else 0
                 print(
                     f"{kernel.name:34} {kernel.registers:9} {shared:13} {kernel.local_bytes:6} {warps:9} "

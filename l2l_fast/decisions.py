@@ -190,7 +190,7 @@ def draw(decisions: Decisions, path: str | os.PathLike[str], heading: str | None
         _traces(row[0], decisions, k, f"{name}[{index}]")
         for j, axes in enumerate(row[1:]):
             _proposals(axes, decisions, k, j)
-    handles, labels = figure.axes[min(1, len(figure.axes) - 1)].get_legend_handles_labels()
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     if heading is not None:
         figure.suptitle(heading, fontweight="bold")

@@ -14,6 +14,7 @@ import torch
 
 from .. import plots
 from ..comparison import LEARNED, Comparison, data_set
+from ..data.mnist import EMBEDDED
 from ..meta.evaluation import summarize
 from ..meta.networks import Networks
 from ..meta.record import record_of
@@ -137,13 +138,14 @@ def _verdicts(setting: Setting, comparison: Comparison) -> list[str]:
     rival = f"{comparison.plain_label(best)}, {_number(other)}"
     lines = [f"- final loss {_number(final)}: {words} the best baseline ({rival})"]
     # The embedded images are memorised sooner than the full set: such losses say nothing about the published ones.
-    comparable = "embedded" not in data_set(comparison.problem)
+    embedded = comparison.problem.config().get("data") == EMBEDDED
     for step, value in setting.target.items():
         reached = sum_from_start(comparison, LEARNED)[0] if step == "sum" else learned[int(step)].item()
         what = "sum" if step == "sum" else f"step {step}"
-        verdict = "reached" if reached <= value else "NOT reached"
-        if not comparable:
+        if embedded:
             verdict = "not comparable, these are the embedded images"
+        else:
+            verdict = "reached" if reached <= value else "NOT reached"
         lines.append(f"- published {what} {value:g}: {verdict} ({_number(reached)})")
     return lines
 
