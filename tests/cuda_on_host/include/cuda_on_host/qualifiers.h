@@ -4,6 +4,10 @@
 // runtime can find it, poison it when a block starts and keep a copy per block when several are resident. Hence host
 // code in the same library must not declare thread_local variables of its own. "used" keeps the compiler from reasoning
 // about a variable that nobody seems to write.
+//
+// __global__ and __launch_bounds__ leave no-operations before the kernel's entry, 1 byte or as many as its blocks may
+// have threads, which the runtime finds and counts (../../runtime/kernel_info.h). Of two such attributes the later
+// counts.
 #pragma once
 
 #define CUDA_ON_HOST 1
@@ -13,12 +17,14 @@
 #define CUDA_ON_HOST_ARCH 900
 #endif
 
-#define __global__
+#define CUDA_ON_HOST_FIRST(n, ...) n
+#define __global__ __attribute__((patchable_function_entry(1, 1)))
 #define __device__
 #define __host__
 #define __constant__
 #define __shared__ static thread_local __attribute__((used))
 #define __forceinline__ inline __attribute__((always_inline))
-#define __launch_bounds__(...)
+#define __launch_bounds__(...) \
+  __attribute__((patchable_function_entry(CUDA_ON_HOST_FIRST(__VA_ARGS__), CUDA_ON_HOST_FIRST(__VA_ARGS__))))
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
