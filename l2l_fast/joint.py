@@ -46,7 +46,7 @@ class Kept:
     Copies in this process share it. A process group cannot be pickled, so what is unpickled elsewhere has lost it: it
     warns then, and refuses to add up, for means over the own coordinates only would be wrong and look right."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any = None) -> None:
         self.value, self.reduce = value, as_reduce(value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
