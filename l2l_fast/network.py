@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import files, gac_ops, ops, reference
+from . import checks, files, gac_ops, ops, reference
 from .config import AnyConfig, make_config
 from .files import FILE_FORMAT as FILE_FORMAT
 from .files import PLAIN_VERSION as FILE_VERSION  # noqa: F401
@@ -64,7 +64,7 @@ class CoordinatewiseLSTM(nn.Module):
         hidden = self.config.hidden_size
         names = []
         for k in range(self.config.num_layers):
-            inputs = reference.input_size(preprocess) + extra_inputs if k == 0 else hidden
+            inputs = reference.input_size(self.preprocess) + self.extra_inputs if k == 0 else hidden
             for name, shape in (
                 (f"weight_ih_l{k}", (4 * hidden, inputs)),
                 (f"weight_hh_l{k}", (4 * hidden, hidden)),
@@ -72,8 +72,8 @@ class CoordinatewiseLSTM(nn.Module):
             ):
                 self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
                 names.append(name)
-        self.weight_out = nn.Parameter(torch.empty((num_outputs, hidden), device=device, dtype=dtype))
-        self.bias_out = nn.Parameter(torch.empty(num_outputs, device=device, dtype=dtype))
+        self.weight_out = nn.Parameter(torch.empty((self.num_outputs, hidden), device=device, dtype=dtype))
+        self.bias_out = nn.Parameter(torch.empty(self.num_outputs, device=device, dtype=dtype))
         self._names = (*names, "weight_out", "bias_out")  # in the order of phi
         self.reset_parameters()
 
@@ -262,6 +262,8 @@ class CoordinatewiseLSTM(nn.Module):
         if not cells:
             raise ValueError("cells: expected at least one LSTMCell, got none")
         hidden = cells[0].hidden_size
+        extra_inputs = checks.integer("extra_inputs", extra_inputs, 0, 16)
+        num_outputs = checks.integer("num_outputs", num_outputs, 1, 16)
         net = nn.utils.skip_init(
             cls,
             hidden,
@@ -324,28 +326,17 @@ def _check_config(
     extra_inputs: Any,
     num_outputs: Any,
 ) -> AnyConfig:
-    for name, value, low, high in (
-        ("hidden_size", hidden_size, 4, 64),
-        ("num_layers", num_layers, 1, 4),
-        ("gac_cells", gac_cells, 0, hidden_size),
-        ("extra_inputs", extra_inputs, 0, 16),
-        ("num_outputs", num_outputs, 1, 16),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name}: expected an int in {low}..{high}, got {value!r}")
-        if not low <= value <= high:
-            raise ValueError(f"{name}: expected {low}..{high}, got {value}")
-    if preprocess not in ("identity", "log_sign"):
-        raise ValueError(f'preprocess: expected "identity" or "log_sign", got {preprocess!r}')
-    for name, value in (("p", p), ("output_scale", output_scale)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name}: expected a number, got {value!r}")
+    # What is kept are plain Python numbers, whatever came: they go into JSON, pickles and the operators' schemas.
+    hidden_size = checks.integer("hidden_size", hidden_size, 4, 64)
+    num_layers = checks.integer("num_layers", num_layers, 1, 4)
+    gac_cells = checks.integer("gac_cells", gac_cells, 0, hidden_size)
+    extra_inputs = checks.integer("extra_inputs", extra_inputs, 0, 16)
+    num_outputs = checks.integer("num_outputs", num_outputs, 1, 16)
+    preprocess = checks.choice("preprocess", preprocess, ("identity", "log_sign"))
     # Both are used in float32. The kernels count denormal gradients as zero: e^p must leave those negligible.
     limits = torch.finfo(torch.float32)
-    if not limits.tiny <= p <= 70.0:
-        raise ValueError(f"p: expected a number in (0, 70], got {p}")
-    if not abs(output_scale) <= limits.max:
-        raise ValueError(f"output_scale: expected a finite float32 number, got {output_scale}")
-    return make_config(
-        hidden_size, num_layers, preprocess, float(p), float(output_scale), gac_cells, extra_inputs, num_outputs
+    p = checks.real("p", p, limits.tiny, 70.0, expected="a number in (0, 70]")
+    output_scale = checks.real(
+        "output_scale", output_scale, -limits.max, limits.max, expected="a finite float32 number"
     )
+    return make_config(hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs)
