@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, files, gac_ops, ops, reference
+from . import checks, effective, files, gac_ops, ops, reference
 from .config import AnyConfig, make_config
 from .files import FILE_FORMAT as FILE_FORMAT
 from .files import PLAIN_VERSION as FILE_VERSION  # noqa: F401
 from .files import load as load
-from .files import write_atomically as _write_atomically  # noqa: F401
 from .state import State
 
 
@@ -136,12 +135,12 @@ class CoordinatewiseLSTM(nn.Module):
 
     def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         names = ("weight_ih_l", "weight_hh_l", "bias_l")
-        return [tuple(getattr(self, f"{name}{k}") for name in names) for k in range(self.num_layers)]  # type: ignore[misc]
+        return [tuple(effective.weight(self, f"{name}{k}") for name in names) for k in range(self.num_layers)]  # type: ignore[misc]
 
     def phi(self) -> Tensor:
         """All parameters as one flat vector ``[P]``, differentiable, in the order the operators expect."""
         own = self._parameters  # one dictionary look-up; a parametrized one is no longer there
-        parts = [own[name] if name in own else getattr(self, name) for name in self._names]
+        parts = [own[name] if name in own else effective.weight(self, name) for name in self._names]
         return torch.cat([part.reshape(-1) for part in parts])  # type: ignore[union-attr]
 
     def init_state(
@@ -231,8 +230,8 @@ class CoordinatewiseLSTM(nn.Module):
                 cell.bias_ih.copy_(bias)
                 cell.bias_hh.zero_()
                 cells.append(cell)
-            linear.weight.copy_(self.weight_out)
-            linear.bias.copy_(self.bias_out)
+            linear.weight.copy_(effective.weight(self, "weight_out"))
+            linear.bias.copy_(effective.weight(self, "bias_out"))
         return cells, linear
 
     @classmethod
@@ -301,8 +300,18 @@ class CoordinatewiseLSTM(nn.Module):
     # ---- files ----
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write parameters and configuration to one safetensors file, atomically: after a crash at any moment the
-        path holds either the old file or the new one."""
+        """Write weights, configuration and, if the network carries one, the record of its training
+        (:func:`l2l_fast.meta.record_of`) to one safetensors file, atomically: after a crash at any moment the path
+        holds either the old file or the new one. :func:`l2l_fast.load` reads it.
+
+        Weights that are pruned (``torch.nn.utils.prune``) or parametrized (``parametrize``, ``weight_norm``, ...) are
+        written as what the network computes with.
+
+        Raises:
+            ValueError: :func:`l2l_fast.load` could not build this network again (parameters added, removed, or of
+                another shape or dtype than the configuration says); nothing has been written then.
+            OSError: the file cannot be written; ``path`` is taken as it is, a ``~`` is not expanded.
+        """
         files.save(self, path)
 
 
