@@ -7,12 +7,16 @@ the building machine is never asked, and an extension with CUDA kernels imports 
 
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 
 import torch
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+# By its path: importing the package would want the extension that is to be built.
+VERSION = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "l2l_fast", "version.py"))["VERSION"]
 
 # No -march: each csrc/cpu/kernels_*.cpp names its own instruction set and one is chosen at run time.
 # No -ffast-math: the kernels' rounding and NaN handling rely on IEEE semantics.
@@ -33,6 +37,7 @@ CXX_FLAGS = [
     "-Wno-unused-parameter",
     "-Wno-sign-compare",
     "-Wno-maybe-uninitialized",
+    f'-DL2L_FAST_VERSION="{VERSION}"',
 ]
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
+from l2l_fast.checks import as_float, chosen
 from l2l_fast.problems.base import Problem, Task, positive_int
 
 # Torch7 adds Adam's eps before the bias correction, PyTorch after it; at 1e-8 only gradients of that size could tell.
@@ -40,11 +41,15 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: floa
 
     Raises:
         ValueError: there is no baseline of that name, or ``lr`` is not positive and finite.
+        TypeError: ``lr`` is not a number.
     """
     _check_name(name)
-    if not 0.0 < lr < math.inf:
+    number = as_float(lr)
+    if number is None:
+        raise TypeError(f"lr must be a number, got {lr!r}")
+    if not 0.0 < number < math.inf:
         raise ValueError(f"lr must be positive and finite, got {lr!r}")
-    return _OPTIMIZERS[name](parameters, lr)
+    return _OPTIMIZERS[name](parameters, number)
 
 
 def run(
@@ -208,5 +213,5 @@ def _bind(on_trial: Callable[[str, float, float], None], name: str) -> Callable[
 
 
 def _check_name(name: str) -> None:
-    if name not in _OPTIMIZERS:
+    if not chosen(name, _OPTIMIZERS):
         raise ValueError(f"name must be one of {NAMES}, got {name!r}")

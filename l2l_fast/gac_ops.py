@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .checks import as_int
 from .config import GacConfig
 from .ops import _check_one_device, _require_dense, register, require_kernel
 from .state import State
@@ -22,11 +23,12 @@ from .state import State
 
 def check_groups(groups: Any, numel: int) -> int:
     """Raise TypeError or ValueError unless ``groups`` is a number of equal parts of ``numel`` coordinates."""
-    if isinstance(groups, bool) or not isinstance(groups, int):
+    number = as_int(groups)
+    if number is None:
         raise TypeError(f"groups: expected an int >= 1, got {groups!r}")
-    if groups < 1 or numel % groups != 0:
+    if number < 1 or numel % number != 0:
         raise ValueError(f"groups: expected a divisor of the {numel} coordinates, got {groups}")
-    return groups
+    return number
 
 
 def check_extra(extra: Tensor | None, extra_inputs: int, grad: Tensor) -> None:

@@ -34,10 +34,23 @@ def test_the_record_travels_with_the_network(tmp_path):
     for again in (l2l.load(tmp_path / "x.safetensors"), load_best(tmp_path / "c")):
         assert torch.equal(again.phi(), net.phi())
         assert record_of(again) == json.loads(json.dumps(record))
-    # The plain reader knows these files, and files without a record are read.
-    assert torch.equal(l2l.network.load(tmp_path / "x.safetensors").phi(), net.phi())
+    # The plain reader and writer keep it too; without a record there is none in the file.
     net.save(tmp_path / "plain.safetensors")
+    for again in (l2l.load(tmp_path / "plain.safetensors"), l2l.network.load(tmp_path / "x.safetensors")):
+        assert torch.equal(again.phi(), net.phi()) and record_of(again) == json.loads(json.dumps(record))
+        with pytest.warns(ProtocolWarning, match="horizon"):
+            evaluate(again, l2l.problems.Quadratic(dim=2, batch=3), [0], 7)
+    assert trained.read_record(tmp_path / "plain.safetensors") == record
+    l2l.CoordinatewiseLSTM(**QUADRATIC).save(tmp_path / "plain.safetensors")
     assert record_of(l2l.load(tmp_path / "plain.safetensors")) is None
+
+
+@pytest.mark.parametrize("record", [3, ["x"], {"x": {1, 2}}, {"x": torch.ones(2)}])
+def test_a_record_that_no_file_can_hold(tmp_path, record):
+    for net in (random_network(), nn.ModuleDict({"a": random_network()})):
+        with pytest.raises(TypeError, match="record: expected"):
+            trained.save(net, tmp_path / "x", record)
+    assert not list(tmp_path.iterdir())
 
 
 def test_further_training_forgets_the_old_record():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..modes import without_autocast
 from ..network import CoordinatewiseLSTM
 from ..state import State
@@ -55,31 +56,18 @@ class NTMBFGS(CoordinatewiseLSTM):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        for name, value, high in (("read_heads", read_heads, 15), ("write_heads", write_heads, 7)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an int in 1..{high}, got {value!r}")
-            if not 1 <= value <= high:
-                raise ValueError(f"{name}: expected 1..{high}, got {value}")
+        read_heads = checks.integer("read_heads", read_heads, 1, 15)
+        write_heads = checks.integer("write_heads", write_heads, 1, 7)
         if 1 + read_heads + 2 * write_heads > 16:
             raise ValueError(
                 f"write_heads: expected 1 + read_heads + 2 * write_heads <= 16, got {read_heads} and {write_heads}"
             )
-        if memory not in ("dense", "low_rank"):
-            raise ValueError(f'memory: expected "dense" or "low_rank", got {memory!r}')
-        if isinstance(history, bool) or not isinstance(history, int):
-            raise TypeError(f"history: expected an int >= 1, got {history!r}")
-        if history < 1:
-            raise ValueError(f"history: expected an int >= 1, got {history}")
-        if initial not in INITIAL:
-            raise ValueError(f"initial: expected one of {INITIAL}, got {initial!r}")
-        if not isinstance(add_read, bool):
-            raise TypeError(f"add_read: expected a bool, got {add_read!r}")
         self.read_heads = read_heads
         self.write_heads = write_heads
-        self.memory = memory
-        self.history = history
-        self.initial = initial
-        self.add_read = add_read
+        self.memory = checks.choice("memory", memory, ("dense", "low_rank"))
+        self.history = checks.integer("history", history, 1)
+        self.initial = checks.choice("initial", initial, INITIAL)
+        self.add_read = checks.flag("add_read", add_read)
         outputs = 1 + read_heads + 2 * write_heads
         super().__init__(
             hidden_size,

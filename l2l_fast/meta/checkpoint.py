@@ -17,11 +17,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..network import _write_atomically
+from .. import files
+from ..writing import write_atomically
 from .networks import Networks, build
 from .record import attach
 
-FORMAT = "l2l_fast.MetaTrainer"
+FORMAT = files.CHECKPOINT_FORMAT
 VERSION = "1"
 
 
@@ -63,7 +64,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         "settings": json.dumps(checkpoint.settings),
         "counters": json.dumps(asdict(checkpoint.counters)),
     }
-    _write_atomically(path, safetensors.torch.save(tensors, metadata))
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:

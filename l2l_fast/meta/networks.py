@@ -37,7 +37,8 @@ def as_networks(net: Any) -> Networks:
     for name, member in members.items():
         if not isinstance(member, CoordinatewiseLSTM):
             raise TypeError(f"net[{name!r}]: expected a CoordinatewiseLSTM, got {type(member).__name__}")
-    if len({member.weight_out.device for member in members.values()}) > 1:
+    # Not of weight_out: a parametrized weight is computed when it is looked at.
+    if len({parameter.device for member in members.values() for parameter in member.parameters()}) > 1:
         raise ValueError("net: the networks must be on one device")
     return net if isinstance(net, nn.ModuleDict) else nn.ModuleDict(members)
 
@@ -48,7 +49,7 @@ def members(net: Networks) -> dict[str, CoordinatewiseLSTM]:
 
 
 def device_of(net: Networks) -> torch.device:
-    return next(iter(members(net).values())).weight_out.device
+    return next(net.parameters()).device
 
 
 def config_of(net: Networks) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..memory import NTMBFGS
 from ..network import CoordinatewiseLSTM
 from ..problems import Problem
@@ -92,8 +93,7 @@ class MetaTrainer:
         net = as_networks(net)
         if not isinstance(problem, Problem):
             raise TypeError(f"problem: expected a Problem, got {type(problem).__name__} (ModuleProblem wraps a module)")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed: expected an int, got {seed!r}")
+        seed = checks.integer("seed", seed)
         if meta_loss is not None and not callable(meta_loss):
             raise TypeError(f"meta_loss: expected a callable, got {type(meta_loss).__name__}")
         _check_range("lr", lr, 0.0, math.inf)
@@ -103,13 +103,11 @@ class MetaTrainer:
             raise ValueError("coordinate_fraction: expected a number above 0, got 0")
         if clip_norm is not None:
             _check_range("clip_norm", clip_norm, 0.0, math.inf)
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        if len(betas) != 2 or not all(0.0 <= checks.real("betas", beta) < 1.0 for beta in betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
-        for name, value in (("decay_episodes", decay_episodes), ("patience", patience)):
-            if value is not None:
-                positive_int(name, value)
-        if validate_every != 0:
-            positive_int("validate_every", validate_every)
+        decay_episodes = None if decay_episodes is None else positive_int("decay_episodes", decay_episodes)
+        patience = None if patience is None else positive_int("patience", patience)
+        validate_every = 0 if checks.as_int(validate_every) == 0 else positive_int("validate_every", validate_every)
         attach(net, None)  # what it may carry of an earlier training is no longer true
         self.net = net
         self.problem = problem
@@ -382,7 +380,6 @@ class MetaTrainer:
 
 
 def _check_range(name: str, value: Any, low: float, high: float, closed: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (low <= value <= high if closed else low < value < high):
+    number = checks.real(name, value, expected=f"a number between {low:g} and {high:g}")
+    if not (low <= number <= high if closed else low < number < high):
         raise ValueError(f"{name}: expected a number between {low:g} and {high:g}, got {value}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from l2l_fast.data.images import load_cifar10, load_fashion_mnist
 from l2l_fast.data.mnist import ImageSplit, MNISTData, load_mnist
-from l2l_fast.problems.base import Problem, Task, non_negative, positive_int
+from l2l_fast.problems.base import Problem, Task, non_negative, one_of, positive_int, widths
 
 _DATA: dict[str, Callable[[Any], MNISTData]] = {
     "fashion-mnist": load_fashion_mnist,
@@ -122,9 +122,8 @@ class ConvNet(Problem):
         batch_size: int = 128,
         init_std: float = 0.01,
     ) -> None:
-        if data not in _DATA:
-            raise ValueError(f"data must be one of {tuple(_DATA)}, got {data!r}")
-        self.channels = tuple(positive_int("channels", width) for width in channels)
+        data = one_of("data", data, _DATA)
+        self.channels = widths("channels", channels, "filters")
         if not self.channels:
             raise ValueError("channels must name at least one block, got none")
         self.hidden = positive_int("hidden", hidden)

@@ -68,7 +68,7 @@ class ModuleProblem(Problem):
                 raise TypeError(f"{argument} must be callable, got {type(value).__name__}")
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, got {type(name).__name__}")
-        self.name = name
+        self.name = str(name)
         self._make = make
         self._loss = loss
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from l2l_fast.data import ImageSplit, MNISTData, load_mnist
-from l2l_fast.problems.base import Problem, Task, non_negative, positive_int
+from l2l_fast.problems.base import Problem, Task, non_negative, one_of, positive_int, widths
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -103,12 +103,8 @@ class MNIST(Problem):
         data: str | os.PathLike[str] | None = None,
         init_std: float | tuple[float, float] = 0.01,
     ) -> None:
-        if isinstance(hidden, str) or not isinstance(hidden, Iterable):
-            raise TypeError(f"hidden must be a sequence of layer widths, got {hidden!r}")
-        self.hidden = tuple(positive_int("hidden", width) for width in hidden)
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {tuple(_ACTIVATIONS)}, got {activation!r}")
-        self.activation = activation
+        self.hidden = widths("hidden", hidden, "layer widths")
+        self.activation = one_of("activation", activation, _ACTIVATIONS)
         self.batch_size = positive_int("batch_size", batch_size)
         self.init_std = _std("init_std", init_std)
         self.data: MNISTData = load_mnist(data)

@@ -135,7 +135,7 @@ class NeuralArt(Problem):
         self.init_std = non_negative("init_std", init_std)
         if not isinstance(style, str):
             raise TypeError(f"style must be a name, got {style!r}")
-        self.style = style
+        self.style = str(style)
         place = photographs.neural_art_folder(folder)
         found = [place / name for name in FILES if (place / name).is_file()]
         if not found:

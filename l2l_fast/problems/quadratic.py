@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2l_fast.problems.base import Problem, Task, non_negative, positive_int
+from l2l_fast.problems.base import Problem, Task, non_negative, one_of, positive_int
 
 _FAMILIES: dict[str, Callable[..., torch.Tensor]] = {"uniform": torch.rand, "gaussian": torch.randn}
 ILL_CONDITIONED = "ill_conditioned"
@@ -87,9 +87,7 @@ class Quadratic(Problem):
     ) -> None:
         self.dim = positive_int("dim", dim)
         self.batch = positive_int("batch", batch)
-        if family not in (*_FAMILIES, ILL_CONDITIONED):
-            raise ValueError(f"family must be one of {(*_FAMILIES, ILL_CONDITIONED)}, got {family!r}")
-        self.family = family
+        self.family = one_of("family", family, (*_FAMILIES, ILL_CONDITIONED))
         self.init_std = non_negative("init_std", init_std)
         self.condition = non_negative("condition", condition)
         if self.condition < 1.0:

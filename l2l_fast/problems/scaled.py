@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from l2l_fast import checks
 from l2l_fast.problems.base import Problem, Task, non_negative
 
 
@@ -61,7 +62,7 @@ class Scaled(Problem):
             raise TypeError(f"problem: expected a Problem, got {type(problem).__name__}")
         self.problem = problem
         self.width = non_negative("width", width)
-        low, high = (float(bound) for bound in loss)
+        low, high = (checks.real("loss", bound) for bound in loss)
         if not -20.0 <= low <= high <= 20.0:
             raise ValueError(f"loss: expected two rising bounds within -20..20, got {loss!r}")
         self.loss = (low, high)
