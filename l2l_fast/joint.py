@@ -50,21 +50,20 @@ def fused_step(batch: Batch, record: Tensor | None, record_tiles: Sequence[int])
     """One step of the group by the fused operator; returns the means ``[num_layers, groups, gac_cells]``."""
     config, groups, phi = batch.config, batch.groups, batch.phi.float()
     numels = [param.numel() for param in batch.params]
-    count = sum(numels) / groups
-    means = torch.zeros(config.num_layers, groups, config.gac_cells, device=phi.device)
-    sums = torch.zeros(groups, config.gac_cells, dtype=torch.float64, device=phi.device)
+    means = torch.zeros(config.num_layers, groups, config.gac_cells, dtype=torch.float32, device=phi.device)
+    sums = torch.zeros(2, groups, config.gac_cells, dtype=torch.float64, device=phi.device)
     extra = out = None
     if batch.memory is not None:
         extra = _by_tensor(batch.memory.read(batch.memory.reads), numels)
     if config.num_outputs > 1 or batch.reduce is not None:
-        out = torch.empty(config.num_outputs, sum(numels), device=phi.device)
+        out = torch.empty(config.num_outputs, sum(numels), dtype=torch.float32, device=phi.device)
 
     def run(first_phase: int, last_phase: int) -> None:
         if batch.params:
             states = [state.data for state in batch.states]
             options = (batch.lr, batch.weight_decay, batch.maximize, record, record_tiles, groups)
             tensors = (batch.params, batch.grads, states, extra, out, phi)
-            gac_ops.gac_step_(*tensors, *config, *options, means, sums, max(count, 1.0), first_phase, last_phase)
+            gac_ops.gac_step_(*tensors, *config, *options, means, sums, first_phase, last_phase)
 
     if batch.reduce is None or config.gac_cells == 0:
         run(0, config.num_layers + 1)
@@ -72,9 +71,8 @@ def fused_step(batch: Batch, record: Tensor | None, record_tiles: Sequence[int])
         for layer in range(config.num_layers):
             run(layer, layer + 1)
             # A process without coordinates takes part with zeros, or the others would wait for it forever.
-            totals = torch.cat([sums.flatten(), sums.new_tensor([count])])
-            batch.reduce(totals)
-            means[layer].copy_(totals[:-1].view_as(sums) / totals[-1].clamp_min(1.0))
+            batch.reduce(sums)  # and the counts of what is finite
+            means[layer].copy_(sums[0] / sums[1].clamp_min(1.0))
             sums.zero_()
         run(config.num_layers, config.num_layers + 1)
     if batch.memory is not None and out is not None:
