@@ -89,6 +89,7 @@ class Segment:
             self.config,
             self.phi,
             self.states,
+            self.numels,
             self.record_tiles,
             self.records,
             self.weights,
@@ -120,7 +121,7 @@ def test_segment_networks(kernels: Kernels, config: Config, steps: int) -> None:
 def test_segment_without_tensors(kernels: Kernels) -> None:
     config = Config(8, 1)
     segment = Segment(config, [64], 1, 0, end=False)
-    grad_phi, _ = kernels.segment_backward(config, segment.phi, [], [], segment.records, [1.0], [1.0], [1.0])
+    grad_phi, _ = kernels.segment_backward(config, segment.phi, [], [], [], segment.records, [1.0], [1.0], [1.0])
     assert not grad_phi.any()
 
 
