@@ -38,6 +38,24 @@ TORCH_LIBRARY(l2l_fast, m) {
   m.def("_vector_math(str function, Tensor x) -> Tensor");
 }
 
+namespace {
+
+// The transforms of torch.func wrap tensors and look for derivatives inside of operators; these have none there.
+// Without this they would come out as zeros.
+void refuse_transforms(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(),
+                              ": the operator cannot be transformed by torch.func (vmap, jvp, ",
+                              "grad, ...); CoordinatewiseLSTM and l2l_fast.reference can");
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(l2l_fast, FuncTorchDynamicLayerFrontMode, m) {
+  for (const char* name : {"lstm_step", "lstm_step_backward", "lstm_step_", "lstm_segment_backward", "gac_step",
+                           "gac_step_backward", "gac_step_", "gac_segment_backward", "_vector_math"})
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_transforms>());
+}
+
 // Lazy negations and conjugates reach the checks of the in-place step; PyTorch's fallback would run it, then fail.
 TORCH_LIBRARY_IMPL(l2l_fast, Negative, m) {
   m.impl("lstm_step_", torch::CppFunction::makeFallthrough());

@@ -310,7 +310,7 @@ def _step_backward_vjp(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
     # Second derivatives go through the reference, as those of the plain step: differentiate its product once more.
     create_graph = torch.is_grad_enabled()
     config, groups = GacConfig(*ctx.options[:-1]), ctx.options[-1]
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
         # Views, so that an input which depends on another one is not differentiated through it.
         saved = [
             x if x is None else x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
