@@ -47,7 +47,7 @@ def sources() -> list[str]:
         kernels += ["avx2", "avx512"]
     cpu = ["backward", "dispatch", "gac", "gac_backward", "gac_step", "packing", "parallel", "step"]
     cpu += [f"kernels_{name}" for name in kernels]
-    shared = ["ops", "module", "checks", "gac_checks"]
+    shared = ["ops", "module", "aliasing", "checks", "gac_checks", "overlap"]
     return [*(f"csrc/{name}.cpp" for name in shared), *(f"csrc/cpu/{name}.cpp" for name in cpu)]
 
 

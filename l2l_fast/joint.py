@@ -92,9 +92,8 @@ def fused_step(
     called when the operator has taken its arguments and written something."""
     config, groups, phi = batch.config, batch.groups, batch.phi.float()
     numels = [param.numel() for param in batch.params]
-    count = sum(numels) / groups
     means = torch.zeros(config.num_layers, groups, config.gac_cells, dtype=torch.float32, device=phi.device)
-    sums = torch.zeros(groups, config.gac_cells, dtype=torch.float64, device=phi.device)
+    sums = torch.zeros(2, groups, config.gac_cells, dtype=torch.float64, device=phi.device)
     extra = out = None
     if batch.memory is not None:
         extra = _by_tensor(batch.memory.read(batch.memory.reads), numels)
@@ -105,7 +104,7 @@ def fused_step(
         if batch.params:
             options = (batch.lr, batch.weight_decay, batch.maximize, record, record_tiles, groups)
             tensors = (batch.params, batch.grads, batch.states, extra, out, phi)
-            gac_ops.gac_step_(*tensors, *config, *options, means, sums, max(count, 1.0), first_phase, last_phase)
+            gac_ops.gac_step_(*tensors, *config, *options, means, sums, first_phase, last_phase)
             begun()
 
     if batch.reduce is None or config.gac_cells == 0:
@@ -114,9 +113,8 @@ def fused_step(
         for layer in range(config.num_layers):
             run(layer, layer + 1)
             # A process without coordinates takes part with zeros, or the others would wait for it forever.
-            totals = torch.cat([sums.flatten(), sums.new_tensor([count])])
-            batch.reduce(totals)
-            means[layer].copy_(totals[:-1].view_as(sums) / totals[-1].clamp_min(1.0))
+            batch.reduce(sums)  # and the counts of what is finite
+            means[layer].copy_(sums[0] / sums[1].clamp_min(1.0))
             sums.zero_()
         run(config.num_layers, config.num_layers + 1)
     if batch.memory is not None and out is not None:

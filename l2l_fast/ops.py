@@ -117,7 +117,9 @@ def lstm_step_(
     ``param = param * (1 - lr * weight_decay) + lr * u``. Not differentiable: call it under ``torch.no_grad()``.
 
     Args:
-        params, grads: pairwise of one shape; float32, bfloat16 or float16 independently; any strides.
+        params, grads: pairwise of one shape; float32, bfloat16 or float16 independently; any strides. What is written
+            (params, states, record) must provably share no memory with itself or any other argument; a gradient may
+            be its parameter.
         states: one float32 state per parameter, as :func:`lstm_step`; updated in place.
         phi: float32 ``[P]``.
         record: optional flat float32 buffer; g of tensor k is written to ``record[64 * record_tiles[k]:]`` in logical
@@ -150,6 +152,7 @@ def lstm_step_(
 
 def lstm_segment_backward(
     start_states: list[Tensor],
+    numels: Sequence[int],
     record_tiles: Sequence[int],
     records: list[Tensor],
     loss_weights: Sequence[float],
@@ -171,6 +174,7 @@ def lstm_segment_backward(
 
     Args:
         start_states: float32 states at theta_0, one per tensor.
+        numels: coordinates of every tensor: what states and records hold beyond the last one reaches no result.
         record_tiles: first tile of every tensor in each record.
         records: T + 1 flat float32 buffers of one size with g_0 ... g_T, as :func:`lstm_step_` writes them.
         loss_weights: w_1 ... w_T. lrs, decays: T values, ``theta_{t+1} = decays[t] * theta_t + lrs[t] * u_t``.
@@ -182,6 +186,7 @@ def lstm_segment_backward(
     """
     return torch.ops.l2l_fast.lstm_segment_backward(
         start_states,
+        numels,
         record_tiles,
         records,
         loss_weights,
@@ -256,6 +261,7 @@ def _(
 @torch.library.register_fake("l2l_fast::lstm_segment_backward")
 def _(
     start_states: list[Tensor],
+    numels: Sequence[int],
     record_tiles: Sequence[int],
     records: list[Tensor],
     loss_weights: Sequence[float],
@@ -299,7 +305,7 @@ def _lstm_step_backward_vjp(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
     # Second derivatives of the LSTM itself are rare (a meta-loss that contains a meta-gradient), so they go through the
     # reference: differentiate its vector-Jacobian product once more.
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
         # Views, so that an input which depends on another one is not differentiated through it.
         inputs = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in ctx.saved_tensors]
         grad_update, grad_new_state, grad, state, phi = inputs

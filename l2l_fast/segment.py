@@ -262,6 +262,7 @@ class Segment:
         starts = [self.start_states[param] for param in params]
         grad_phi, grad_starts = ops.lstm_segment_backward(
             [start.data for start in starts],
+            [param.numel() for param in params],
             [tape.tiles[param] for param in params],
             self.records(tape, indices, params, final),
             *self.coefficients(tape, indices, w),

@@ -75,8 +75,11 @@ class SampledSegment(Segment):
             last[: param.numel()].view(param.shape).copy_(final)
         rows = [record.view(-1, TILE)[place : place + tiles] for record in records if record is not None]
         rows.append(last.view(-1, TILE))
+        # Only the last tile may be partly filled, and the chosen ones are in order.
+        unfilled = tiles * TILE - param.numel() if int(chosen[-1]) == tiles - 1 else 0
         grad_phi, _ = ops.lstm_segment_backward(
             [self.start_states[param].data.index_select(0, chosen)],
+            [chosen.numel() * TILE - unfilled],
             [0],
             [row.index_select(0, chosen).view(-1) for row in rows],
             *self.coefficients(tape, indices, w),
