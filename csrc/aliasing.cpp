@@ -74,7 +74,7 @@ void check_aliasing(at::TensorList params, at::TensorList grads, at::TensorList 
   for (const NamedTensor& other : others)
     if (other.tensor && !other.written && other.tensor->numel() > 0)
       pieces.push_back({{*other.tensor, other.tensor->const_data_ptr()}, other.name, -1, false});
-  pieces.push_back({{phi, phi.const_data_ptr()}, "phi", -1, false});
+  if (phi.defined()) pieces.push_back({{phi, phi.const_data_ptr()}, "phi", -1, false});
 
   // In the order of their first bytes: a tensor can meet those only that began before it and have not ended.
   std::vector<std::pair<intptr_t, const Piece*>> order;

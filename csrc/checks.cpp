@@ -2,6 +2,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/InferenceMode.h>
 
 #include <cmath>
 #include <limits>
@@ -90,6 +91,8 @@ void check_written(const at::Tensor& tensor, const char* name, int64_t index) {
   TORCH_CHECK_VALUE(!tensor.is_neg(), label(name, index), ": expected a tensor that is not a lazy negation");
   TORCH_CHECK(!at::GradMode::is_enabled() || !tensor.requires_grad(), label(name, index),
               ": is written in place and requires grad: call the operator under torch.no_grad()");
+  TORCH_CHECK(!tensor.is_inference() || c10::InferenceMode::is_enabled(),
+              "Inplace update to inference tensor outside InferenceMode is not allowed: ", label(name, index));
   check_memory(tensor, name, index);
 }
 
@@ -129,6 +132,14 @@ void check_step_tensors(const Config& config, at::TensorList params, at::TensorL
                         record->numel(), " elements, got offset ", record_tiles[k]);
     }
   }
+}
+
+void check_apart(at::TensorList params, at::TensorList grads, at::TensorList states) {
+  for (size_t k = 0; k < params.size(); k++) {
+    check_written(params[k], "params", k);
+    check_written(states[k], "states", k);
+  }
+  check_aliasing(params, grads, states, {}, std::nullopt, {}, {});
 }
 
 void check_step_arguments(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,

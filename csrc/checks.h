@@ -38,10 +38,14 @@ struct NamedTensor {
 
 // ValueError if a tensor that the step writes may share memory with itself, with another one or with one that is read:
 // the result would depend on the order in which threads come to them. Accepted is what is provably apart, and a
-// gradient that is its parameter, element for element.
+// gradient that is its parameter, element for element. phi may be undefined.
 void check_aliasing(at::TensorList params, at::TensorList grads, at::TensorList states, const at::Tensor& phi,
                     const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles,
                     at::ArrayRef<NamedTensor> others);
+
+// The same of tensors of any dtype that several steps write one after the other, and that they may be written: a later
+// step must not find its gradient overwritten, nor fail when an earlier one is done.
+void check_apart(at::TensorList params, at::TensorList grads, at::TensorList states);
 
 // What the in-place step is given, checked one by one.
 void check_step_tensors(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,

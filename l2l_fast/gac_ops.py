@@ -137,6 +137,7 @@ def gac_step_(
     sums: Tensor,
     first_phase: int,
     last_phase: int,
+    check_only: bool = False,
 ) -> None:
     """In-place step of many tensors in one launch, the means over all of them; as :func:`l2l_fast.ops.lstm_step_`.
 
@@ -153,6 +154,7 @@ def gac_step_(
             num_layers leaves sums and counts of layer last_phase - 1 over the given coordinates in ``sums``; the
             caller adds those of other processes, sets ``means[last_phase - 1]`` to their quotients and calls again
             with first_phase = last_phase and the same arguments (``out`` is required then).
+        check_only: as for ``lstm_step_``.
     """
     if torch.is_grad_enabled() and any(param.requires_grad for param in params):
         raise RuntimeError("gac_step_ writes to parameters that require grad: call it under torch.no_grad()")
@@ -161,7 +163,7 @@ def gac_step_(
     if not phi.is_cpu:
         require_kernel("gac_step_", phi.device)
     config = (hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs)
-    options = (lr, weight_decay, maximize, record, record_tiles, groups, means, sums, first_phase, last_phase)
+    options = (lr, weight_decay, maximize, record, record_tiles, groups, means, sums, first_phase, last_phase, check_only)
     torch.ops.l2l_fast.gac_step_.default(params, grads, states, extra, out, phi, *config, *options)
 
 
@@ -265,6 +267,7 @@ def _fake_step_(
     sums: Tensor,
     first_phase: int,
     last_phase: int,
+    check_only: bool = False,
 ) -> None:
     _check_one_device(phi, params=params, grads=grads, states=states, extra=extra, out=out)
     _check_one_device(phi, record=record, means=means, sums=sums)

@@ -86,17 +86,23 @@ def check_network(network: CoordinatewiseLSTM) -> None:
 
 
 def fused_step(
-    batch: Batch, record: Tensor | None, record_tiles: Sequence[int], begun: Callable[[], None]
+    batch: Batch,
+    record: Tensor | None,
+    record_tiles: Sequence[int],
+    begun: Callable[[], None] = lambda: None,
+    check_only: bool = False,
 ) -> Tensor:
     """One step of the group by the fused operator; returns the means ``[num_layers, groups, gac_cells]``. ``begun`` is
-    called when the operator has taken its arguments and written something."""
+    called when the operator has taken its arguments and written something; with ``check_only`` it writes nothing."""
     config, groups, phi = batch.config, batch.groups, batch.phi.float()
     numels = [param.numel() for param in batch.params]
     means = torch.zeros(config.num_layers, groups, config.gac_cells, dtype=torch.float32, device=phi.device)
     sums = torch.zeros(2, groups, config.gac_cells, dtype=torch.float64, device=phi.device)
     extra = out = None
     if batch.memory is not None:
-        extra = _by_tensor(batch.memory.read(batch.memory.reads), numels)
+        shape = (config.extra_inputs, sum(numels))
+        reads = batch.memory.reads
+        extra = reads.new_empty(shape) if check_only else _by_tensor(batch.memory.read(reads), numels)
     if config.num_outputs > 1 or batch.reduce is not None:
         out = torch.empty(config.num_outputs, sum(numels), dtype=torch.float32, device=phi.device)
 
@@ -104,9 +110,12 @@ def fused_step(
         if batch.params:
             options = (batch.lr, batch.weight_decay, batch.maximize, record, record_tiles, groups)
             tensors = (batch.params, batch.grads, batch.states, extra, out, phi)
-            gac_ops.gac_step_(*tensors, *config, *options, means, sums, first_phase, last_phase)
+            gac_ops.gac_step_(*tensors, *config, *options, means, sums, first_phase, last_phase, check_only)
             begun()
 
+    if check_only:
+        run(0, config.num_layers + 1)
+        return means
     if batch.reduce is None or config.gac_cells == 0:
         run(0, config.num_layers + 1)
     else:

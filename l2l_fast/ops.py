@@ -110,6 +110,7 @@ def lstm_step_(
     maximize: bool,
     record: Tensor | None = None,
     record_tiles: Sequence[int] = (),
+    check_only: bool = False,
 ) -> None:
     """In-place step of many tensors in one launch.
 
@@ -125,6 +126,7 @@ def lstm_step_(
         record: optional flat float32 buffer; g of tensor k is written to ``record[64 * record_tiles[k]:]`` in logical
             order, in whole tiles, padding lanes zero.
         record_tiles: first tile of every tensor in ``record``; empty without it.
+        check_only: raise what the step would raise, and write nothing.
     """
     if torch.is_grad_enabled() and any(param.requires_grad for param in params):
         raise RuntimeError("lstm_step_ writes to parameters that require grad: call it under torch.no_grad()")
@@ -147,7 +149,14 @@ def lstm_step_(
         maximize,
         record,
         record_tiles,
+        check_only,
     )
+
+
+def check_apart(params: list[Tensor], grads: list[Tensor], states: list[Tensor]) -> None:
+    """Raise ValueError unless what an in-place step of all these tensors would write is provably apart from all else,
+    whatever their dtypes, and may be written; as each step checks for its own tensors."""
+    torch.ops.l2l_fast._check_apart(params, grads, states)
 
 
 def lstm_segment_backward(
@@ -254,6 +263,7 @@ def _(
     maximize: bool,
     record: Tensor | None,
     record_tiles: Sequence[int],
+    check_only: bool = False,
 ) -> None:
     _check_one_device(phi, params=params, grads=grads, states=states, record=record)
 

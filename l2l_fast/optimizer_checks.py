@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import ops
+from . import checks, joint, ops
 from .gac_ops import check_groups
 from .joint import Reduce
 from .memory import NTMBFGS
 from .network import CoordinatewiseLSTM, check_gradient
+from .ops import Config
 
 if TYPE_CHECKING:
     from .optimizer import Batch
@@ -30,7 +31,7 @@ BOOKKEEPING = {
 
 
 def number(name: str, value: Any) -> float:
-    """``value`` as a finite float: a real number of Python or numpy, or a tensor with one element.
+    """``value`` as a finite float: a real number of any kind, or a tensor with one element.
 
     Raises:
         TypeError: something else. ValueError: a tensor of several elements, NaN or infinity.
@@ -40,23 +41,15 @@ def number(name: str, value: Any) -> float:
             raise ValueError(
                 f"{name}: expected a number or a tensor with one element, got shape {tuple(value.shape)}"
             )
-        if value.is_complex():
-            raise TypeError(f"{name}: expected a real number, got {value.dtype}")
-    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    result = float(value)
-    if not math.isfinite(result):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
-    return result
+        value = value.item()
+    return checks.real(name, value)
 
 
 def plain(value: Any) -> Any:
     """A group's option as plain data: numbers of numpy as those of Python, tensors as copies."""
     if isinstance(value, Tensor):
         return value.detach().clone()
-    if isinstance(value, numbers.Number) and not isinstance(value, (bool, int, float, complex)):
-        return value.item() if hasattr(value, "item") else value
-    return value
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
 
 
 def check_new_options(group: Mapping[str, Any]) -> None:
@@ -116,8 +109,29 @@ def check_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce
 
 
 def check_together(batches: Sequence[Batch]) -> None:
-    """Raise unless the kernels will take the tensors of every group, and none that one group writes is another's: the
-    checks of the launches themselves would find the groups before them already written."""
+    """Raise unless the kernels will take the tensors of every group, and none that is written is another's: the launch
+    of a group checks as much, but by then the groups before it have been written."""
+    several = sum(len(batch.exact) + bool(batch.params) for batch in batches) > 1
+    if not several and not any(batch.exact for batch in batches):
+        return
+    for batch in batches:
+        if batch.params:
+            tensors = (batch.params, batch.grads, batch.states)
+            step = (batch.lr, batch.weight_decay, batch.maximize)
+            if isinstance(batch.config, Config):
+                ops.lstm_step_(*tensors, batch.phi.float(), *batch.config, *step, check_only=True)
+            else:
+                joint.fused_step(batch, None, (), check_only=True)
+        for param, grad, _ in batch.exact:
+            if param.shape != grad.shape:
+                raise ValueError(f"grad: expected shape {tuple(param.shape)} as params, got {tuple(grad.shape)}")
+    exact = [each for batch in batches for each in batch.exact]
+    params = [param for batch in batches for param in batch.params] + [param for param, _, _ in exact]
+    grads = [grad for batch in batches for grad in batch.grads] + [grad for _, grad, _ in exact]
+    states = [state for batch in batches for state in batch.states] + [state for _, _, state in exact]
+    for device in {param.device for param in params}:
+        own = [k for k, param in enumerate(params) if param.device == device]
+        ops.check_apart([params[k] for k in own], [grads[k] for k in own], [states[k] for k in own])
 
 
 def check_devices(param: Tensor, grad: Tensor, phi: Tensor, fused: bool, kernel: str) -> None:

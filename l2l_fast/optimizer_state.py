@@ -119,8 +119,8 @@ def check_structure(state_dict: Any) -> None:
         got = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
         raise ValueError(f"state_dict: expected a dict with 'state' and 'param_groups', got {got}")
     groups, state = state_dict["param_groups"], state_dict["state"]
-    if not isinstance(state, dict) or not all(isinstance(entry, dict) for entry in state.values()):
-        raise TypeError("state_dict: expected a dict of dicts as 'state'")
+    if not isinstance(state, dict):
+        raise TypeError(f"state_dict: expected a dict as 'state', got {type(state).__name__}")
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         raise TypeError("state_dict: expected a list of dicts as 'param_groups'")
     for group in groups:
@@ -139,6 +139,9 @@ def check_structure(state_dict: Any) -> None:
     keys = [key for group in groups for key in group["params"]]
     if len(set(keys)) != len(keys):
         raise ValueError(f"state_dict: expected every parameter once, got {keys}")
+    for key in keys:
+        if not isinstance(state.get(key, {}), dict):
+            raise TypeError(f"state_dict: expected a dict as the state of {key!r}, got {type(state[key]).__name__}")
 
 
 def modernize(entry: Any) -> None:

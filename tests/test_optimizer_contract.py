@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler
 
 import l2l_fast as l2l
 from tests.gac_helpers import gac_network
-from tests.helpers import random_network
+from tests.helpers import random_network, structured_gradient
 from tests.optimizer_helpers import parameters, run, set_gradients
 
 
@@ -518,6 +518,9 @@ def test_a_schedule_does_not_recompile_the_step():
 
 @pytest.mark.parametrize("name", ["l2l_fast", "torch"])
 def test_autocast_and_default_dtype_do_not_reach_the_step(name):
+    shapes = [(3, 10), (3,)]
+    grads = [[structured_gradient(shape, seed=10 * t + k) for k, shape in enumerate(shapes)] for t in range(3)]
+
     def go() -> list[torch.Tensor]:
         results = []
         for net in (network(), gac_network(), l2l.NTMBFGS(add_read=True), l2l.NTMBFGS(memory="low_rank")):
@@ -531,8 +534,8 @@ def test_autocast_and_default_dtype_do_not_reach_the_step(name):
                 for parameter in model.parameters():
                     parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32))
             optimizer = l2l.LearnedOptimizer(model.parameters(), net)
-            for t in range(3):
-                set_gradients(list(model.parameters()), t)
+            for each in grads:
+                model.weight.grad, model.bias.grad = each
                 optimizer.step()
             results += [parameter.detach() for parameter in model.parameters()]
         return results

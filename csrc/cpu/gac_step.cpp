@@ -93,11 +93,13 @@ void gac_step_(at::TensorList params, at::TensorList grads, at::TensorList state
                int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p, double output_scale,
                int64_t gac_cells, int64_t extra_inputs, int64_t num_outputs, double lr, double weight_decay,
                bool maximize, const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles, int64_t groups,
-               const at::Tensor& means, const at::Tensor& sums, int64_t first_phase, int64_t last_phase) {
+               const at::Tensor& means, const at::Tensor& sums, int64_t first_phase, int64_t last_phase,
+               bool check_only) {
   const Config config =
       make_gac_config(hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs);
   const int64_t total = check_gac_step_arguments(config, {params, grads, states, extra, out, record, means, sums}, phi,
                                                  record_tiles, groups, first_phase, last_phase);
+  if (check_only) return;
   Tiles tiles;
   std::vector<int64_t> begins;  // of every tensor in extra and out
   for (size_t k = 0; k < params.size(); k++) {
