@@ -163,8 +163,9 @@ def gac_step_(
     if not phi.is_cpu:
         require_kernel("gac_step_", phi.device)
     config = (hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs)
-    options = (lr, weight_decay, maximize, record, record_tiles, groups, means, sums, first_phase, last_phase, check_only)
-    torch.ops.l2l_fast.gac_step_.default(params, grads, states, extra, out, phi, *config, *options)
+    options = (lr, weight_decay, maximize, record, record_tiles, groups)
+    phases = (means, sums, first_phase, last_phase, check_only)
+    torch.ops.l2l_fast.gac_step_.default(params, grads, states, extra, out, phi, *config, *options, *phases)
 
 
 def gac_segment_backward(

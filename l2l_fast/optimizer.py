@@ -380,8 +380,8 @@ class LearnedOptimizer(Optimizer):
         Raises:
             RuntimeError: no open segment, no recorded step, no gradient at theta_T, or a network or state that was
                 changed during the segment.
-            ValueError, TypeError: weights of the wrong length or type, grad_end_states that do not fit; networks of which
-                no parameter requires grad, unless the gradients of the start states are asked for.
+            ValueError, TypeError: weights of the wrong length or type, grad_end_states that do not fit; networks of
+                which no parameter requires grad, unless the gradients of the start states are asked for.
         """
         if self._segment is None:
             raise RuntimeError("backward_segment: no open segment; call start_segment() before the first step")

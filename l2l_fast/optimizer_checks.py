@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -86,7 +85,7 @@ def check_parameters(group: Mapping[str, Any]) -> None:
 
 
 def check_plain(tensor: Tensor, group: Mapping[str, Any], k: int, what: str) -> None:
-    """Raise NotImplementedError for a tensor without memory of its own, such as a DTensor: the kernels need a pointer."""
+    """Raise NotImplementedError for a tensor without memory of its own, such as a DTensor: kernels need a pointer."""
     if type(tensor) in (Tensor, Parameter) or not is_traceable_wrapper_subclass(tensor):
         return
     names = group.get("param_names")

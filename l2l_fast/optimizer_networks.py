@@ -20,7 +20,10 @@ from .memory import NTMBFGS
 from .network import CoordinatewiseLSTM
 
 # A state that was written by a network which differs in one of these means something else.
-STRUCTURE = ("type", "hidden_size", "num_layers", "read_heads", "write_heads", "memory", "history", "initial", "add_read")
+STRUCTURE = {
+    *("type", "hidden_size", "num_layers"),
+    *("read_heads", "write_heads", "memory", "history", "initial", "add_read"),
+}
 
 
 class Registry:

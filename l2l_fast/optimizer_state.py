@@ -36,7 +36,7 @@ def as_state(tiles: Tensor, numel: int, config: AnyConfig) -> State:
 
 
 def tiles_of(entry: Mapping[str, Any], param: Tensor, config: AnyConfig, dtype: torch.dtype) -> Tensor | None:
-    """The state of ``param`` as the kernels take it, from its entry in ``optimizer.state`` in whatever form it is there;
+    """The state of ``param`` as the kernels take it, from its entry in ``optimizer.state`` in whatever form it is;
     None if there is none. The tensor itself where it has the right form.
 
     Raises:

@@ -182,7 +182,8 @@ def test_state_dicts_are_deterministic_and_survive_loading():
         (*param.shape, 80) for param in params
     ]
     # What is saved takes no more room than it needs.
-    assert all(e["lstm_state"].untyped_storage().nbytes() == 4 * e["lstm_state"].numel() for e in saved["state"].values())
+    states = [entry["lstm_state"] for entry in saved["state"].values()]
+    assert all(state.untyped_storage().nbytes() == 4 * state.numel() for state in states)
 
 
 def test_hooks_may_return_anything_and_foreign_keys_are_kept_as_they_are():
