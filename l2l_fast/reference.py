@@ -84,11 +84,12 @@ def global_average(h: Tensor, gac_cells: int, groups: int) -> Tensor:
     gradient was not) is left out of the mean and goes out itself, so that it stays in its own coordinate."""
     if gac_cells == 0 or h.shape[0] == 0:
         return h
-    cells = h[:, :gac_cells].reshape(groups, -1, gac_cells)
-    finite = cells.isfinite()
-    count = finite.sum(dim=1, keepdim=True).clamp_min(1)
-    mean = torch.where(finite, cells, 0.0).sum(dim=1, keepdim=True) / count
-    outgoing = torch.where(finite, mean, cells).reshape(-1, gac_cells)
+    finite = h.isfinite()
+    cells, counted = (
+        x[:, :gac_cells].unflatten(0, (groups, h.shape[0] // groups)) for x in (torch.where(finite, h, 0.0), finite)
+    )
+    mean = cells.sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp_min(1)
+    outgoing = torch.where(finite[:, :gac_cells], mean.expand_as(cells).flatten(0, 1), h[:, :gac_cells])
     return torch.cat([outgoing, h[:, gac_cells:]], dim=1)
 
 

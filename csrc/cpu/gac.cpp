@@ -82,7 +82,7 @@ void sum_cells(const Tiles& tiles, int64_t groups, const TileRows& rows, const T
 }
 
 bool fill_cells(const Tiles& tiles, const Tiles::Place& place, int64_t groups, const float* values, int cells,
-                const float* activations, float* rows) {
+                bool known_finite, const float* activations, float* rows) {
   bool all = true;
   if (cells == 0) return all;
   const int64_t size = tiles.numel(place.tensor) / groups;
@@ -92,7 +92,7 @@ bool fill_cells(const Tiles& tiles, const Tiles::Place& place, int64_t groups, c
     for (int i = 0; i < cells; i++) {
       const float value = values[g * cells + i];
       const int first = i * kTile + lane, last = i * kTile + end;
-      if (all_finite(activations + first, last - first)) {
+      if (known_finite || all_finite(activations + first, last - first)) {
         std::fill(rows + first, rows + last, value);
         continue;
       }
@@ -107,6 +107,12 @@ bool fill_cells(const Tiles& tiles, const Tiles::Place& place, int64_t groups, c
 
 void average_cells(const double* sums, int64_t n, float* values) {
   for (int64_t i = 0; i < n; i++) values[i] = static_cast<float>(sums[i] / std::max(sums[n + i], 1.0));
+}
+
+bool all_counted(const Tiles& tiles, int64_t groups, int cells, const double* sums) {
+  const double expected = static_cast<double>(tiles.coordinates() / groups);
+  const double* counts = sums + groups * cells;
+  return std::all_of(counts, counts + groups * cells, [&](double count) { return count == expected; });
 }
 
 bool GacForward::same_averages(int layer) const {

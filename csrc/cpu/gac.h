@@ -89,12 +89,16 @@ void sum_cells(const Tiles& tiles, int64_t groups, const TileRows& rows, const T
                int cells, double* sums);
 
 // Rows [0, cells) of one tile = the values [groups][cells] of the lanes' groups, where those of `activations` (perhaps
-// the same) are finite; returns whether all are. Lanes beyond the last coordinate keep what they hold.
+// the same) are finite; returns whether all are, which may be known. Lanes beyond the last coordinate keep what they
+// hold.
 bool fill_cells(const Tiles& tiles, const Tiles::Place& place, int64_t groups, const float* values, int cells,
-                const float* activations, float* rows);
+                bool known_finite, const float* activations, float* rows);
 
 // values = sums / counts, from [2][n] as sum_cells leaves them; zero where nothing was counted.
 void average_cells(const double* sums, int64_t n, float* values);
+
+// Whether nothing was left out of the sums of `cells` cells of every group.
+bool all_counted(const Tiles& tiles, int64_t groups, int cells, const double* sums);
 
 // The forward pass of one step on all tensors.
 struct GacForward {
@@ -107,6 +111,7 @@ struct GacForward {
   // Whether averages that all coordinates of a tile have in common may become a part of the bias: less work, and other
   // rounding.
   bool may_fold;
+  bool known_finite = false;  // all averaged cells of the layer that was run last; set by run_layer
 
   // Layer `layer` of all tiles and the sums of its cells. inputs(place, rows) gives layer 0 its features and extra
   // inputs; means of the layers below are final.
@@ -123,7 +128,7 @@ struct GacForward {
   bool fill(int layer, const Tiles::Place& place) const {
     const Config& config = net.network().config;
     float* h = to(place, config.h_row(layer));
-    return fill_cells(tiles, place, groups, means + layer * groups * config.gac, config.gac, h, h);
+    return fill_cells(tiles, place, groups, means + layer * groups * config.gac, config.gac, known_finite, h, h);
   }
 
  private:
@@ -192,6 +197,7 @@ void GacForward::run_layer(int layer, const Inputs& inputs) {
   } else {
     sum_cells(tiles, groups, to, to, config.h_row(layer), cells, sums);
   }
+  known_finite = all_counted(tiles, groups, cells, sums);
 }
 
 }  // namespace l2l

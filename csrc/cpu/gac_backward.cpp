@@ -81,6 +81,7 @@ class GacBackward {
     std::vector<float> means(groups_ * config.gac);
     sum_cells(tiles_, groups_, grad_, after, h, config.gac, cell_sums.data());
     average_cells(cell_sums.data(), groups_ * config.gac, means.data());
+    const bool finite = all_counted(tiles_, groups_, config.gac, cell_sums.data());
 
     const size_t input_floats = static_cast<size_t>(config.inputs(0)) * kTile;
     tiles_.slices([&](int64_t slice, int64_t begin, int64_t end) {
@@ -99,7 +100,7 @@ class GacBackward {
         n = 0;
       };
       tiles_.visit(begin, end, [&](const Tiles::Place& place) {
-        fill_cells(tiles_, place, groups_, means.data(), config.gac, after(place, h), grad_(place, h));
+        fill_cells(tiles_, place, groups_, means.data(), config.gac, finite, after(place, h), grad_(place, h));
         LayerBackward tile{nullptr, before(place, h), before(place, c), grad_(place, h), grad_(place, c), nullptr};
         if (layer > 0) {
           tile.x = after(place, config.h_row(layer - 1));
@@ -285,7 +286,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> gac_segment_backward(
             kernel.layer_forward({w.forward, w.bias, config.hidden, below, config.inputs(l),
                                   from + config.h_row(l) * kTile, config.hidden, from + config.c_row(l) * kTile,
                                   to + config.c_row(l) * kTile, h});
-            fill_cells(tiles, place, groups, averages[first + t] + l * groups * config.gac, config.gac, h, h);
+            fill_cells(tiles, place, groups, averages[first + t] + l * groups * config.gac, config.gac, false, h, h);
             below = h;
           }
         }
