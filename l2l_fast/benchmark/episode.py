@@ -11,6 +11,7 @@ from torch.func import functional_call
 from ..network import CoordinatewiseLSTM
 from ..optimizer import LearnedOptimizer
 from ..problems import Problem
+from ..surroundings import own_loop
 from .contenders import PlainLSTM, PlainState, compile_phi
 
 
@@ -31,6 +32,7 @@ class PlainEpisode:
         self.phi0 = copy.deepcopy(self.phi.state_dict())
         self.horizon, self.unroll = horizon, unroll
 
+    @own_loop()
     def __call__(self) -> None:
         self.phi.load_state_dict(self.phi0)
         meta_optimizer = torch.optim.Adam(self.phi.parameters(), lr=1e-3, fused=True)
@@ -64,6 +66,7 @@ class FusedEpisode:
         self.phi0 = copy.deepcopy(net.state_dict())
         self.horizon, self.unroll = horizon, unroll
 
+    @own_loop()
     def __call__(self) -> None:
         self.net.load_state_dict(self.phi0)
         with torch.no_grad():
