@@ -51,13 +51,13 @@ def fused_step(batch: Batch, record: Tensor | None, record_tiles: Sequence[int])
     config, groups, phi = batch.config, batch.groups, batch.phi.float()
     numels = [param.numel() for param in batch.params]
     count = sum(numels) / groups
-    means = torch.zeros(config.num_layers, groups, config.gac_cells, device=phi.device)
+    means = torch.zeros(config.num_layers, groups, config.gac_cells, dtype=torch.float32, device=phi.device)
     sums = torch.zeros(groups, config.gac_cells, dtype=torch.float64, device=phi.device)
     extra = out = None
     if batch.memory is not None:
         extra = _by_tensor(batch.memory.read(batch.memory.reads), numels)
     if config.num_outputs > 1 or batch.reduce is not None:
-        out = torch.empty(config.num_outputs, sum(numels), device=phi.device)
+        out = torch.empty(config.num_outputs, sum(numels), dtype=torch.float32, device=phi.device)
 
     def run(first_phase: int, last_phase: int) -> None:
         if batch.params:

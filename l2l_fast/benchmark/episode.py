@@ -21,6 +21,7 @@ class PlainEpisode:
     All tensors of the optimizee go through the network as one flat vector, the fast way to write it.
     """
 
+    @own_loop()
     def __init__(
         self, net: CoordinatewiseLSTM, problem: Problem, horizon: int, unroll: int, compiled: bool = False
     ) -> None:
@@ -60,6 +61,7 @@ class PlainEpisode:
 class FusedEpisode:
     """The same protocol as one writes it with this package."""
 
+    @own_loop()
     def __init__(self, net: CoordinatewiseLSTM, problem: Problem, horizon: int, unroll: int) -> None:
         self.net, self.task = copy.deepcopy(net), problem.sample(0, device=net.weight_out.device)
         self.theta0 = [p.detach().clone() for p in self.task.parameters()]

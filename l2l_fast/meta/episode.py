@@ -93,8 +93,8 @@ def autograd_episode(
     """The same episode unrolled in autograd: theta is a function of phi, updated by the functional step.
 
     Serves what the fused backward cannot: second derivatives of f (``protocol.second_derivatives``) and any
-    ``meta_loss``. Without them it gives the gradients of :func:`fused_episode`: theta's values live in the task, where f
-    and its gradient are taken in the very same way, and f(theta_t) enters the meta-loss through that gradient.
+    ``meta_loss``. Without them it gives the gradients of :func:`fused_episode`: theta's values live in the task, where
+    f and its gradient are taken in the very same way, and f(theta_t) enters the meta-loss through that gradient.
 
     Raises:
         NotImplementedError: second derivatives of, or a ``meta_loss`` that evaluates, a task that recomputes its

@@ -96,7 +96,8 @@ class Scaled(Problem):
         names = [name for name, _ in task.named_parameters()]
         draws = (2 * torch.rand(len(names), generator=generator, **FLOAT32) - 1) * self.width
         low, high = self.loss
-        log_loss_scale = low + (high - low) * torch.rand((), generator=generator, **FLOAT32).item() if low < high else low
+        place = torch.rand((), generator=generator, **FLOAT32).item() if low < high else 0.0
+        log_loss_scale = low + (high - low) * place
         return ScaledTask(task, dict(zip(names, draws.tolist())), log_loss_scale)
 
     def config(self) -> dict[str, Any]:

@@ -37,8 +37,10 @@ def trainable(task: Task) -> dict[str, nn.Parameter]:
             )
     found = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     if not found:
-        what = f"all its parameters are frozen (requires_grad=False): {list(named)}" if named else "it has no parameters"
-        raise ValueError(f"{_origin(task)}: there is nothing to optimise, {what}")
+        frozen = f"all its parameters are frozen (requires_grad=False): {list(named)}"
+        raise ValueError(
+            f"{_origin(task)}: there is nothing to optimise, {frozen if named else 'it has no parameters'}"
+        )
     return found
 
 

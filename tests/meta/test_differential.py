@@ -205,9 +205,7 @@ def test_networks_with_memory_walk_as_they_are_deployed(name, memory):
     net = l2l.NTMBFGS(hidden_size=6, memory=memory, history=3)
     problem = unusual.problem_of(unusual.MODULES[name])
     losses, gradients, task = episode(autograd_episode, problem.sample(3), net)
-    torch.testing.assert_close(
-        losses, evaluate(net, problem, [3], HORIZON, split="train")[0], rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(losses, evaluate(net, problem, [3], HORIZON, split="train")[0], rtol=1e-4, atol=1e-5)
     assert all(gradient.abs().max() > 0 for gradient in gradients)
     for key, value in problem.sample(3).named_parameters():
         assert torch.equal(value, task.get_parameter(key)) != value.requires_grad
