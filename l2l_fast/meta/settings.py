@@ -12,6 +12,7 @@ import torch
 from .. import problems
 from ..memory import NTMBFGS
 from ..problems import Problem
+from ..problems.base import positive_int
 from ..problems.scaled import Scaled
 from .checkpoint import Checkpoint
 from .networks import Networks, build, config_of, members
@@ -142,9 +143,9 @@ def check_options(
     lr: Any,
     seed: Any,
     meta_loss: Any,
-    coordinate_fraction: Any,
     clip_norm: Any,
     betas: Any,
+    decay_episodes: Any,
     decay_to: Any,
     validate_every: Any,
     patience: Any,
@@ -156,12 +157,26 @@ def check_options(
         raise TypeError(f"meta_loss: expected a callable, got {type(meta_loss).__name__}")
     check_range("lr", lr, 0.0, math.inf)
     check_range("decay_to", decay_to, 0.0, 1.0, closed=True)
-    check_range("coordinate_fraction", coordinate_fraction, 0.0, 1.0, closed=True)
-    if coordinate_fraction == 0.0:
-        raise ValueError("coordinate_fraction: expected a number above 0, got 0")
     if clip_norm is not None:
         check_range("clip_norm", clip_norm, 0.0, math.inf)
     if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
         raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
+    for name, value in (("decay_episodes", decay_episodes), ("patience", patience)):
+        if value is not None:
+            positive_int(name, value)
+    if validate_every != 0:
+        positive_int("validate_every", validate_every)
     if patience is not None and validate_every == 0:
         raise ValueError("patience: without validations (validate_every=0) there is nothing to wait for")
+
+
+def checked_fraction(fraction: Any, autograd: bool, net: Networks) -> float:
+    """``coordinate_fraction`` as a float; raises TypeError or ValueError where it cannot be served."""
+    check_range("coordinate_fraction", fraction, 0.0, 1.0, closed=True)
+    if fraction == 0.0:
+        raise ValueError("coordinate_fraction: expected a number above 0, got 0")
+    if autograd and fraction < 1.0:
+        raise ValueError("coordinate_fraction: expected 1 with autograd, only the fused backward can sample")
+    if fraction < 1.0 and any(member.communicates for member in members(net).values()):
+        raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
+    return float(fraction)

@@ -19,7 +19,7 @@ from ..problems import Problem
 from ..problems.base import positive_int
 from ..surroundings import own_loop
 from . import checkpoint as checkpoints
-from .checkpoint import Checkpoint, Complete, Counters
+from .checkpoint import Checkpoint, Complete, Counters, capture
 from .episode import MetaLoss, autograd_episode, fused_episode
 from .evaluation import evaluate
 from .log import TrainingLog
@@ -27,7 +27,7 @@ from .networks import Networks, as_networks, device_of, members
 from .progress import Progress, note
 from .protocol import LossWeights, Protocol, cosine_decay, episode_seed
 from .record import attach
-from .settings import arguments_of, check_options, frozen_names, network_of, problem_of, settings_of
+from .settings import arguments_of, check_options, checked_fraction, frozen_names, network_of, problem_of, settings_of
 
 
 class MetaTrainer:
@@ -65,7 +65,7 @@ class MetaTrainer:
         device: where tasks live; default: the network's device.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, or nothing to train; the message names it.
+        TypeError, ValueError: an argument of the wrong type or out of range, or nothing to train; it is named.
     """
 
     def __init__(
@@ -96,13 +96,7 @@ class MetaTrainer:
         frozen = frozen_names(net)
         if not isinstance(problem, Problem):
             raise TypeError(f"problem: expected a Problem, got {type(problem).__name__} (ModuleProblem wraps a module)")
-        check_options(lr, seed, meta_loss, coordinate_fraction, clip_norm, betas, decay_to, validate_every, patience)
-        for name, value in (("decay_episodes", decay_episodes), ("patience", patience)):
-            if value is not None:
-                positive_int(name, value)
-        if validate_every != 0:
-            positive_int("validate_every", validate_every)
-        attach(net, None)  # what it may carry of an earlier training is no longer true
+        check_options(lr, seed, meta_loss, clip_norm, betas, decay_episodes, decay_to, validate_every, patience)
         self.net = net
         self.frozen = frozen
         self.problem = problem
@@ -112,11 +106,7 @@ class MetaTrainer:
         self.meta_loss = meta_loss
         with_memory = any(isinstance(member, NTMBFGS) for member in members(net).values())
         self.autograd = bool(autograd or second_derivatives or meta_loss is not None or with_memory)
-        self.coordinate_fraction = float(coordinate_fraction)
-        if self.autograd and self.coordinate_fraction < 1.0:
-            raise ValueError("coordinate_fraction: expected 1 with autograd, only the fused backward can sample")
-        if self.coordinate_fraction < 1.0 and any(member.communicates for member in members(net).values()):
-            raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
+        self.coordinate_fraction = checked_fraction(coordinate_fraction, self.autograd, net)
         self.clip_norm = None if clip_norm is None else float(clip_norm)
         self.decay_episodes = decay_episodes
         self.decay_to = float(decay_to)
@@ -135,6 +125,7 @@ class MetaTrainer:
         self.betas = (float(betas[0]), float(betas[1]))
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
         self._adam = torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=1e-8, fused=True)
+        attach(net, None)  # what it may carry of an earlier training is no longer true
 
     @property
     def episode(self) -> int:
@@ -145,8 +136,6 @@ class MetaTrainer:
         """Everything the course of a run depends on, JSON-able: what a checkpoint stores and a resume checks."""
         return settings_of(self)
 
-    # ---- training ----
-
     def fit(
         self,
         episodes: int,
@@ -156,6 +145,7 @@ class MetaTrainer:
         progress: bool = True,
     ) -> MetaTrainer:
         """Train until ``episodes`` episodes are finished in all (a resumed trainer does what is left); returns self.
+        Autocast, grad and inference mode around the call make no difference.
 
         Args:
             checkpoint: save there at the start, every ``checkpoint_every`` episodes, at the end, and when interrupted.
@@ -164,11 +154,9 @@ class MetaTrainer:
         An interrupt (Ctrl-C, any exception) at any moment leaves the trainer, its log and ``checkpoint`` as they were
         after the last complete episode: going on, here or from the file, ends as if there had been none.
 
-        The loop has its own autocast, grad and inference modes, whatever is switched on around it.
-
         Raises:
-            ValueError: the log holds another run's lines (resume that run, or give another file); or a task has
-                nothing to optimise.
+            ValueError: the log holds another run's lines (resume that run, or give another file), or a task has nothing
+                to optimise.
         """
         episodes = positive_int("episodes", episodes)
         checkpoint_every = positive_int("checkpoint_every", checkpoint_every)
@@ -181,13 +169,14 @@ class MetaTrainer:
     def _fit(self, episodes: int, checkpoint: Path | None, checkpoint_every: int, progress: bool) -> None:
         if self._unsettled:
             self._roll_back()
-        self._check_log()
+        if self.log is not None and not (self.episode or self._log_is_ours):
+            self.log.check_unused()
         if self.episode >= episodes or self.counters.stopped:
             why = "stopped early, as patience demands" if self.counters.stopped else "fit counts episodes in all"
             note(f"nothing left to train: {self.episode} episodes are finished ({why})", progress)
         else:
             self.counters.planned = episodes
-        self._complete = self._capture()
+        self._complete = capture(self.net, self._adam, self._best, self.counters)
         display = Progress(f"meta-training on {self.problem.name}", episodes, self.episode, progress)
         try:
             # Before anything else, so that a run can be resumed whenever it was stopped.
@@ -196,7 +185,7 @@ class MetaTrainer:
             while self.episode < episodes and not self.counters.stopped:
                 self._unsettled = True
                 line = self._one_episode()
-                self._complete = self._capture()
+                self._complete = capture(self.net, self._adam, self._best, self.counters)
                 self._unsettled = False
                 display.update(self.episode, line)
                 if self.episode % checkpoint_every == 0:
@@ -211,9 +200,6 @@ class MetaTrainer:
         finally:
             display.close()
         self._save_if_new(checkpoint)
-
-    def _capture(self) -> Complete:
-        return checkpoints.capture(self.net, self._adam, self._best, self.counters)
 
     def _roll_back(self) -> None:
         # Undoes any part of an episode, and may itself be interrupted and done again.
@@ -345,6 +331,8 @@ class MetaTrainer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, atomically. A run resumed from it ends bit for bit where it would have ended anyway."""
+        if self._unsettled:
+            self._roll_back()
         tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         tensors.update({f"best.{name}": value for name, value in (self._best or {}).items()})
         tensors.update(checkpoints.adam_tensors(self.net, self._adam))
@@ -401,15 +389,6 @@ class MetaTrainer:
         if self.log is not None:
             self.log.cut_back(self.episode)
         return self
-
-    # ---- log ----
-
-    def _check_log(self) -> None:
-        if self.log is not None and self.episode == 0 and not self.log.is_empty() and not self._log_is_ours:
-            raise ValueError(
-                f"log: {str(self.log.path)!r} already holds a run; resume that one from its checkpoint or give another "
-                "file"
-            )
 
     def _open_log(self) -> None:
         self._log_is_ours = True
