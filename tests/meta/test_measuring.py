@@ -1,4 +1,4 @@
-"""The measuring layer: which tasks training, validation, selection, tuning and evaluation look at, and what they log."""
+"""The measuring layer: which tasks training, validation, selection, tuning and evaluation see, and what they log."""
 
 from __future__ import annotations
 
