@@ -17,6 +17,7 @@ from .files import FILE_FORMAT as FILE_FORMAT
 from .files import PLAIN_VERSION as FILE_VERSION  # noqa: F401
 from .files import load as load
 from .state import State
+from .surroundings import without_autocast
 
 
 class CoordinatewiseLSTM(nn.Module):
@@ -192,7 +193,7 @@ class CoordinatewiseLSTM(nn.Module):
         gac_ops.check_extra(extra, self.extra_inputs, grad)
         wide = grad.dtype == torch.float64 or state.dtype == torch.float64
         if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
-            with torch.autocast(grad.device.type, enabled=False):
+            with without_autocast(grad.device):
                 update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
                 return update, State.from_logical(logical)
         phi = self.phi().float()

@@ -17,6 +17,7 @@ from . import reference
 from .config import Config as Config
 from .config import GacConfig as GacConfig
 from .state import State
+from .surroundings import without_autocast
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -315,7 +316,7 @@ def _lstm_step_backward_vjp(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
     # Second derivatives of the LSTM itself are rare (a meta-loss that contains a meta-gradient), so they go through the
     # reference: differentiate its vector-Jacobian product once more.
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+    with torch.enable_grad(), without_autocast(ctx.saved_tensors[0].device):
         # Views, so that an input which depends on another one is not differentiated through it.
         inputs = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in ctx.saved_tensors]
         grad_update, grad_new_state, grad, state, phi = inputs

@@ -20,7 +20,6 @@ from . import joint, ops, reference
 from .config import AnyConfig
 from .joint import Kept, Reduce
 from .memory import NTMBFGS, Memory
-from .modes import without_autocast
 from .network import CoordinatewiseLSTM, check_gradient
 from .ops import KERNEL_DTYPES, Config
 from .optimizer_checks import (
@@ -48,6 +47,7 @@ from .optimizer_state import (
 )
 from .segment import Segment
 from .state import TILE, State, num_tiles
+from .surroundings import without_autocast
 
 
 class Batch(NamedTuple):

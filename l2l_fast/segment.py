@@ -17,11 +17,11 @@ from torch import Tensor
 
 from . import ops, reference, segment_joint
 from .config import AnyConfig
-from .modes import without_autocast
 from .network import CoordinatewiseLSTM, check_gradient
 from .ops import Config
 from .optimizer_state import as_state
 from .state import TILE, State, num_tiles
+from .surroundings import without_autocast
 
 if TYPE_CHECKING:
     from .optimizer import Batch

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..modes import without_autocast
 from ..network import CoordinatewiseLSTM
 from ..state import State
+from ..surroundings import without_autocast
 from .store import INITIAL, DenseMemory, LowRankMemory, Memory
 
 

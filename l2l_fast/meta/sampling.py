@@ -49,7 +49,7 @@ class SampledSegment(Segment):
             tiles = self._tiles(param)
             if tiles > SMALL:
                 count = math.ceil(self._fraction * tiles)
-                chosen = torch.randperm(tiles, generator=self._generator)[:count].sort().values
+                chosen = torch.randperm(tiles, generator=self._generator, device="cpu")[:count].sort().values
                 # Each tile is chosen with probability count / tiles.
                 total += self._part(tape, indices, param, final.get(param), w, chosen) * (tiles / count)
         return total, []
