@@ -17,9 +17,10 @@ import torch
 
 from . import commands as more
 from . import comparison as comparisons
-from . import problems, recipes, trained
-from .console import PROGRAM, UserError
+from . import problems, recipes, trained, writing
+from .console import PROGRAM, UserError, check_outputs, unbreakable_streams
 from .console import network as _network
+from .console import problem as _problem
 from .console import say as _say
 from .console import user_errors as _user_errors
 from .console import write_json as _write_json
@@ -27,15 +28,21 @@ from .meta import MetaTrainer, evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (0; 1: a demo in which a baseline won; 2: a user's mistake; 130:
+    """Run a command; returns the exit status (0; 1: a whole demo in which a baseline won; 2: a user's mistake; 130:
     interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    with unbreakable_streams():
+        return _main(argv)
+
+
+def _main(argv: list[str]) -> int:
     if argv[:1] == ["bench"]:
         return _bench(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         if arguments.threads is not None:
-            torch.set_num_threads(arguments.threads)
+            with _user_errors("--threads: "):
+                torch.set_num_threads(arguments.threads)
         return arguments.command(arguments)
     except UserError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
@@ -73,7 +80,7 @@ def _train(arguments: argparse.Namespace) -> int:
     episodes = recipe.episodes if arguments.episodes is None else arguments.episodes
     with _user_errors():
         out.mkdir(parents=True, exist_ok=True)
-        net = recipe.make_network(arguments.seed, **network)
+        net = recipe.make_network(arguments.seed, **network).to(arguments.device)
         trainer = recipe.make_trainer(net, problem, episodes, seed=arguments.seed, log=log, **training)
         if arguments.resume:
             trainer.resume(checkpoint)
@@ -102,9 +109,10 @@ def _report_training(trainer: MetaTrainer) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    net, problem = _network(arguments.optimizer), _problem(arguments)
+    check_outputs(json=arguments.json)
+    net, problem = _network(arguments.optimizer, arguments.device), _problem(arguments)
     with _user_errors():
-        losses = evaluate(net, problem, range(arguments.episodes), arguments.horizon)
+        losses = evaluate(net, problem, range(arguments.episodes), arguments.horizon, device=arguments.device)
     problems_per_task = problem.sample(0, "test").side_by_side
     result = comparisons.Comparison(problem, {comparisons.LEARNED: losses}, {}, problems_per_task)
     _say(comparisons.table(result))
@@ -113,15 +121,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    net, problem = _network(arguments.optimizer), _problem(arguments)
-    result = comparisons.compare(
-        net,
-        problem,
-        arguments.horizon,
-        arguments.episodes,
-        tuning_episodes=arguments.tuning_episodes,
-        on_trial=None if arguments.quiet else _show_trial,
-    )
+    check_outputs(json=arguments.json, plot=arguments.plot)
+    net, problem = _network(arguments.optimizer, arguments.device), _problem(arguments)
+    with _user_errors():
+        result = comparisons.compare(
+            net,
+            problem,
+            arguments.horizon,
+            arguments.episodes,
+            tuning_episodes=arguments.tuning_episodes,
+            device=arguments.device,
+            on_trial=None if arguments.quiet else _show_trial,
+        )
     _say(comparisons.table(result))
     _say(comparisons.verdict(result)[1])
     _write_json(arguments.json, result.to_json())
@@ -137,11 +148,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from . import demo
 
-    out = Path(arguments.out)
     with _user_errors():
-        out.mkdir(parents=True, exist_ok=True)
         tasks = demo.tasks(arguments.data, quick=arguments.quick)
-    return demo.run(tasks, out, progress=not arguments.quiet)
+        with writing.folder(arguments.out, "--out") as out:
+            return demo.run(tasks, out, progress=not arguments.quiet)
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -217,14 +227,6 @@ def draw(results: list[comparisons.Comparison], path: str | os.PathLike[str] | N
         print(f"no picture: {error}", file=sys.stderr)
 
 
-def _problem(arguments: argparse.Namespace) -> problems.Problem:
-    options = dict(arguments.option or [])
-    if arguments.data is not None:
-        options["data"] = arguments.data
-    with _user_errors(f"--problem {arguments.problem}: "):
-        return problems.get(arguments.problem, **options)
-
-
 def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     values = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
@@ -282,6 +284,7 @@ def _add(commands: Any, name: str, command: Callable[..., int], text: str) -> ar
 def _add_train(commands: Any) -> None:
     parser = _add(commands, "train", _train, "meta-train an optimizer; can be killed and resumed at any time")
     _add_problem(parser)
+    more.add_device(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for checkpoint, log and trained optimizer")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, with the same settings")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -350,6 +353,7 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=_count, default=20, metavar="N", help="test tasks (%(default)s)")
     parser.add_argument("--horizon", type=_count, default=100, metavar="N", help="steps (%(default)s)")
+    more.add_device(parser)
     parser.add_argument("--json", metavar="FILE", help="write the curves there")
 
 

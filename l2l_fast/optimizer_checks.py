@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import joint, ops
 from .gac_ops import check_groups
@@ -19,6 +19,13 @@ def check_options(group: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError, naming the option, unless the options of a parameter group are valid."""
     if group["network"] is None:
         raise ValueError("network: expected a CoordinatewiseLSTM for every parameter group, got None")
+    if isinstance(group["network"], (nn.ModuleDict, Mapping)):
+        kinds = list(group["network"].keys())
+        example = ", ".join(f'{{"params": ..., "network": net[{kind!r}]}}' for kind in kinds[:3])
+        raise TypeError(
+            f"network: expected a CoordinatewiseLSTM, got one per kind of parameter, {kinds}: give every kind a "
+            f"group of its own, LearnedOptimizer([{example}])"
+        )
     if not isinstance(group["network"], CoordinatewiseLSTM):
         raise TypeError(f"network: expected a CoordinatewiseLSTM, got {type(group['network']).__name__}")
     joint.check_network(group["network"])
