@@ -17,6 +17,7 @@ import l2l_fast as l2l
 from l2l_fast import cli, demo, recipes
 from l2l_fast.meta import ProtocolWarning, record_of
 from l2l_fast.problems import MNIST, ModuleProblem, Quadratic
+from tests.helpers import recorded_samples
 from tests.test_comparison import made_up
 
 SMALL = ["--problem", "quadratic", "--option", "dim=3", "--option", "batch=4"]
@@ -237,19 +238,6 @@ def test_a_nested_state_dict_is_imported_by_its_key(tmp_path):
     assert torch.equal(l2l.load(tmp_path / "x.safetensors").weight_out, module["out"].weight)
 
 
-def recorded(monkeypatch) -> list[tuple[int, str, str]]:
-    """Every ``sample(seed, split, device)`` from now on."""
-    calls = []
-    sample = l2l.problems.Problem.sample
-
-    def record(self, seed, split="train", device=None):
-        calls.append((seed, split, str(device)))
-        return sample(self, seed, split, device)
-
-    monkeypatch.setattr(l2l.problems.Problem, "sample", record)
-    return calls
-
-
 COMMANDS = {
     "train": ["train", *SMALL, *TRAIN, "--episodes", "2", "--out", "x", "--quiet"],
     "evaluate": ["evaluate", "--optimizer", "quadratic", *SMALL, *SHORT],
@@ -267,7 +255,7 @@ def test_the_device_reaches_every_task(name, tmp_path, monkeypatch):
     small(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("l2l_fast.console.device", lambda text: torch.device(text))
-    calls = recorded(monkeypatch)
+    calls = recorded_samples(monkeypatch)
     parser = cli._parser()
     assert parser.parse_args(COMMANDS[name]).device == torch.device("cpu")
     assert cli.main([*COMMANDS[name], "--device", "cpu:0"]) == 0
@@ -289,7 +277,7 @@ def test_without_that_device_it_is_said(name, capsys):
 def test_splits_and_seeds_of_the_commands(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    calls = recorded(monkeypatch)
+    calls = recorded_samples(monkeypatch)
     for name, test, validation in (("evaluate", {0, 1, 2}, set()), ("compare", {0, 1, 2}, {0, 1}),
                                    ("decisions", {7}, {0, 1, 2, 3, 4})):  # fmt: skip
         calls.clear()
@@ -308,6 +296,7 @@ def test_a_reader_that_goes_away_stops_nothing(command, streams, tmp_path):
         command = " ".join(["train", *SMALL, *TRAIN, "--episodes", "2", "--out", str(tmp_path / "x")])
     reader, writer = os.pipe()
     os.close(reader)
+    # -u is not needed: what is buffered must not fail at the end either.
     line = f"{sys.executable} -m l2l_fast {command} {streams}; echo $? > {tmp_path}/status"
     result = subprocess.run(["sh", "-c", line], cwd=root, stdin=writer, capture_output=True, text=True)
     os.close(writer)
