@@ -16,9 +16,10 @@ import torch
 
 from . import commands as more
 from . import comparison as comparisons
-from . import problems, train_command
-from .console import PROGRAM, UserError
+from . import problems, train_command, writing
+from .console import PROGRAM, UserError, check_outputs, unbreakable_streams
 from .console import network as _network
+from .console import problem as _problem
 from .console import say as _say
 from .console import user_errors as _user_errors
 from .console import write_json as _write_json
@@ -26,15 +27,21 @@ from .meta import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (0; 1: a demo in which a baseline won; 2: a user's mistake; 130:
+    """Run a command; returns the exit status (0; 1: a whole demo in which a baseline won; 2: a user's mistake; 130:
     interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    with unbreakable_streams():
+        return _main(argv)
+
+
+def _main(argv: list[str]) -> int:
     if argv[:1] == ["bench"]:
         return _bench(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         if arguments.threads is not None:
-            torch.set_num_threads(arguments.threads)
+            with _user_errors("--threads: "):
+                torch.set_num_threads(arguments.threads)
         return arguments.command(arguments)
     except UserError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
@@ -48,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    net, problem = _network(arguments.optimizer), _problem(arguments)
+    check_outputs(json=arguments.json)
+    net, problem = _network(arguments.optimizer, arguments.device), _problem(arguments)
     with _user_errors():
-        losses = evaluate(net, problem, range(arguments.episodes), arguments.horizon)
+        losses = evaluate(net, problem, range(arguments.episodes), arguments.horizon, device=arguments.device)
     problems_per_task = problem.sample(0, "test").side_by_side
     result = comparisons.Comparison(problem, {comparisons.LEARNED: losses}, {}, problems_per_task)
     _say(comparisons.table(result))
@@ -59,15 +67,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    net, problem = _network(arguments.optimizer), _problem(arguments)
-    result = comparisons.compare(
-        net,
-        problem,
-        arguments.horizon,
-        arguments.episodes,
-        tuning_episodes=arguments.tuning_episodes,
-        on_trial=None if arguments.quiet else _show_trial,
-    )
+    check_outputs(json=arguments.json, plot=arguments.plot)
+    net, problem = _network(arguments.optimizer, arguments.device), _problem(arguments)
+    with _user_errors():
+        result = comparisons.compare(
+            net,
+            problem,
+            arguments.horizon,
+            arguments.episodes,
+            tuning_episodes=arguments.tuning_episodes,
+            device=arguments.device,
+            on_trial=None if arguments.quiet else _show_trial,
+        )
     _say(comparisons.table(result))
     _say(comparisons.verdict(result)[1])
     _write_json(arguments.json, result.to_json())
@@ -83,11 +94,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from . import demo
 
-    out = Path(arguments.out)
     with _user_errors():
-        out.mkdir(parents=True, exist_ok=True)
         tasks = demo.tasks(arguments.data, quick=arguments.quick)
-    return demo.run(tasks, out, progress=not arguments.quiet)
+        with writing.folder(arguments.out, "--out") as out:
+            return demo.run(tasks, out, progress=not arguments.quiet)
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -163,12 +173,6 @@ def draw(results: list[comparisons.Comparison], path: str | os.PathLike[str] | N
         print(f"no picture: {error}", file=sys.stderr)
 
 
-def _problem(arguments: argparse.Namespace) -> problems.Problem:
-    options = dict(arguments.option or [])
-    if arguments.data is not None:
-        options["data"] = arguments.data
-    with _user_errors(f"--problem {arguments.problem}: "):
-        return problems.get(arguments.problem, **options)
 
 
 def _show_trial(name: str, lr: float, loss: float) -> None:
@@ -216,6 +220,7 @@ def _add_train(commands: Any) -> None:
         commands, "train", train_command.train, "meta-train an optimizer; can be killed and resumed at any time"
     )
     _add_problem(parser, required=False)
+    more.add_device(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for checkpoint, log and trained optimizer")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its settings")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -288,6 +293,7 @@ def _add_problem(parser: argparse.ArgumentParser, required: bool = True) -> None
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=_count, default=20, metavar="N", help="test tasks (%(default)s)")
     parser.add_argument("--horizon", type=_count, default=100, metavar="N", help="steps (%(default)s)")
+    more.add_device(parser)
     parser.add_argument("--json", metavar="FILE", help="write the curves there")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import checks
 from .meta.networks import Networks, members, names_by_network, optimizer_groups
 from .network import CoordinatewiseLSTM
 from .optimizer import LearnedOptimizer
@@ -77,10 +78,14 @@ def decide(
         ValueError: a learning rate is missing, no step is within the horizon, no such coordinate, or ``points`` or
             ``reach`` out of range.
     """
-    horizon = positive_int("horizon", horizon)
+    horizon, points = positive_int("horizon", horizon), positive_int("points", points)
+    reach = checks.real("reach", reach, above=0.0)
     missing = {"adam", "sgd"} - set(learning_rates)
     if missing:
         raise ValueError(f"learning_rates: expected those of adam and sgd, missing {sorted(missing)}")
+    learning_rates = {
+        name: checks.real(f"learning_rates[{name!r}]", rate, 0.0) for name, rate in learning_rates.items()
+    }
     steps = sorted(step for step in set(steps) if 1 <= step <= horizon)
     if not steps:
         raise ValueError(f"steps: expected some within 1..{horizon}, got none")
@@ -88,7 +93,8 @@ def decide(
     if not 0.0 < reach < math.inf:
         raise ValueError(f"reach: expected a finite number above 0, got {reach}")
     history, moved = _trajectory(net, task, horizon)
-    chosen = _most_moved(moved, coordinates) if isinstance(coordinates, int) else _checked(moved, coordinates)
+    count = checks.as_int(coordinates)
+    chosen = _most_moved(moved, count) if count is not None else _checked(moved, coordinates)  # type: ignore[arg-type]
     gradients = torch.stack([history[name][:, index] for name, index in chosen], 1)
     largest = gradients.abs().amax(0).clamp_min(1e-12)
     grids = torch.linspace(-reach, reach, points, dtype=torch.float32, device="cpu") * largest.unsqueeze(1)
@@ -154,6 +160,7 @@ def _checked(moved: Mapping[str, Tensor], coordinates: Sequence[tuple[str, int]]
 
 def _learned(net: CoordinatewiseLSTM, series: Tensor, grid: Tensor, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
     state = net.init_state(1)
+    series, grid = series.to(state.device), grid.to(state.device)
     made, proposed = [], []
     for t, grad in enumerate(series, start=1):
         if t in steps:
@@ -161,7 +168,7 @@ def _learned(net: CoordinatewiseLSTM, series: Tensor, grid: Tensor, steps: Seque
             proposed.append(net(grid, copies)[0])
         update, state = net(grad.reshape(1), state)
         made.append(update)
-    return torch.cat(made), torch.stack(proposed)
+    return torch.cat(made).cpu(), torch.stack(proposed).cpu()
 
 
 def _adam(series: Tensor, grid: Tensor, steps: Sequence[int], lr: float) -> tuple[Tensor, Tensor]:
@@ -190,6 +197,13 @@ def draw(decisions: Decisions, path: str | os.PathLike[str], heading: str | None
     """
     from . import plots
 
+    return plots.save_figure(decisions_figure(decisions, heading), path)
+
+
+def decisions_figure(decisions: Decisions, heading: str | None = None) -> Any:
+    """The figure that :func:`draw` writes."""
+    from . import plots
+
     columns = 1 + len(decisions.steps)
     figure = plots.make_figure(columns * len(decisions.coordinates), columns)
     figure.set_size_inches(3.0 * columns + 2.0, 3.1 * len(decisions.coordinates))
@@ -202,7 +216,7 @@ def draw(decisions: Decisions, path: str | os.PathLike[str], heading: str | None
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     if heading is not None:
         figure.suptitle(heading, fontweight="bold")
-    return plots.save_figure(figure, path)
+    return figure
 
 
 def _line(name: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from . import comparison, problems, recipes, trained
-from .console import PROGRAM, UserError, say, user_errors
+from . import comparison, recipes, trained
+from .console import PROGRAM, UserError, problem_options, say, user_errors
+from .console import problem as named_problem
 from .meta import MetaTrainer
 from .meta import checkpoint as checkpoints
 from .meta.settings import problem_of
@@ -79,15 +80,14 @@ def train(arguments: argparse.Namespace) -> int:
 def _new(arguments: argparse.Namespace, log: Path) -> tuple[MetaTrainer, int]:
     if arguments.problem is None:
         raise UserError("--problem is needed: only --resume takes it from a checkpoint")
-    with user_errors(f"--problem {arguments.problem}: "):
-        problem = problems.get(arguments.problem, **_problem_options(arguments))
+    problem = named_problem(arguments)
     recipe = recipes.get(problem)
     episodes = recipe.episodes if arguments.episodes is None else arguments.episodes
     given = _given(arguments)
     seed = given.pop("seed", 0)
     network = {name: given.pop(name) for name in _NETWORK if name in given}
     with user_errors():
-        net = recipe.make_network(seed, **network)
+        net = recipe.make_network(seed, **network).to(arguments.device)
         return recipe.make_trainer(net, problem, episodes, seed=seed, log=log, **given), episodes
 
 
@@ -107,7 +107,7 @@ def _resumed(arguments: argparse.Namespace, checkpoint: Path, log: Path) -> tupl
                 different.append(f"{option} {value}: the run has {found} ({'.'.join(_PLACES[name])})")
         if different:
             raise ValueError(f"{str(checkpoint)!r} belongs to another run:\n  " + "\n  ".join(different))
-        trainer = MetaTrainer.from_checkpoint(checkpoint, problem, log=log)
+        trainer = MetaTrainer.from_checkpoint(checkpoint, problem, log=log, device=arguments.device)
     planned = trainer.counters.planned or trainer.decay_episodes or recipes.get(problem).episodes
     episodes = max(planned, trainer.episode) if arguments.episodes is None else arguments.episodes
     if episodes < trainer.episode:
@@ -119,7 +119,7 @@ def _same_problem(arguments: argparse.Namespace, settings: dict[str, Any]) -> Pr
     config = settings["problem"]
     if arguments.problem not in (None, config["name"]):
         raise ValueError(f"--problem {arguments.problem}: the run is on {config['name']}")
-    problem = problem_of(settings, **_problem_options(arguments))
+    problem = problem_of(settings, **problem_options(arguments, config["name"]))
     different = checkpoints.differences(config, json.loads(json.dumps(problem.config())), "problem")
     if different:
         raise ValueError("--option, --data: not those of the run:\n  " + "\n  ".join(different))
@@ -128,11 +128,6 @@ def _same_problem(arguments: argparse.Namespace, settings: dict[str, Any]) -> Pr
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in _PLACES if getattr(arguments, name) is not None}
-
-
-def _problem_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    options = dict(arguments.option or [])
-    return options if arguments.data is None else {**options, "data": arguments.data}
 
 
 @contextmanager

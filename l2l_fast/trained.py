@@ -80,9 +80,7 @@ def _load_groups(path: str, device: torch.device | str) -> networks.Networks:
     metadata, tensors = files.read(path)
     try:
         if metadata.get("format_version") != files.PLAIN_VERSION:
-            raise ValueError(
-                f"expected format_version {files.PLAIN_VERSION!r}, got {metadata.get('format_version')!r}"
-            )
+            raise ValueError(f"expected format_version {files.PLAIN_VERSION!r}, got {metadata.get('format_version')!r}")
         config = json.loads(metadata["config"])
         net = networks.build(config, device=device, dtype=_check_one_dtype(tensors))
         net.load_state_dict(tensors)

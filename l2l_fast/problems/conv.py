@@ -19,6 +19,7 @@ _DATA: dict[str, Callable[[Any], MNISTData]] = {
     "cifar-10": load_cifar10,
     "mnist": load_mnist,
 }
+DATA_SETS = tuple(_DATA)
 _CLASSES = 10
 _KERNEL = 5
 _EPS = 1e-3  # of the batch normalisation in the authors' library
