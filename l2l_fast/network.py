@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 from torch.autograd import forward_ad
 
 from . import checks, effective, files, gac_ops, ops, reference
@@ -143,7 +144,7 @@ class CoordinatewiseLSTM(nn.Module):
         """All parameters as one flat vector ``[P]``, differentiable, in the order the operators expect."""
         own = self._parameters  # one dictionary look-up; a parametrized one is no longer there
         parts = [own[name] if name in own else effective.weight(self, name) for name in self._names]
-        return torch.cat([part.reshape(-1) for part in parts])  # type: ignore[union-attr]
+        return _flatten_dense_tensors(parts)  # torch.cat of flat views, in one call
 
     def init_state(
         self, numel: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32

@@ -59,6 +59,7 @@ class Batch(NamedTuple):
     grads: list[Tensor]
     states: list[Tensor]
     exact: list[tuple[Tensor, Tensor, Tensor]]
+    fresh: list[tuple[Tensor, Tensor]]  # parameters with states that are not yet among the optimizer's
     network: CoordinatewiseLSTM
     phi: Tensor
     config: AnyConfig
@@ -203,7 +204,8 @@ class LearnedOptimizer(Optimizer):
         # Everything is collected and checked before the first launch, so that an error leaves all groups untouched.
         phis: dict[int, Tensor] = {}
         batches = [self._gather(group, phis) for group in self.param_groups]
-        check_together(batches)
+        if len(batches) > 1 or batches[0].exact:
+            check_together(batches)
         segment = self._segment
         if segment is not None:
             segment.begin_step(zip(self.param_groups, batches, strict=True))
@@ -229,9 +231,9 @@ class LearnedOptimizer(Optimizer):
             options = (batch.lr, batch.weight_decay, batch.maximize, record, tiles)
             phi = batch.phi.float()
             ops.lstm_step_(batch.params, batch.grads, batch.states, phi, *batch.config, *options)
-            self._keep(batch.params, batch.states)
+            self._keep(batch)
         for param, grad, state in batch.exact:
-            self._keep([param], [state])
+            self._keep(batch)
             with without_autocast(batch.phi.device):
                 _exact_step(param, grad, state, batch)
 
@@ -239,24 +241,23 @@ class LearnedOptimizer(Optimizer):
         self, group: dict[str, Any], batch: Batch, record: Tensor | None, record_tiles: Sequence[int]
     ) -> None:
         if batch.exact:
-            self._keep([param for param, _, _ in batch.exact], [state for _, _, state in batch.exact])
+            self._keep(batch)
             joint.exact_step(batch)
         elif batch.params or batch.reduce is not None:
-            means = joint.fused_step(batch, record, record_tiles, lambda: self._keep(batch.params, batch.states))
+            means = joint.fused_step(batch, record, record_tiles, lambda: self._keep(batch))
             if self._segment is not None:
                 self._segment.keep_means(group, means)
         if batch.memory is not None:
             self.state[group["params"][0]].update(batch.memory.entries())
 
-    def _keep(self, params: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+    def _keep(self, batch: Batch) -> None:
         # Only once the kernel has taken them: a step that is refused leaves the state as it was, too.
         self._begun = True
-        for param, tiles in zip(params, states):
+        for param, tiles in batch.fresh:
             entry = self.state[param]
-            if entry.get(TILES_KEY) is not tiles:
-                entry[TILES_KEY] = tiles
-                entry[NUMEL_KEY] = param.numel()
+            entry.update({TILES_KEY: tiles, NUMEL_KEY: param.numel()})
             entry.pop(SAVED_KEY, None)
+        batch.fresh.clear()
 
     def _gather(self, group: dict[str, Any], phis: dict[int, Tensor]) -> Batch:
         network = self._registry.network_of(group)
@@ -267,12 +268,13 @@ class LearnedOptimizer(Optimizer):
         lr, decay = group["lr"], group["weight_decay"]
         lr = lr if type(lr) is float and isfinite(lr) else number("lr", lr)
         decay = decay if type(decay) is float and isfinite(decay) else number("weight_decay", decay)
-        batch = Batch([], [], [], [], network, phi, network.config, lr, decay, bool(group["maximize"]))
+        batch = Batch([], [], [], [], [], network, phi, network.config, lr, decay, bool(group["maximize"]))
         all_exact = False
         if not isinstance(batch.config, Config):
             batch, all_exact = self._gather_joint(group, batch)
         config, kernel = batch.config, "lstm_step_" if isinstance(batch.config, Config) else "gac_step_"
         on_cpu, rows = phi.is_cpu, rows_of(config)
+        params, grads, states, state_of = batch.params, batch.grads, batch.states, self.state.get
         for k, param in enumerate(group["params"]):
             grad = param.grad
             if grad is None:
@@ -287,19 +289,20 @@ class LearnedOptimizer(Optimizer):
             if not (on_cpu and param.is_cpu and grad.is_cpu):
                 check_devices(param, grad, phi, fused, kernel)
             dtype = torch.float32 if fused else torch.float64
-            entry = self.state.get(param, _EMPTY)
+            entry = state_of(param, _EMPTY)
             tiles, numel = entry.get(TILES_KEY), param.numel()
-            shape = (num_tiles(numel), rows, TILE)
-            fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.shape == shape
+            fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.dim() == 3 and tiles.size(1) == rows
             if not fits or entry.get(NUMEL_KEY) != numel or SAVED_KEY in entry:
                 with torch.inference_mode(False):  # a state outlives the mode that its first step is taken in
                     tiles = tiles_of(entry, param, config, dtype)
                     if tiles is None:
+                        shape = (num_tiles(numel), rows, TILE)
                         tiles = torch.zeros(shape, dtype=dtype, device=param.device)
+                batch.fresh.append((param, tiles))
             if fused:
-                batch.params.append(param)
-                batch.grads.append(grad)
-                batch.states.append(tiles)
+                params.append(param)
+                grads.append(grad)
+                states.append(tiles)
             else:
                 batch.exact.append((param, grad, tiles))
         return batch

@@ -110,11 +110,13 @@ def check_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce
 def check_together(batches: Sequence[Batch]) -> None:
     """Raise unless the kernels will take the tensors of every group, and none that is written is another's: the launch
     of a group checks as much, but by then the groups before it have been written."""
-    several = sum(len(batch.exact) + bool(batch.params) for batch in batches) > 1
-    if not several and not any(batch.exact for batch in batches):
+    launches = [batch for batch in batches if batch.params]
+    exact = [each for batch in batches for each in batch.exact]
+    if len(launches) < 2 and not exact:
         return
     for batch in batches:
-        if batch.params:
+        # The first launch has nothing before it: what it refuses, it refuses in time.
+        if batch.params and (batch is not launches[0] or exact):
             tensors = (batch.params, batch.grads, batch.states)
             step = (batch.lr, batch.weight_decay, batch.maximize)
             if isinstance(batch.config, Config):
@@ -124,13 +126,10 @@ def check_together(batches: Sequence[Batch]) -> None:
         for param, grad, _ in batch.exact:
             if param.shape != grad.shape:
                 raise ValueError(f"grad: expected shape {tuple(param.shape)} as params, got {tuple(grad.shape)}")
-    exact = [each for batch in batches for each in batch.exact]
     params = [param for batch in batches for param in batch.params] + [param for param, _, _ in exact]
     grads = [grad for batch in batches for grad in batch.grads] + [grad for _, grad, _ in exact]
     states = [state for batch in batches for state in batch.states] + [state for _, _, state in exact]
-    for device in {param.device for param in params}:
-        own = [k for k, param in enumerate(params) if param.device == device]
-        ops.check_apart([params[k] for k in own], [grads[k] for k in own], [states[k] for k in own])
+    ops.check_apart(params, grads, states)
 
 
 def check_devices(param: Tensor, grad: Tensor, phi: Tensor, fused: bool, kernel: str) -> None:
