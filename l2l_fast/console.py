@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -102,18 +102,19 @@ def network(path: str, device: torch.device | str = "cpu") -> Networks:
 
 def problem(arguments: argparse.Namespace) -> problems.Problem:
     """The problem that ``--problem``, ``--option`` and ``--data`` name."""
-    options = dict(arguments.option or [])
     with user_errors(f"--problem {arguments.problem}: "):
-        known = problems.options(arguments.problem)
-        if arguments.data is not None:
-            # Some problems take the name of a data set as "data" and its folder as "folder".
-            if "folder" in known and arguments.data not in problems.conv.DATA_SETS:
-                options["folder"] = arguments.data
-            else:
-                options["data"] = arguments.data
-        if "name" in options:
-            raise UserError(f"--option: {arguments.problem} has no option 'name'; expected some of {', '.join(known)}")
-        return problems.get(arguments.problem, **options)
+        return problems.get(arguments.problem, **problem_options(arguments.problem, arguments.option, arguments.data))
+
+
+def problem_options(name: str, given: Sequence[tuple[str, Any]] | None, data: str | None) -> dict[str, Any]:
+    """Options of the problem ``name`` from those of ``--option`` and ``--data``. ValueError for one that it has not."""
+    options, known = dict(given or []), problems.options(name)
+    if data is not None:
+        # Some problems take the name of a data set as "data" and its folder as "folder".
+        options["folder" if "folder" in known and data not in problems.conv.DATA_SETS else "data"] = data
+    if "name" in options:
+        raise ValueError(f"{name!r} has no option 'name'; expected some of {', '.join(known)}")
+    return options
 
 
 def device(text: str) -> torch.device:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from . import checks, effective, files, gac_ops, ops, reference
 from .config import AnyConfig, make_config
@@ -16,6 +17,7 @@ from .files import FILE_FORMAT as FILE_FORMAT
 from .files import PLAIN_VERSION as FILE_VERSION  # noqa: F401
 from .files import load as load
 from .state import State
+from .surroundings import without_autocast
 
 
 class CoordinatewiseLSTM(nn.Module):
@@ -156,7 +158,8 @@ class CoordinatewiseLSTM(nn.Module):
 
         Args:
             grad: any shape and strides, real floating point. float32, bfloat16 and float16 run in the fused kernel in
-                float32 arithmetic; float64 (of grad or state) runs in :mod:`l2l_fast.reference`.
+                float32 arithmetic; float64 (of grad or state) runs in :mod:`l2l_fast.reference`, and so does every
+                dtype under the transforms of :mod:`torch.func` and in forward-mode differentiation.
             state: from :meth:`init_state` or an earlier step, for ``grad.numel()`` coordinates.
             groups: independent problems side by side (leading dimension): global averages do not mix them. An
                 optimizee of several tensors is one ``grad`` of all its coordinates, see
@@ -188,9 +191,11 @@ class CoordinatewiseLSTM(nn.Module):
             )
         gac_ops.check_groups(groups, grad.numel())
         gac_ops.check_extra(extra, self.extra_inputs, grad)
-        if grad.dtype == torch.float64 or state.dtype == torch.float64:
-            update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
-            return update, State.from_logical(logical)
+        wide = grad.dtype == torch.float64 or state.dtype == torch.float64
+        if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
+            with without_autocast(grad.device):
+                update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
+                return update, State.from_logical(logical)
         phi = self.phi().float()
         if isinstance(self.config, ops.Config):
             update, data = ops.lstm_step(grad, state.data, phi, *self.config)
@@ -313,6 +318,15 @@ class CoordinatewiseLSTM(nn.Module):
             OSError: the file cannot be written; ``path`` is taken as it is, a ``~`` is not expanded.
         """
         files.save(self, path)
+
+
+def _is_transformed(*tensors: Tensor | None) -> bool:
+    """Whether someone asks for what the operators do not have: forward-mode derivatives or torch.func's transforms."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def check_gradient(name: str, grad: Any) -> None:

@@ -12,6 +12,8 @@ from ..comparison import Comparison
 from ..meta.networks import Networks, device_of, optimizer_groups
 from ..optimizer import LearnedOptimizer
 from ..problems.neural_art import NeuralArt, NeuralArtTask
+from ..problems.theta import Theta
+from ..surroundings import own_loop
 from .config import Experiment, Setting
 
 _SEED = 0
@@ -55,13 +57,13 @@ def _task(problem: NeuralArt, setting: Setting, net: Networks) -> NeuralArtTask:
     return task
 
 
+@own_loop()
 def _optimised(task: NeuralArtTask, optimizer: torch.optim.Optimizer, horizon: int) -> tuple[Tensor, float]:
+    theta = Theta(task)
     for _ in range(horizon):
-        optimizer.zero_grad()
-        task().backward()
+        theta.evaluate()
         optimizer.step()
-    with torch.no_grad():
-        return task.picture(), task().item() / task.num_problems
+    return task.picture(), theta.value().item() / task.num_problems
 
 
 def _title(found: dict[str, Tensor], label: str, result: tuple[Tensor, float]) -> None:

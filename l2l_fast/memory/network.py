@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from .. import checks
 from ..network import CoordinatewiseLSTM
 from ..state import State
+from ..surroundings import without_autocast
 from .store import INITIAL, DenseMemory, LowRankMemory, Memory
 
 
@@ -118,6 +120,34 @@ class NTMBFGS(CoordinatewiseLSTM):
             n, groups, self.read_heads, self.write_heads, self.history, self.initial, device, dtype
         )
 
+    def memory_from(self, entries: Mapping[str, Any], numel: int, groups: int = 1) -> Memory:
+        """The memory that holds these very tensors, as :meth:`Memory.entries` gave them (or copies of them).
+
+        Raises:
+            TypeError, ValueError: entries are missing, or do not fit the network or the coordinates.
+        """
+        n, slots = numel // groups, self.history * self.write_heads
+        shapes: dict[str, tuple[int, ...]] = {"memory_reads": (self.read_heads, groups, n)}
+        if self.memory == "dense":
+            shapes["memory_matrix"] = (groups, n, n)
+        else:
+            shapes["memory_left"] = shapes["memory_right"] = (groups, slots, n)
+            shapes["step"] = ()
+        given = {name: entries[name] for name in Memory.KEYS if name in entries}
+        if set(given) != set(shapes):
+            raise ValueError(f"memory: expected the entries {sorted(shapes)}, got {sorted(given)}")
+        for name, value in given.items():
+            if not isinstance(value, Tensor) or value.is_complex() or value.layout is not torch.strided:
+                raise TypeError(f"memory: expected a dense real tensor as {name!r}, got {type(value).__name__}")
+            if tuple(value.shape) != shapes[name]:
+                raise ValueError(f"memory: expected {name!r} of shape {shapes[name]}, got {tuple(value.shape)}")
+        if self.memory == "dense":
+            return DenseMemory(given["memory_matrix"], given["memory_reads"], self.initial)
+        left, right, written = given["memory_left"], given["memory_right"], int(given["step"])
+        if written < 0 or written % self.write_heads:
+            raise ValueError(f"memory: expected a multiple of write_heads={self.write_heads} as 'step', got {written}")
+        return LowRankMemory(left, right, written, given["memory_reads"], self.initial)
+
     def heads(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """Write vectors a and b ``[W, groups, n]`` and read vectors r ``[R, groups, n]`` among the outputs
         ``[1 + R + 2 W, numel]`` of a step, whose coordinates are in the order of the memory."""
@@ -138,11 +168,15 @@ class NTMBFGS(CoordinatewiseLSTM):
         Raises:
             TypeError, ValueError: as :meth:`CoordinatewiseLSTM.forward`; or a memory of another kind or size.
         """
+        if not isinstance(grad, Tensor):
+            raise TypeError(f"grad: expected a tensor, got {type(grad).__name__}")
         self.check_memory(memory, grad.numel())
-        extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
-        out, state = super().forward(grad, state, memory.groups, extra)
-        update = out[0] + extra[0] if self.add_read else out[0]
-        return update.to(grad.dtype), state, memory.write(*self.heads(out.flatten(1), memory))
+        # Not under autocast: a memory that accumulates in bfloat16 forgets, and the kernel takes float32.
+        with without_autocast(grad.device):
+            extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
+            out, state = super().forward(grad, state, memory.groups, extra)
+            update = out[0] + extra[0] if self.add_read else out[0]
+            return update.to(grad.dtype), state, memory.write(*self.heads(out.flatten(1), memory))
 
     def check_memory(self, memory: Memory, numel: int) -> None:
         """Raise TypeError or ValueError unless ``memory`` is one of this network for ``numel`` coordinates."""

@@ -18,6 +18,9 @@ from l2l_fast import checks
 
 SPLITS = ("train", "validation", "test")
 
+# How tasks draw their numbers: whatever torch.set_default_dtype and torch.set_default_device say.
+FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+
 
 class Task(nn.Module):
     """One sampled optimizee f: its ``parameters()`` are theta, calling it evaluates f(theta).
@@ -33,6 +36,7 @@ class Task(nn.Module):
     """
 
     num_problems: int = 1
+    origin: str = ""  # where it comes from, in words, for error messages
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -46,6 +50,11 @@ class Task(nn.Module):
     def forward(self) -> torch.Tensor:
         """The loss at the present parameters: a scalar, differentiable in them."""
         raise TypeError(f"{type(self).__name__} must define forward()")
+
+    def hidden_modules(self) -> list[nn.Module]:
+        """Modules that ``forward()`` evaluates although they are no submodules: theta is not in them, functions of it
+        are."""
+        return []
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """The names of all parameters by kind, for optimizers that treat kinds differently; one kind by default."""
@@ -73,7 +82,9 @@ class Problem(ABC):
             ValueError: ``split`` is none of the three.
             TypeError: ``seed`` is not an integer.
         """
-        return self.make_task(task_generator(seed, split), split, torch.device("cpu" if device is None else device))
+        task = self.make_task(task_generator(seed, split), split, torch.device("cpu" if device is None else device))
+        task.origin = f"problem {self.name!r}, task {seed} of split {split!r}"
+        return task
 
     @abstractmethod
     def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> Task:

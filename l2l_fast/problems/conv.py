@@ -12,7 +12,7 @@ from torch import nn
 
 from l2l_fast.data.images import load_cifar10, load_fashion_mnist
 from l2l_fast.data.mnist import ImageSplit, MNISTData, load_mnist
-from l2l_fast.problems.base import Problem, Task, non_negative, one_of, positive_int, widths
+from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
 
 _DATA: dict[str, Callable[[Any], MNISTData]] = {
     "fashion-mnist": load_fashion_mnist,
@@ -61,10 +61,10 @@ class ConvTask(Task):
         offsets.append(("hidden_offset", hidden))
         shapes.update({"out": (_CLASSES, hidden), "out_bias": (_CLASSES,)})
         for name, size in shapes.items():
-            value = torch.randn(size, generator=generator) * init_std
+            value = torch.randn(size, generator=generator, **FLOAT32) * init_std
             self.register_parameter(name, nn.Parameter(value.to(device)))
         for name, width in offsets:
-            self.register_parameter(name, nn.Parameter(torch.zeros(width, device=device)))
+            self.register_parameter(name, nn.Parameter(torch.zeros(width, dtype=torch.float32, device=device)))
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """ "conv": the kernels; "fc": everything else, biases and offsets included (as in the authors' code)."""
@@ -73,7 +73,7 @@ class ConvTask(Task):
 
     def minibatch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next minibatch: pixels in [0, 1] ``[batch, channels, side, side]`` and labels int64 ``[batch]``."""
-        indices = torch.randint(len(self._labels), (self._batch_size,), generator=self.generator)
+        indices = torch.randint(len(self._labels), (self._batch_size,), generator=self.generator, device="cpu")
         indices = indices.to(self._labels.device)
         pixels = self._images.index_select(0, indices).to(self.out.dtype).mul_(1 / 255)
         return (pixels.unsqueeze(1) if pixels.dim() == 3 else pixels), self._labels.index_select(0, indices)

@@ -96,7 +96,7 @@ def _split_option(function: Callable[..., object], split: str) -> dict[str, str]
 @contextmanager
 def _own_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
     """Inside, the global CPU generator (and the one of a CUDA ``device``) is a stream that ``generator`` seeds."""
-    seed = int(torch.randint(2**31, (), generator=generator))
+    seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)
