@@ -53,6 +53,17 @@ def test_a_record_that_no_file_can_hold(tmp_path, record):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_last_network_remembers_its_protocol_and_does_not_pass_for_the_best(tmp_path):
+    run = trainer().fit(4, progress=False)
+    run.net.save(tmp_path / "x")
+    again = l2l.load(tmp_path / "x")
+    record, best = record_of(again), record_of(run.best_net())
+    assert (record["episodes"], record["best_episode"], record["validation_loss"]) == (4, None, None)
+    assert best["best_episode"] in (2, 4) and record["protocol"] == best["protocol"]
+    with pytest.warns(ProtocolWarning, match="horizon"):
+        evaluate(again, l2l.problems.Quadratic(dim=2, batch=3), [0], 7)
+
+
 def test_further_training_forgets_the_old_record():
     net = trainer().fit(1, progress=False).best_net()
     assert record_of(net) is not None
