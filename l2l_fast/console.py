@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -103,17 +103,22 @@ def network(path: str, device: torch.device | str = "cpu") -> Networks:
 def problem(arguments: argparse.Namespace) -> problems.Problem:
     """The problem that ``--problem``, ``--option`` and ``--data`` name."""
     with user_errors(f"--problem {arguments.problem}: "):
-        return problems.get(arguments.problem, **problem_options(arguments.problem, arguments.option, arguments.data))
+        return problems.get(arguments.problem, **problem_options(arguments, arguments.problem))
 
 
-def problem_options(name: str, given: Sequence[tuple[str, Any]] | None, data: str | None) -> dict[str, Any]:
-    """Options of the problem ``name`` from those of ``--option`` and ``--data``. ValueError for one that it has not."""
-    options, known = dict(given or []), problems.options(name)
-    if data is not None:
+def problem_options(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What ``--option`` and ``--data`` say of the problem ``name``.
+
+    Raises:
+        ValueError: no problem of that name. UserError: an option that none has.
+    """
+    options, known = dict(arguments.option or []), problems.options(name)
+    if arguments.data is not None:
         # Some problems take the name of a data set as "data" and its folder as "folder".
-        options["folder" if "folder" in known and data not in problems.conv.DATA_SETS else "data"] = data
+        is_folder = "folder" in known and arguments.data not in problems.conv.DATA_SETS
+        options["folder" if is_folder else "data"] = arguments.data
     if "name" in options:
-        raise ValueError(f"{name!r} has no option 'name'; expected some of {', '.join(known)}")
+        raise UserError(f"--option: {name} has no option 'name'; expected some of {', '.join(known)}")
     return options
 
 

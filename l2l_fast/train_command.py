@@ -14,8 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from . import comparison, problems, recipes, trained
+from . import comparison, recipes, trained
 from .console import PROGRAM, UserError, problem_options, say, user_errors
+from .console import problem as named_problem
 from .meta import MetaTrainer
 from .meta import checkpoint as checkpoints
 from .meta.settings import problem_of
@@ -79,9 +80,7 @@ def train(arguments: argparse.Namespace) -> int:
 def _new(arguments: argparse.Namespace, log: Path) -> tuple[MetaTrainer, int]:
     if arguments.problem is None:
         raise UserError("--problem is needed: only --resume takes it from a checkpoint")
-    with user_errors(f"--problem {arguments.problem}: "):
-        options = problem_options(arguments.problem, arguments.option, arguments.data)
-        problem = problems.get(arguments.problem, **options)
+    problem = named_problem(arguments)
     recipe = recipes.get(problem)
     episodes = recipe.episodes if arguments.episodes is None else arguments.episodes
     given = _given(arguments)
@@ -120,7 +119,7 @@ def _same_problem(arguments: argparse.Namespace, settings: dict[str, Any]) -> Pr
     config = settings["problem"]
     if arguments.problem not in (None, config["name"]):
         raise ValueError(f"--problem {arguments.problem}: the run is on {config['name']}")
-    problem = problem_of(settings, **problem_options(config["name"], arguments.option, arguments.data))
+    problem = problem_of(settings, **problem_options(arguments, config["name"]))
     different = checkpoints.differences(config, json.loads(json.dumps(problem.config())), "problem")
     if different:
         raise ValueError("--option, --data: not those of the run:\n  " + "\n  ".join(different))

@@ -15,6 +15,7 @@ from ..problems import Problem
 from ..problems.scaled import Scaled
 from .checkpoint import Checkpoint
 from .networks import Networks, build, config_of, members
+from .protocol import cosine_decay
 
 if TYPE_CHECKING:
     from .trainer import MetaTrainer
@@ -128,6 +129,19 @@ def frozen_names(net: Networks) -> tuple[str, ...]:
             "net.requires_grad_(True) thaws them"
         )
     return frozen
+
+
+def check_can_train(trainer: MetaTrainer, episodes: int) -> None:
+    """Raise ValueError if training until ``episodes`` would change nothing, or something else than was checked when the
+    trainer was made."""
+    if frozen_names(trainer.net) != trainer.frozen:
+        raise ValueError("net: other parameters are frozen (requires_grad=False) than when the trainer was made")
+    left = trainer.episode < episodes and not trainer.counters.stopped
+    if left and cosine_decay(trainer.episode, trainer.decay_episodes, trainer.decay_to) == 0.0:
+        raise ValueError(
+            f"episodes: with decay_to=0 the learning rate is 0 after {trainer.decay_episodes} episodes, "
+            f"and {trainer.episode} are finished: {episodes - trainer.episode} more would change nothing"
+        )
 
 
 def check_range(name: str, value: Any, low: float, high: float, closed: bool = False) -> None:

@@ -29,7 +29,16 @@ from .networks import Networks, as_networks, device_of, members
 from .progress import Progress, note
 from .protocol import LossWeights, Protocol, cosine_decay, episode_seed
 from .record import attach
-from .settings import arguments_of, check_options, checked_fraction, frozen_names, network_of, problem_of, settings_of
+from .settings import (
+    arguments_of,
+    check_can_train,
+    check_options,
+    checked_fraction,
+    frozen_names,
+    network_of,
+    problem_of,
+    settings_of,
+)
 
 
 class MetaTrainer:
@@ -161,13 +170,12 @@ class MetaTrainer:
         after the last complete episode: going on, here or from the file, ends as if there had been none.
 
         Raises:
-            ValueError: the log holds another run's lines (resume that run, or give another file), or a task has nothing
-                to optimise.
+            ValueError: the log holds another run's lines (resume that run, or give another file), a task has nothing to
+                optimise, or the learning rate has fallen to 0 already (``decay_to=0``).
         """
         episodes = positive_int("episodes", episodes)
         checkpoint_every = positive_int("checkpoint_every", checkpoint_every)
-        if frozen_names(self.net) != self.frozen:
-            raise ValueError("net: other parameters are frozen (requires_grad=False) than when the trainer was made")
+        check_can_train(self, episodes)
         with own_loop():
             self._fit(episodes, None if checkpoint is None else Path(checkpoint), checkpoint_every, progress)
         # So that the network remembers its protocol if it is saved itself; it is the last one, not the best.

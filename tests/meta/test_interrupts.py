@@ -199,6 +199,11 @@ def test_a_finished_run_is_extended(tmp_path, capsys):
     assert len(rates) == 6 and rates[3:] == [pytest.approx(0.01 * rates[0])] * 3  # where the schedule ended
     assert command(out, "--resume", "--episodes", "5") == 2
     assert "--episodes 5: the run has 6 already" in capsys.readouterr().err
+    to_zero = tmp_path / "to_zero"
+    assert command(to_zero, *SMALL, "--episodes", "2", "--decay-to", "0") == 0
+    capsys.readouterr()
+    assert command(to_zero, "--resume", "--episodes", "4") == 2
+    assert "with decay_to=0 the learning rate is 0 after 2 episodes" in capsys.readouterr().err
     planned = tmp_path / "planned"
     assert command(planned, *SMALL, "--episodes", "3", "--decay-episodes", "6") == 0
     assert command(planned, "--resume", "--episodes", "6") == 0

@@ -101,6 +101,15 @@ def test_options_under_which_nothing_happens(options, message):
         trainer(**options)
 
 
+def test_a_learning_rate_that_has_fallen_to_zero():
+    run = trainer(decay_episodes=2, decay_to=0.0).fit(2, progress=False)
+    before = weights_of(run.net)
+    with pytest.raises(ValueError, match="decay_to=0.*2 are finished: 3 more would change nothing"):
+        run.fit(5, progress=False)
+    assert run.episode == 2 and torch.equal(before, weights_of(run.net))
+    run.fit(2, progress=False)
+
+
 def test_other_loops_with_nothing_to_do():
     problem = Quadratic(dim=3, batch=2)
     for attempt, message in (

@@ -152,7 +152,8 @@ def test_the_experiment_draws_its_pictures(folder, tmp_path, monkeypatch):
     experiment = experiments.load(tmp_path / "art.json")
     figures = []
     save = l2l.plots.save_figure
-    monkeypatch.setattr(l2l.plots, "save_figure", lambda *a, **k: [figures.append(a[0]), save(*a, **k)])
+    keep = lambda figure, *a, **k: figures.append(figure) or save(figure, *a, **k)  # noqa: E731
+    monkeypatch.setattr(l2l.plots, "save_figure", keep)
     outcome = experiments.run(experiment, tmp_path / "out", data=str(folder), progress=False)
     assert (tmp_path / "out" / "pictures.png").read_bytes().startswith(b"\x89PNG")
     # The photograph, the style, and what two optimizers make of them, each from theta_0 of the first test task.
