@@ -37,7 +37,6 @@ CXX_FLAGS = [
     "-Wno-unused-parameter",
     "-Wno-sign-compare",
     "-Wno-maybe-uninitialized",
-    f'-DL2L_FAST_VERSION="{VERSION}"',
 ]
 
 
@@ -82,7 +81,7 @@ def nvcc_major(nvcc: str) -> str:
 # For sanitizer builds: flags for the compiler and, where they are -fsanitize, for the linker.
 extra = os.environ.get("L2L_FAST_CXXFLAGS", "").split()
 cuda = with_cuda()
-cxx_flags, nvcc_flags, paths = CXX_FLAGS + extra, [], sources()
+cxx_flags, nvcc_flags, paths = [*CXX_FLAGS, f'-DL2L_FAST_VERSION="{VERSION}"', *extra], [], sources()
 if cuda:
     # Set, so that torch does not choose the architectures of the GPUs it finds.
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)

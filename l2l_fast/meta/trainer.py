@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 import time
@@ -177,6 +178,9 @@ class MetaTrainer:
         check_can_train(self, episodes)
         with own_loop():
             self._fit(episodes, None if checkpoint is None else Path(checkpoint), checkpoint_every, progress)
+        # So that the network remembers its protocol if it is saved itself; it is the last one, not the best.
+        last = dataclasses.replace(self.counters, best_episode=None, best_loss=None)
+        attach(self.net, checkpoints.record(self.settings(), last))
         return self
 
     def _fit(self, episodes: int, checkpoint: Path | None, checkpoint_every: int, progress: bool) -> None:
