@@ -31,6 +31,7 @@ from .optimizer_checks import (
     check_together,
     number,
     plain,
+    truth,
 )
 from .optimizer_networks import Registry, check_network, check_same_network, digest
 from .optimizer_state import (
@@ -268,7 +269,9 @@ class LearnedOptimizer(Optimizer):
         lr, decay = group["lr"], group["weight_decay"]
         lr = lr if type(lr) is float and isfinite(lr) else number("lr", lr)
         decay = decay if type(decay) is float and isfinite(decay) else number("weight_decay", decay)
-        batch = Batch([], [], [], [], [], network, phi, network.config, lr, decay, bool(group["maximize"]))
+        maximize = group["maximize"]
+        maximize = maximize if type(maximize) is bool else truth("maximize", maximize)
+        batch = Batch([], [], [], [], [], network, phi, network.config, lr, decay, maximize)
         all_exact = False
         if not isinstance(batch.config, Config):
             batch, all_exact = self._gather_joint(group, batch)
@@ -467,6 +470,7 @@ class LearnedOptimizer(Optimizer):
             new.update({"params": old["params"], "network": old["network"]})
             for name in ("lr", "weight_decay"):
                 number(name, new[name])
+            truth("maximize", new["maximize"])
             check_problems(new, network, self._kept.reduce)
             if "param_names" in old:
                 new.setdefault("param_names", old["param_names"])

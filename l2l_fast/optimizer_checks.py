@@ -44,6 +44,17 @@ def number(name: str, value: Any) -> float:
     return checks.real(name, value)
 
 
+def truth(name: str, value: Any) -> bool:
+    """``value`` as a bool; what is one number counts as one.
+
+    Raises:
+        TypeError, ValueError: something else, as for :func:`number`.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    return bool(number(name, value))
+
+
 def plain(value: Any) -> Any:
     """A group's option as plain data: numbers of numpy as those of Python, tensors as copies."""
     if isinstance(value, Tensor):

@@ -121,7 +121,8 @@ def test_what_step_accepts_a_checkpoint_accepts(change):
 @pytest.mark.parametrize(
     ("change", "error"),
     [({"lr": float("nan")}, ValueError), ({"lr": torch.tensor(float("inf"))}, ValueError), ({"lr": "0.1"}, TypeError)]
-    + [({"lr": torch.ones(2)}, ValueError), ({"weight_decay": None}, TypeError), ({"lr": 1j}, TypeError)],
+    + [({"lr": torch.ones(2)}, ValueError), ({"weight_decay": None}, TypeError), ({"lr": 1j}, TypeError)]
+    + [({"maximize": torch.ones(2)}, ValueError), ({"maximize": "yes"}, TypeError)],
 )
 def test_what_step_refuses_a_checkpoint_refuses(change, error):
     net, params = network(), parameters((6,))
