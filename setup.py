@@ -7,12 +7,16 @@ the building machine is never asked, and an extension with CUDA kernels imports 
 
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 
 import torch
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+# By its path: importing the package would want the extension that is to be built.
+VERSION = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "l2l_fast", "version.py"))["VERSION"]
 
 # No -march: each csrc/cpu/kernels_*.cpp names its own instruction set and one is chosen at run time.
 # No -ffast-math: the kernels' rounding and NaN handling rely on IEEE semantics.
@@ -42,7 +46,7 @@ def sources() -> list[str]:
         kernels += ["avx2", "avx512"]
     cpu = ["backward", "dispatch", "gac", "gac_backward", "gac_step", "packing", "parallel", "step"]
     cpu += [f"kernels_{name}" for name in kernels]
-    shared = ["ops", "module", "checks", "gac_checks"]
+    shared = ["ops", "module", "aliasing", "checks", "gac_checks", "overlap"]
     return [*(f"csrc/{name}.cpp" for name in shared), *(f"csrc/cpu/{name}.cpp" for name in cpu)]
 
 
@@ -77,7 +81,7 @@ def nvcc_major(nvcc: str) -> str:
 # For sanitizer builds: flags for the compiler and, where they are -fsanitize, for the linker.
 extra = os.environ.get("L2L_FAST_CXXFLAGS", "").split()
 cuda = with_cuda()
-cxx_flags, nvcc_flags, paths = CXX_FLAGS + extra, [], sources()
+cxx_flags, nvcc_flags, paths = [*CXX_FLAGS, f'-DL2L_FAST_VERSION="{VERSION}"', *extra], [], sources()
 if cuda:
     # Set, so that torch does not choose the architectures of the GPUs it finds.
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)

@@ -15,7 +15,7 @@ def segment_backward(net, n, steps, injected=False, need_grad_start=False):
     end = [torch.randn_like(state)] if injected else []
 
     def run():
-        ops.lstm_segment_backward([state], [0], records, ones, ones, ones, phi, *net.config, end, need_grad_start)
+        ops.lstm_segment_backward([state], [n], [0], records, ones, ones, ones, phi, *net.config, end, need_grad_start)
 
     return run
 

@@ -1,12 +1,11 @@
 #include "checks.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/MemoryOverlap.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/InferenceMode.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 namespace l2l {
 namespace {
@@ -18,59 +17,16 @@ std::string label(const char* name, int64_t index) {
 // Denormal gradients count as zero, so e^p times the largest of them must be below float32's resolution.
 constexpr double kMaxP = 70.0;
 
-// ValueError unless the tensor's elements lie within its storage, which its owner may have freed or shrunk.
+// ValueError unless the tensor's elements lie within its storage, which its owner may have freed or shrunk;
+// NotImplementedError if it carries a tangent, which would be lost.
 void check_memory(const at::Tensor& tensor, const char* name, int64_t index = -1) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!tensor._fw_grad(/*level=*/0).defined(), label(name, index),
+                              ": the operator has no forward-mode derivative, got a dual tensor; ",
+                              "CoordinatewiseLSTM and l2l_fast.reference have one");
   const size_t needed =
       at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(), tensor.storage_offset());
   TORCH_CHECK_VALUE(needed <= tensor.storage().nbytes(), label(name, index), ": expected a storage of at least ",
                     needed, " bytes, got ", tensor.storage().nbytes(), " (freed?)");
-}
-
-// Memory of one tensor; only the first element if the tensor has gaps, which another one may fill.
-struct Span {
-  Span(const at::Tensor& tensor, const void* data, const char* name, int64_t index)
-      : Span(data, tensor.is_non_overlapping_and_dense() ? tensor.nbytes() : tensor.itemsize(), name, index) {}
-  Span(const void* data, size_t bytes, const char* name, int64_t index)
-      : begin(static_cast<const char*>(data)), end(begin + bytes), name(name), index(index) {}
-
-  const char* begin;
-  const char* end;
-  const char* name;
-  int64_t index;
-};
-
-// ValueError if tensors that the step writes share memory with each other or with a gradient of another parameter:
-// the result would depend on the order in which threads come to them.
-void check_aliasing(at::TensorList params, at::TensorList grads, at::TensorList states,
-                    const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles) {
-  std::vector<Span> written;
-  written.reserve(3 * params.size());
-  for (size_t k = 0; k < params.size(); k++) {
-    if (params[k].numel() == 0) continue;
-    // mutable_data_ptr gives a lazy clone its own memory.
-    written.emplace_back(params[k], params[k].mutable_data_ptr(), "params", k);
-    written.emplace_back(states[k], states[k].mutable_data_ptr(), "states", k);
-    if (record) {
-      const size_t tile = kTile * sizeof(float);
-      written.emplace_back(static_cast<char*>(record->mutable_data_ptr()) + record_tiles[k] * tile,
-                           tiles_for(params[k].numel()) * tile, "record_tiles", k);
-    }
-  }
-  std::sort(written.begin(), written.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-  for (size_t i = 1; i < written.size(); i++)
-    TORCH_CHECK_VALUE(written[i - 1].end <= written[i].begin, label(written[i].name, written[i].index),
-                      ": expected memory of its own, got memory shared with ",
-                      label(written[i - 1].name, written[i - 1].index));
-  for (size_t k = 0; k < params.size(); k++) {
-    if (grads[k].numel() == 0) continue;
-    const Span grad(grads[k], grads[k].const_data_ptr(), "grads", k);
-    const auto at = std::upper_bound(written.begin(), written.end(), grad.begin,
-                                     [](const char* begin, const Span& span) { return begin < span.end; });
-    TORCH_CHECK_VALUE(at == written.end() || grad.end <= at->begin ||
-                          at::get_overlap_status(grads[k], params[k]) == at::MemOverlapStatus::Full,
-                      label("grads", k), ": expected memory of its own or that of params[", k,
-                      "] with the same strides, got memory shared with ", label(at->name, at->index));
-  }
 }
 
 }  // namespace
@@ -131,9 +87,17 @@ void check_same_device(const at::Tensor& tensor, const char* name, const at::Ten
                     " as ", reference_name, ", got ", tensor.device());
 }
 
-void check_step_arguments(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,
-                          const at::Tensor& phi, const std::optional<at::Tensor>& record,
-                          at::IntArrayRef record_tiles) {
+void check_written(const at::Tensor& tensor, const char* name, int64_t index) {
+  TORCH_CHECK_VALUE(!tensor.is_neg(), label(name, index), ": expected a tensor that is not a lazy negation");
+  TORCH_CHECK(!at::GradMode::is_enabled() || !tensor.requires_grad(), label(name, index),
+              ": is written in place and requires grad: call the operator under torch.no_grad()");
+  TORCH_CHECK(!tensor.is_inference() || c10::InferenceMode::is_enabled(),
+              "Inplace update to inference tensor outside InferenceMode is not allowed: ", label(name, index));
+  check_memory(tensor, name, index);
+}
+
+void check_step_tensors(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,
+                        const at::Tensor& phi, const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles) {
   check_phi(config, phi);
   TORCH_CHECK_VALUE(grads.size() == params.size(), "grads: expected ", params.size(), " tensors as params, got ",
                     grads.size());
@@ -147,9 +111,8 @@ void check_step_arguments(const Config& config, at::TensorList params, at::Tenso
                      record->scalar_type());
     TORCH_CHECK_VALUE(record->dim() == 1 && record->is_contiguous(), "record: expected a contiguous vector, got shape ",
                       record->sizes(), " and strides ", record->strides());
-    TORCH_CHECK_VALUE(!record->is_neg(), "record: expected a tensor that is not a lazy negation");
     check_same_device(*record, "record", phi, "phi");
-    check_memory(*record, "record");
+    check_written(*record, "record");
   }
   for (size_t k = 0; k < params.size(); k++) {
     check_coordinates(params[k], "params", k);
@@ -159,11 +122,8 @@ void check_step_arguments(const Config& config, at::TensorList params, at::Tenso
     check_same_device(params[k], "params", phi, "phi", k);
     check_same_device(grads[k], "grads", phi, "phi", k);
     check_same_device(states[k], "states", phi, "phi", k);
-    TORCH_CHECK_VALUE(!params[k].is_neg(), label("params", k), ": expected a tensor that is not a lazy negation");
-    TORCH_CHECK_VALUE(!states[k].is_neg(), label("states", k), ": expected a tensor that is not a lazy negation");
-    TORCH_CHECK_VALUE(at::has_internal_overlap(params[k]) != at::MemOverlap::Yes, label("params", k),
-                      ": expected memory that does not overlap itself (an expanded tensor?), got shape ",
-                      params[k].sizes(), " and strides ", params[k].strides());
+    check_written(params[k], "params", k);
+    check_written(states[k], "states", k);
     const int64_t tiles = tiles_for(params[k].numel());
     check_state(config, states[k], tiles, "states", k);
     if (record) {
@@ -172,12 +132,27 @@ void check_step_arguments(const Config& config, at::TensorList params, at::Tenso
                         record->numel(), " elements, got offset ", record_tiles[k]);
     }
   }
-  check_aliasing(params, grads, states, record, record_tiles);
 }
 
-void check_segment_arguments(const Config& config, at::TensorList start_states, at::IntArrayRef record_tiles,
-                             at::TensorList records, at::ArrayRef<double> loss_weights, at::ArrayRef<double> lrs,
-                             at::ArrayRef<double> decays, const at::Tensor& phi, at::TensorList grad_end_states) {
+void check_apart(at::TensorList params, at::TensorList grads, at::TensorList states) {
+  for (size_t k = 0; k < params.size(); k++) {
+    check_written(params[k], "params", k);
+    check_written(states[k], "states", k);
+  }
+  check_aliasing(params, grads, states, {}, std::nullopt, {}, {});
+}
+
+void check_step_arguments(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,
+                          const at::Tensor& phi, const std::optional<at::Tensor>& record,
+                          at::IntArrayRef record_tiles) {
+  check_step_tensors(config, params, grads, states, phi, record, record_tiles);
+  check_aliasing(params, grads, states, phi, record, record_tiles, {});
+}
+
+void check_segment_arguments(const Config& config, at::TensorList start_states, at::IntArrayRef numels,
+                             at::IntArrayRef record_tiles, at::TensorList records, at::ArrayRef<double> loss_weights,
+                             at::ArrayRef<double> lrs, at::ArrayRef<double> decays, const at::Tensor& phi,
+                             at::TensorList grad_end_states) {
   check_phi(config, phi);
   TORCH_CHECK_VALUE(records.size() >= 2, "records: expected the gradients of at least two points (one step), got ",
                     records.size());
@@ -197,6 +172,8 @@ void check_segment_arguments(const Config& config, at::TensorList start_states, 
     check_same_device(records[t], "records", phi, "phi", t);
     check_memory(records[t], "records", t);
   }
+  TORCH_CHECK_VALUE(numels.size() == start_states.size(), "numels: expected ", start_states.size(),
+                    " numbers as start_states, got ", numels.size());
   TORCH_CHECK_VALUE(record_tiles.size() == start_states.size(), "record_tiles: expected ", start_states.size(),
                     " offsets as start_states, got ", record_tiles.size());
   TORCH_CHECK_VALUE(grad_end_states.empty() || grad_end_states.size() == start_states.size(),
@@ -207,6 +184,8 @@ void check_segment_arguments(const Config& config, at::TensorList start_states, 
     check_state(config, start_states[k], -1, "start_states", k);
     check_same_device(start_states[k], "start_states", phi, "phi", k);
     const int64_t tiles = start_states[k].size(0);
+    TORCH_CHECK_VALUE(numels[k] >= 0 && numels[k] <= tiles * kTile && tiles_for(numels[k]) == tiles, label("numels", k),
+                      ": expected the coordinates of ", tiles, " tiles as start_states, got ", numels[k]);
     TORCH_CHECK_VALUE(record_tiles[k] >= 0 && record_tiles[k] <= all_tiles - tiles, label("record_tiles", k),
                       ": expected ", tiles, " tiles from it to lie in records of ", all_tiles, " tiles, got offset ",
                       record_tiles[k]);

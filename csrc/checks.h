@@ -26,13 +26,39 @@ void check_state(const Config& config, const at::Tensor& state, int64_t tiles, c
 void check_same_device(const at::Tensor& tensor, const char* name, const at::Tensor& reference,
                        const char* reference_name, int64_t index = -1);
 
-// What the in-place step is given, checked.
+// What an operator writes: ValueError for a lazy negation, RuntimeError if autograd would have to know of it.
+void check_written(const at::Tensor& tensor, const char* name, int64_t index = -1);
+
+// A tensor beside those of the plain step, for check_aliasing.
+struct NamedTensor {
+  const char* name;
+  const at::Tensor* tensor;  // or null
+  bool written;
+};
+
+// ValueError if a tensor that the step writes may share memory with itself, with another one or with one that is read:
+// the result would depend on the order in which threads come to them. Accepted is what is provably apart, and a
+// gradient that is its parameter, element for element. phi may be undefined.
+void check_aliasing(at::TensorList params, at::TensorList grads, at::TensorList states, const at::Tensor& phi,
+                    const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles,
+                    at::ArrayRef<NamedTensor> others);
+
+// The same of tensors of any dtype that several steps write one after the other, and that they may be written: a later
+// step must not find its gradient overwritten, nor fail when an earlier one is done.
+void check_apart(at::TensorList params, at::TensorList grads, at::TensorList states);
+
+// What the in-place step is given, checked one by one.
+void check_step_tensors(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,
+                        const at::Tensor& phi, const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles);
+
+// The same, and that they do not share memory.
 void check_step_arguments(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,
                           const at::Tensor& phi, const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles);
 
-// What the segment backward is given, checked.
-void check_segment_arguments(const Config& config, at::TensorList start_states, at::IntArrayRef record_tiles,
-                             at::TensorList records, at::ArrayRef<double> loss_weights, at::ArrayRef<double> lrs,
-                             at::ArrayRef<double> decays, const at::Tensor& phi, at::TensorList grad_end_states);
+// What the segment backward is given, checked. numels: coordinates of every tensor, so many as its tiles hold.
+void check_segment_arguments(const Config& config, at::TensorList start_states, at::IntArrayRef numels,
+                             at::IntArrayRef record_tiles, at::TensorList records, at::ArrayRef<double> loss_weights,
+                             at::ArrayRef<double> lrs, at::ArrayRef<double> decays, const at::Tensor& phi,
+                             at::TensorList grad_end_states);
 
 }  // namespace l2l

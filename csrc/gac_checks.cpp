@@ -36,15 +36,17 @@ void check_rows(const std::optional<at::Tensor>& tensor, const char* name, int64
   TORCH_CHECK_TYPE(tensor->scalar_type() == at::kFloat, name, ": expected dtype float32, got ", tensor->scalar_type());
   TORCH_CHECK_VALUE(tensor->sizes() == at::IntArrayRef(expected), name, ": expected shape ", at::IntArrayRef(expected),
                     ", got ", tensor->sizes());
-  TORCH_CHECK_VALUE(tensor->is_contiguous() && !tensor->is_neg(), name, ": expected a contiguous tensor, got strides ",
-                    tensor->strides());
   check_coordinates(*tensor, name);
+  TORCH_CHECK_VALUE(tensor->is_contiguous(), name, ": expected a contiguous tensor, got strides ", tensor->strides());
+  TORCH_CHECK_VALUE(!tensor->is_neg(), name, ": expected a tensor that is not a lazy negation");
   check_same_device(*tensor, name, phi, "phi");
 }
 
+namespace {
+
 void check_phases(const Config& config, const at::Tensor& phi, const at::Tensor& means, const at::Tensor& sums,
-                  int64_t groups, double count, int64_t first, int64_t last) {
-  const std::vector<int64_t> means_shape{config.layers, groups, config.gac}, sums_shape{groups, config.gac};
+                  int64_t groups, int64_t first, int64_t last) {
+  const std::vector<int64_t> means_shape{config.layers, groups, config.gac}, sums_shape{2, groups, config.gac};
   TORCH_CHECK_TYPE(means.scalar_type() == at::kFloat, "means: expected dtype float32, got ", means.scalar_type());
   TORCH_CHECK_TYPE(sums.scalar_type() == at::kDouble, "sums: expected dtype float64, got ", sums.scalar_type());
   TORCH_CHECK_VALUE(means.sizes() == at::IntArrayRef(means_shape) && means.is_contiguous(),
@@ -55,7 +57,8 @@ void check_phases(const Config& config, const at::Tensor& phi, const at::Tensor&
                     sums.sizes());
   check_same_device(means, "means", phi, "phi");
   check_same_device(sums, "sums", phi, "phi");
-  TORCH_CHECK_VALUE(count >= 0, "count: expected the number of coordinates in a group, got ", count);
+  check_written(means, "means");
+  check_written(sums, "sums");
   TORCH_CHECK_VALUE(first >= 0 && first <= last && last <= config.layers + 1,
                     "first_phase, last_phase: expected 0 <= first <= last <= ", config.layers + 1, ", got ", first,
                     ", ", last);
@@ -64,23 +67,43 @@ void check_phases(const Config& config, const at::Tensor& phi, const at::Tensor&
 void check_outputs(const Config& config, const std::optional<at::Tensor>& out, int64_t coordinates,
                    const at::Tensor& phi) {
   TORCH_CHECK_VALUE(out || config.outputs == 1, "out: expected a tensor of ", config.outputs, " rows, got None");
-  if (out) check_rows(out, "out", config.outputs, {coordinates}, phi);
+  if (!out) return;
+  check_rows(out, "out", config.outputs, {coordinates}, phi);
+  check_written(*out, "out");
 }
 
-void check_gac_segment(const Config& config, at::TensorList start_states, at::IntArrayRef numels,
-                       at::TensorList records, at::TensorList means, int64_t groups, const at::Tensor& phi) {
+}  // namespace
+
+int64_t check_gac_step_arguments(const Config& config, const GacStepTensors& t, const at::Tensor& phi,
+                                 at::IntArrayRef record_tiles, int64_t groups, int64_t first_phase,
+                                 int64_t last_phase) {
+  check_step_tensors(config, t.params, t.grads, t.states, phi, t.record, record_tiles);
+  check_groups(groups, 0, "params");
+  check_phases(config, phi, t.means, t.sums, groups, first_phase, last_phase);
+  int64_t total = 0;
+  for (size_t k = 0; k < t.params.size(); k++) {
+    check_groups(groups, t.params[k].numel(), "params", static_cast<int64_t>(k));
+    total += t.params[k].numel();
+  }
+  check_rows(t.extra, "extra", config.extra, {total}, phi);
+  check_outputs(config, t.out, total, phi);
+  check_aliasing(t.params, t.grads, t.states, phi, t.record, record_tiles,
+                 {{"out", t.out ? &*t.out : nullptr, true},
+                  {"means", &t.means, true},
+                  {"sums", &t.sums, true},
+                  {"extra", t.extra ? &*t.extra : nullptr, false}});
+  return total;
+}
+
+void check_gac_segment(const Config& config, at::IntArrayRef numels, at::TensorList records, at::TensorList means,
+                       int64_t groups, const at::Tensor& phi) {
   TORCH_CHECK_VALUE(
       config.extra == 0 && config.outputs == 1,
       "extra_inputs, num_outputs: expected 0 and 1 for a segment (others go through the functional step), "
       "got ",
       config.extra, " and ", config.outputs);
-  TORCH_CHECK_VALUE(numels.size() == start_states.size(), "numels: expected ", start_states.size(),
-                    " numbers as start_states, got ", numels.size());
-  for (size_t k = 0; k < numels.size(); k++) {
-    TORCH_CHECK_VALUE(numels[k] >= 0 && tiles_for(numels[k]) == start_states[k].size(0), "numels[", k, "]: expected ",
-                      start_states[k].size(0), " tiles of coordinates as start_states, got ", numels[k]);
-    check_groups(groups, numels[k], "numels", k);
-  }
+  check_groups(groups, 0, "numels");
+  for (size_t k = 0; k < numels.size(); k++) check_groups(groups, numels[k], "numels", static_cast<int64_t>(k));
   TORCH_CHECK_VALUE(means.size() + 1 == records.size(), "means: expected ", records.size() - 1,
                     " tensors (one a step), got ", means.size());
   const std::vector<int64_t> shape{config.layers, groups, config.gac};
@@ -89,6 +112,7 @@ void check_gac_segment(const Config& config, at::TensorList start_states, at::In
     TORCH_CHECK_VALUE(mean.sizes() == at::IntArrayRef(shape) && mean.is_contiguous(),
                       "means: expected contiguous tensors of shape ", at::IntArrayRef(shape), ", got shape ",
                       mean.sizes());
+    check_coordinates(mean, "means");
     check_same_device(mean, "means", phi, "phi");
   }
 }

@@ -16,16 +16,19 @@ void check_groups(int64_t groups, int64_t numel, const char* name, int64_t index
 void check_rows(const std::optional<at::Tensor>& tensor, const char* name, int64_t rows, at::IntArrayRef sizes,
                 const at::Tensor& phi);
 
-// What a step may be cut into, and where it leaves the averages.
-void check_phases(const Config& config, const at::Tensor& phi, const at::Tensor& means, const at::Tensor& sums,
-                  int64_t groups, double count, int64_t first, int64_t last);
+// The tensors of the in-place step.
+struct GacStepTensors {
+  at::TensorList params, grads, states;
+  const std::optional<at::Tensor>&extra, &out, &record;
+  const at::Tensor &means, &sums;
+};
 
-// Where the in-place step writes its outputs: none is needed where there is one only.
-void check_outputs(const Config& config, const std::optional<at::Tensor>& out, int64_t coordinates,
-                   const at::Tensor& phi);
+// What the in-place step is given, checked; returns the coordinates of all parameters.
+int64_t check_gac_step_arguments(const Config& config, const GacStepTensors& tensors, const at::Tensor& phi,
+                                 at::IntArrayRef record_tiles, int64_t groups, int64_t first_phase, int64_t last_phase);
 
 // What the segment backward is given beyond check_segment_arguments.
-void check_gac_segment(const Config& config, at::TensorList start_states, at::IntArrayRef numels,
-                       at::TensorList records, at::TensorList means, int64_t groups, const at::Tensor& phi);
+void check_gac_segment(const Config& config, at::IntArrayRef numels, at::TensorList records, at::TensorList means,
+                       int64_t groups, const at::Tensor& phi);
 
 }  // namespace l2l

@@ -54,6 +54,8 @@ py::dict build_info() {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   l2l::kernels();  // a wrong L2L_FAST_ISA fails the import, not the first step
+  // l2l_fast/__init__.py refuses an extension of another version.
+  m.attr("version") = L2L_FAST_VERSION;
   m.attr("TILE") = l2l::kTile;
   m.def("isa", [] { return std::string(l2l::kernels().name); }, "The instruction set in use.");
   m.def("isa_available", &l2l::available_instruction_sets,

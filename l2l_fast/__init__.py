@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: F401  (the extension links against the libraries that this loads)
 
+from .version import VERSION as __version__
+
 try:
     from . import _C as _C
 except ImportError as error:
@@ -22,6 +24,12 @@ except ImportError as error:
         f"l2l_fast's compiled extension could not be loaded ({error}). Build it for the installed torch "
         f"({torch.__version__}) from the source folder: pip install --no-build-isolation -e ."
     ) from error
+if getattr(_C, "version", None) != __version__:  # None: built before extensions said which they are
+    raise ImportError(
+        f"l2l_fast is version {__version__}, but its compiled extension is "
+        f"{'version ' + _C.version if hasattr(_C, 'version') else 'an older one'} ({_C.__file__}). Rebuild it from the "
+        "source folder: pip install --no-build-isolation -e ."
+    )
 
 from . import gac_ops, ops, reference
 from .memory import NTMBFGS
@@ -88,14 +96,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     if name in _LAZY_NAMES:
         return getattr(importlib.import_module(f".{_LAZY_NAMES[name]}", __name__), name)
-    if name == "__version__":
-        metadata = importlib.import_module("importlib.metadata")
-        try:
-            return metadata.version("l2l_fast")
-        except metadata.PackageNotFoundError:
-            return "unknown"  # used from the source folder, without an installation
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*globals(), *__all__})

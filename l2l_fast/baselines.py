@@ -18,7 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
+from l2l_fast.checks import as_float, chosen
 from l2l_fast.problems.base import Problem, Task, positive_int
+from l2l_fast.problems.theta import Theta
+from l2l_fast.surroundings import own_loop
 
 # Torch7 adds Adam's eps before the bias correction, PyTorch after it; at 1e-8 only gradients of that size could tell.
 # The fused kernel is the same arithmetic without a Python loop.
@@ -40,11 +43,15 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: floa
 
     Raises:
         ValueError: there is no baseline of that name, or ``lr`` is not positive and finite.
+        TypeError: ``lr`` is not a number.
     """
     _check_name(name)
-    if not 0.0 < lr < math.inf:
+    number = as_float(lr)
+    if number is None:
+        raise TypeError(f"lr must be a number, got {lr!r}")
+    if not 0.0 < number < math.inf:
         raise ValueError(f"lr must be positive and finite, got {lr!r}")
-    return _OPTIMIZERS[name](parameters, lr)
+    return _OPTIMIZERS[name](parameters, number)
 
 
 def run(
@@ -64,29 +71,28 @@ def run(
         From the first infinite or NaN loss on, an episode counts as +inf.
 
     Raises:
-        ValueError: an unknown ``name`` or ``split``, no seeds, or ``lr`` or ``horizon`` out of range.
+        ValueError: an unknown ``name`` or ``split``, no seeds, ``lr`` or ``horizon`` out of range, or a task without
+            anything to optimise. Frozen parameters (requires_grad=False) stay where they are.
     """
     horizon = positive_int("horizon", horizon)
-    episodes = [_episode(problem.sample(seed, split, device), name, lr, horizon) for seed in seeds]
+    with own_loop():
+        episodes = [_episode(problem.sample(seed, split, device), name, lr, horizon) for seed in seeds]
     if not episodes:
         raise ValueError("seeds must name at least one task, got none")
-    return torch.tensor(episodes, dtype=torch.float64)
+    return torch.tensor(episodes, dtype=torch.float64, device="cpu")
 
 
 def _episode(task: Task, name: str, lr: float, horizon: int) -> list[float]:
-    optimizer = make_optimizer(name, task.parameters(), lr)
+    theta = Theta(task)
+    optimizer = make_optimizer(name, theta.parameters.values(), lr)
     losses = [math.inf] * (horizon + 1)
     for t in range(horizon + 1):
         last = t == horizon
-        with torch.set_grad_enabled(not last):
-            loss = task()
-        value = loss.item() / task.num_problems
+        value = (theta.value() if last else theta.evaluate()).item() / task.num_problems
         if not math.isfinite(value):
             break
         losses[t] = value
         if not last:
-            optimizer.zero_grad()
-            loss.backward()
             optimizer.step()
     return losses
 
@@ -193,6 +199,8 @@ def compare(
         ValueError, RuntimeError: see ``search`` and ``run``.
     """
     names, seeds, tuning_seeds = list(names), list(seeds), list(tuning_seeds)
+    if not names:
+        raise ValueError(f"names: expected at least one of {NAMES}, got none")
     for name in names:
         _check_name(name)
     results = {}
@@ -208,5 +216,5 @@ def _bind(on_trial: Callable[[str, float, float], None], name: str) -> Callable[
 
 
 def _check_name(name: str) -> None:
-    if name not in _OPTIMIZERS:
+    if not chosen(name, _OPTIMIZERS):
         raise ValueError(f"name must be one of {NAMES}, got {name!r}")

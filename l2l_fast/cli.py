@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,25 +16,32 @@ import torch
 
 from . import commands as more
 from . import comparison as comparisons
-from . import problems, recipes, trained
-from .console import PROGRAM, UserError
+from . import problems, train_command, writing
+from .console import PROGRAM, UserError, check_outputs, unbreakable_streams
 from .console import network as _network
+from .console import problem as _problem
 from .console import say as _say
 from .console import user_errors as _user_errors
 from .console import write_json as _write_json
-from .meta import MetaTrainer, evaluate
+from .meta import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (0; 1: a demo in which a baseline won; 2: a user's mistake; 130:
+    """Run a command; returns the exit status (0; 1: a whole demo in which a baseline won; 2: a user's mistake; 130:
     interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    with unbreakable_streams():
+        return _main(argv)
+
+
+def _main(argv: list[str]) -> int:
     if argv[:1] == ["bench"]:
         return _bench(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         if arguments.threads is not None:
-            torch.set_num_threads(arguments.threads)
+            with _user_errors("--threads: "):
+                torch.set_num_threads(arguments.threads)
         return arguments.command(arguments)
     except UserError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
@@ -48,63 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ---- commands ----
 
 
-def _train(arguments: argparse.Namespace) -> int:
-    problem = _problem(arguments)
-    recipe = recipes.get(problem)
-    out = Path(arguments.out)
-    checkpoint, log, optimizer = out / "checkpoint.safetensors", out / "log.jsonl", out / "optimizer.safetensors"
-    if not arguments.resume and (checkpoint.exists() or log.exists()):
-        raise UserError(f"--out: {out} already holds a run; --resume continues it, or name another folder")
-    if arguments.resume and not checkpoint.is_file():
-        raise UserError(f"--resume: there is no checkpoint in {out}")
-    network = _given(arguments, "hidden_size", "num_layers", "preprocess", "p", "output_scale")
-    training = _given(
-        arguments,
-        "horizon",
-        "unroll",
-        "lr",
-        "clip_norm",
-        "decay_to",
-        "validate_every",
-        "validation_episodes",
-        "patience",
-        "second_derivatives",
-    )
-    episodes = recipe.episodes if arguments.episodes is None else arguments.episodes
-    with _user_errors():
-        out.mkdir(parents=True, exist_ok=True)
-        net = recipe.make_network(arguments.seed, **network)
-        trainer = recipe.make_trainer(net, problem, episodes, seed=arguments.seed, log=log, **training)
-        if arguments.resume:
-            trainer.resume(checkpoint)
-    _say(f"{problem!r}\ndata: {comparisons.data_set(problem)}\n{net!r}")
-    _say(f"episodes {trainer.episode}..{episodes}, into {out}")
-    try:
-        trainer.fit(episodes, checkpoint=checkpoint, progress=not arguments.quiet)
-    except KeyboardInterrupt:
-        hint = "continue with the same command and --resume" if checkpoint.exists() else "nothing was saved yet"
-        print(f"\ninterrupted at episode {trainer.episode}; {hint}", file=sys.stderr)
-        return 130
-    trained.save(trainer.best_net(), optimizer)
-    _report_training(trainer)
-    _say(f"trained optimizer: {optimizer}\ncompare it with:   {_compare_command(optimizer, arguments)}")
-    return 0
-
-
-def _report_training(trainer: MetaTrainer) -> None:
-    counters = trainer.counters
-    if counters.best_loss is not None:
-        _say(f"best final validation loss {counters.best_loss:.4g}, at episode {counters.best_episode}")
-    if counters.stopped:
-        _say(f"stopped early at episode {trainer.episode}: no better validation for {trainer.patience} times")
-    if counters.skipped_updates:
-        _say(f"{counters.skipped_updates} meta-updates were left out: their gradient was not finite")
-
-
 def _evaluate(arguments: argparse.Namespace) -> int:
-    net, problem = _network(arguments.optimizer), _problem(arguments)
+    check_outputs(json=arguments.json)
+    net, problem = _network(arguments.optimizer, arguments.device), _problem(arguments)
     with _user_errors():
-        losses = evaluate(net, problem, range(arguments.episodes), arguments.horizon)
+        losses = evaluate(net, problem, range(arguments.episodes), arguments.horizon, device=arguments.device)
     problems_per_task = problem.sample(0, "test").side_by_side
     result = comparisons.Comparison(problem, {comparisons.LEARNED: losses}, {}, problems_per_task)
     _say(comparisons.table(result))
@@ -113,15 +67,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    net, problem = _network(arguments.optimizer), _problem(arguments)
-    result = comparisons.compare(
-        net,
-        problem,
-        arguments.horizon,
-        arguments.episodes,
-        tuning_episodes=arguments.tuning_episodes,
-        on_trial=None if arguments.quiet else _show_trial,
-    )
+    check_outputs(json=arguments.json, plot=arguments.plot)
+    net, problem = _network(arguments.optimizer, arguments.device), _problem(arguments)
+    with _user_errors():
+        result = comparisons.compare(
+            net,
+            problem,
+            arguments.horizon,
+            arguments.episodes,
+            tuning_episodes=arguments.tuning_episodes,
+            device=arguments.device,
+            on_trial=None if arguments.quiet else _show_trial,
+        )
     _say(comparisons.table(result))
     _say(comparisons.verdict(result)[1])
     _write_json(arguments.json, result.to_json())
@@ -137,11 +94,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from . import demo
 
-    out = Path(arguments.out)
     with _user_errors():
-        out.mkdir(parents=True, exist_ok=True)
         tasks = demo.tasks(arguments.data, quick=arguments.quick)
-    return demo.run(tasks, out, progress=not arguments.quiet)
+        with writing.folder(arguments.out, "--out") as out:
+            return demo.run(tasks, out, progress=not arguments.quiet)
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -217,30 +173,10 @@ def draw(results: list[comparisons.Comparison], path: str | os.PathLike[str] | N
         print(f"no picture: {error}", file=sys.stderr)
 
 
-def _problem(arguments: argparse.Namespace) -> problems.Problem:
-    options = dict(arguments.option or [])
-    if arguments.data is not None:
-        options["data"] = arguments.data
-    with _user_errors(f"--problem {arguments.problem}: "):
-        return problems.get(arguments.problem, **options)
-
-
-def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    values = {name: getattr(arguments, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _show_trial(name: str, lr: float, loss: float) -> None:
     print(f"tuning {name}: lr {lr:.3g}, final validation loss {loss:.4g}", file=sys.stderr)
-
-
-def _compare_command(optimizer: Path, arguments: argparse.Namespace) -> str:
-    parts = ["compare", "--optimizer", str(optimizer), "--problem", arguments.problem]
-    for key, value in arguments.option or []:
-        parts += ["--option", f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"]
-    if arguments.data is not None:
-        parts += ["--data", arguments.data]
-    return f"{PROGRAM} {shlex.join(parts)}"
 
 
 # ---- arguments ----
@@ -280,24 +216,31 @@ def _add(commands: Any, name: str, command: Callable[..., int], text: str) -> ar
 
 
 def _add_train(commands: Any) -> None:
-    parser = _add(commands, "train", _train, "meta-train an optimizer; can be killed and resumed at any time")
-    _add_problem(parser)
+    parser = _add(
+        commands, "train", train_command.train, "meta-train an optimizer; can be killed and resumed at any time"
+    )
+    _add_problem(parser, required=False)
+    more.add_device(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for checkpoint, log and trained optimizer")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out, with the same settings")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its settings")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     run = parser.add_argument_group("training (defaults: what trains well on the problem)")
-    run.add_argument("--episodes", type=_count, metavar="N", help="episodes in all")
+    run.add_argument(
+        "--episodes", type=_count, metavar="N", help="episodes in all; with --resume, may be more than at first"
+    )
     run.add_argument("--horizon", type=_count, metavar="N", help="steps of an episode (100)")
     run.add_argument("--unroll", type=_count, metavar="N", help="steps of a segment of truncated back-propagation")
     run.add_argument("--lr", type=float, metavar="X", help="Adam's learning rate on the network")
     run.add_argument(
         "--decay-to", type=float, metavar="X", help="it falls along a cosine to this fraction; 1: no decay"
     )
+    text = "it falls within so many episodes (default: the first --episodes; a run that is extended goes on at the end)"
+    run.add_argument("--decay-episodes", type=_count, metavar="N", help=text)
     run.add_argument("--clip-norm", type=float, metavar="X", help="largest norm of the meta-gradient")
     run.add_argument(
         "--second-derivatives", action="store_true", default=None, help="differentiate through the gradients"
     )
-    run.add_argument("--seed", type=int, default=0, metavar="N", help="of initial weights and tasks (0)")
+    run.add_argument("--seed", type=int, metavar="N", help="of initial weights and tasks (0)")
     run.add_argument("--validate-every", type=int, metavar="N", help="episodes between validations; 0: never")
     run.add_argument("--validation-episodes", type=_count, metavar="N", help="tasks of a validation")
     run.add_argument("--patience", type=_count, metavar="N", help="stop after so many validations without a new best")
@@ -333,8 +276,8 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", required=True, metavar="FILE", help=text)
 
 
-def _add_problem(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problem", required=True, choices=problems.available(), help="the optimizee")
+def _add_problem(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument("--problem", required=required, choices=problems.available(), help="the optimizee")
     parser.add_argument(
         "--option",
         action="append",
@@ -350,6 +293,7 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=_count, default=20, metavar="N", help="test tasks (%(default)s)")
     parser.add_argument("--horizon", type=_count, default=100, metavar="N", help="steps (%(default)s)")
+    more.add_device(parser)
     parser.add_argument("--json", metavar="FILE", help="write the curves there")
 
 

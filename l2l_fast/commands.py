@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import baselines, comparison, decisions, experiments, interchange, pretrained, problems, trained
-from .console import UserError, network, say, user_errors
+from . import baselines, comparison, decisions, experiments, interchange, pretrained, trained
+from .console import UserError, check_outputs, device, network, say, user_errors
+from .console import problem as named_problem
 from .experiments.report import training_text
+from .problems import Problem
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -35,6 +37,7 @@ def _add_experiment(commands: Any, add: Add) -> None:
     )
     parser.add_argument("--optimizer", metavar="FILE", help="evaluate this one; implies --evaluate-only")
     parser.add_argument("--data", metavar="DATA", help="data set: a folder or a name")
+    add_device(parser)
     parser.add_argument("--episodes", type=_positive, metavar="N", help="training episodes of every candidate")
     parser.add_argument("--test-episodes", type=_positive, metavar="N", help="fresh test tasks per setting")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -45,6 +48,7 @@ def _add_decisions(commands: Any, add: Add, add_problem: Callable[[argparse.Argu
     parser = add(commands, "decisions", _decisions, text)
     parser.add_argument("optimizer", metavar="OPTIMIZER", help="a file, or the name of a pretrained optimizer")
     add_problem(parser)
+    add_device(parser)
     parser.add_argument("--horizon", type=_positive, default=100, metavar="N", help="steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the test task (%(default)s)")
     parser.add_argument("--coordinates", type=_positive, default=2, metavar="N", help="how many (%(default)s)")
@@ -60,6 +64,9 @@ def _add_import(commands: Any, add: Add) -> None:
     parser.add_argument("file", metavar="FILE", help="FILE.l2l, or what torch.save wrote of a state dict")
     parser.add_argument("--out", required=True, metavar="FILE", help="the optimizer, a .safetensors file")
     parser.add_argument("--kind", choices=("deepmind", "torch"), help="default: by the ending")
+    parser.add_argument(
+        "--key", metavar="KEY", help="of a larger file: the entry that is the state dict, such as model"
+    )
     # Not in the files: whoever trained the network knows them.
     parser.add_argument("--preprocess", choices=("identity", "log_sign"), required=True, help="of the gradients")
     parser.add_argument("--p", type=float, default=10.0, metavar="X", help="constant of log_sign (%(default)s)")
@@ -78,11 +85,11 @@ def _experiment(arguments: argparse.Namespace) -> int:
         experiment = experiments.load(arguments.name)
         optimizer = None
         if arguments.optimizer is not None:
-            optimizer = network(arguments.optimizer)
+            optimizer = network(arguments.optimizer, arguments.device)
         elif arguments.evaluate_only:
             if experiment.pretrained not in pretrained.names():
                 raise UserError(f"--evaluate-only: {experiment.name} has no pretrained optimizer; give --optimizer")
-            optimizer = pretrained.load_pretrained(experiment.pretrained)
+            optimizer = pretrained.load_pretrained(experiment.pretrained, arguments.device)
         outcome = experiments.run(
             experiment,
             Path(arguments.out or Path("runs", "experiments", experiment.name)),
@@ -90,6 +97,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
             data=arguments.data,
             test_episodes=arguments.test_episodes,
             episodes=arguments.episodes,
+            device=arguments.device,
             progress=not arguments.quiet,
         )
     say(outcome.table.read_text(encoding="utf-8"))
@@ -112,42 +120,48 @@ def _pretrained(arguments: argparse.Namespace) -> int:
 
 
 def _decisions(arguments: argparse.Namespace) -> int:
-    net = network(arguments.optimizer)
-    options = dict(arguments.option or [])
-    if arguments.data is not None:
-        options["data"] = arguments.data
-    with user_errors(f"--problem {arguments.problem}: "):
-        problem = problems.get(arguments.problem, **options)
+    check_outputs(plot=arguments.plot)
+    net, problem = network(arguments.optimizer, arguments.device), named_problem(arguments)
     with user_errors():
         given = {"adam": arguments.adam_lr, "sgd": arguments.sgd_lr}
-        rates = {
-            name: baselines.tune(problem, name, arguments.horizon, seeds=range(5)) if lr is None else lr
-            for name, lr in given.items()
-        }
+        rates = {name: lr if lr is not None else _tuned(problem, name, arguments) for name, lr in given.items()}
         made = decisions.decide(
             net,
-            problem.sample(arguments.seed, "test"),
+            problem.sample(arguments.seed, "test", arguments.device),
             rates,
             horizon=arguments.horizon,
             coordinates=arguments.coordinates,
         )
         heading = f"{Path(arguments.optimizer).stem} on {problem.name} ({comparison.data_set(problem)})"
-        try:
-            say(f"decisions: {decisions.draw(made, arguments.plot, heading)}")
-        except ModuleNotFoundError as error:
-            raise UserError(str(error)) from error
+        say(f"decisions: {decisions.draw(made, arguments.plot, heading)}")
     say(f"learning rates: Adam {rates['adam']:.3g}, SGD {rates['sgd']:.3g}")
     return 0
 
 
+def _tuned(problem: Problem, name: str, arguments: argparse.Namespace) -> float:
+    return baselines.tune(problem, name, arguments.horizon, seeds=range(5), device=arguments.device)
+
+
 def _import(arguments: argparse.Namespace) -> int:
+    check_outputs(out=arguments.out)
     kind = arguments.kind or ("deepmind" if arguments.file.endswith(".l2l") else "torch")
-    read = interchange.load_deepmind if kind == "deepmind" else interchange.load_torch
+    options = arguments.file, arguments.preprocess, arguments.p, arguments.output_scale
     with user_errors():
-        net = read(arguments.file, arguments.preprocess, arguments.p, arguments.output_scale)
+        if kind == "deepmind":
+            if arguments.key is not None:
+                raise UserError("--key: expected a file of torch.save, a .l2l file has no entries to choose from")
+            net = interchange.load_deepmind(*options)
+        else:
+            net = interchange.load_torch(*options, key=arguments.key)
         trained.save(net, arguments.out)
     say(f"{net!r}\nwritten: {arguments.out}")
     return 0
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--device``."""
+    text = "where tasks and networks live: cpu, cuda or cuda:N (%(default)s)"
+    parser.add_argument("--device", type=device, default="cpu", metavar="DEVICE", help=text)
 
 
 def _positive(text: str) -> int:

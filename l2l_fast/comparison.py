@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import baselines
@@ -90,18 +91,19 @@ def compare(
     *,
     tuning_episodes: int = 10,
     names: Iterable[str] = baselines.NAMES,
+    device: torch.device | str | None = None,
     on_trial: Callable[[str, float, float], None] | None = None,
 ) -> Comparison:
     """Evaluate ``net`` and the tuned baselines on the test tasks 0..episodes-1.
 
     The baselines' learning rates are searched on ``tuning_episodes`` validation tasks for the best final loss
-    (:func:`l2l_fast.baselines.search`, which also calls ``on_trial``).
+    (:func:`l2l_fast.baselines.search`, which also calls ``on_trial``). ``device``: of the tasks; default: the CPU.
 
     Raises:
         ValueError, TypeError: an argument out of range.
     """
     seeds = range(positive_int("episodes", episodes))
-    losses = {LEARNED: evaluate(net, problem, seeds, horizon)}
+    losses = {LEARNED: evaluate(net, problem, seeds, horizon, device=device)}
     rates = {}
     tuned = baselines.compare(
         problem,
@@ -109,6 +111,7 @@ def compare(
         seeds,
         names=names,
         tuning_seeds=range(positive_int("tuning_episodes", tuning_episodes)),
+        device=device,
         on_trial=on_trial,
     )
     for name, baseline in tuned.items():

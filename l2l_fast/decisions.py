@@ -7,6 +7,7 @@ history being what it was.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import checks
 from .meta.networks import Networks, members, names_by_network, optimizer_groups
 from .network import CoordinatewiseLSTM
 from .optimizer import LearnedOptimizer
 from .problems import Task
 from .problems.base import positive_int
+from .problems.theta import Theta
 from .state import State
+from .surroundings import own_loop
 
 LEARNED = "learned"
 _LABELS = {LEARNED: "learned LSTM", "adam": "Adam", "sgd": "SGD"}
@@ -49,6 +53,7 @@ class Decisions:
     proposals: dict[str, Tensor]
 
 
+@own_loop()
 @torch.no_grad()
 def decide(
     net: Networks,
@@ -70,20 +75,29 @@ def decide(
         points, reach: a grid has so many points, from -reach to reach times the coordinate's largest gradient.
 
     Raises:
-        ValueError: a learning rate is missing, no step is within the horizon, or no such coordinate.
+        ValueError: a learning rate is missing, no step is within the horizon, no such coordinate, or ``points`` or
+            ``reach`` out of range.
     """
-    horizon = positive_int("horizon", horizon)
+    horizon, points = positive_int("horizon", horizon), positive_int("points", points)
+    reach = checks.real("reach", reach, above=0.0)
     missing = {"adam", "sgd"} - set(learning_rates)
     if missing:
         raise ValueError(f"learning_rates: expected those of adam and sgd, missing {sorted(missing)}")
+    learning_rates = {
+        name: checks.real(f"learning_rates[{name!r}]", rate, 0.0) for name, rate in learning_rates.items()
+    }
     steps = sorted(step for step in set(steps) if 1 <= step <= horizon)
     if not steps:
         raise ValueError(f"steps: expected some within 1..{horizon}, got none")
+    points = positive_int("points", points)
+    if not 0.0 < reach < math.inf:
+        raise ValueError(f"reach: expected a finite number above 0, got {reach}")
     history, moved = _trajectory(net, task, horizon)
-    chosen = _most_moved(moved, coordinates) if isinstance(coordinates, int) else _checked(moved, coordinates)
+    count = checks.as_int(coordinates)
+    chosen = _most_moved(moved, count) if count is not None else _checked(moved, coordinates)  # type: ignore[arg-type]
     gradients = torch.stack([history[name][:, index] for name, index in chosen], 1)
     largest = gradients.abs().amax(0).clamp_min(1e-12)
-    grids = torch.linspace(-reach, reach, points) * largest.unsqueeze(1)
+    grids = torch.linspace(-reach, reach, points, dtype=torch.float32, device="cpu") * largest.unsqueeze(1)
     owners = {name: members(net)[key] for key, names in names_by_network(task, net).items() for name in names}
     updates: dict[str, list[Tensor]] = {LEARNED: [], "adam": [], "sgd": []}
     proposals: dict[str, list[Tensor]] = {name: [] for name in updates}
@@ -109,14 +123,14 @@ def decide(
 
 def _trajectory(net: Networks, task: Task, horizon: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All gradients ``[horizon, numel]`` by parameter, and how far every coordinate went."""
-    parameters = dict(task.named_parameters())
+    theta = Theta(task)
+    parameters = theta.parameters
     optimizer = LearnedOptimizer(optimizer_groups(task, net))
     start = {name: value.detach().clone() for name, value in parameters.items()}
     history: dict[str, list[Tensor]] = {name: [] for name in parameters}
     for _ in range(horizon):
-        optimizer.zero_grad()
         with torch.enable_grad():
-            task().backward()
+            theta.evaluate()
         for name, value in parameters.items():
             grad = torch.zeros_like(value) if value.grad is None else value.grad
             history[name].append(grad.reshape(-1).float().cpu())
@@ -146,6 +160,7 @@ def _checked(moved: Mapping[str, Tensor], coordinates: Sequence[tuple[str, int]]
 
 def _learned(net: CoordinatewiseLSTM, series: Tensor, grid: Tensor, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
     state = net.init_state(1)
+    series, grid = series.to(state.device), grid.to(state.device)
     made, proposed = [], []
     for t, grad in enumerate(series, start=1):
         if t in steps:
@@ -153,11 +168,11 @@ def _learned(net: CoordinatewiseLSTM, series: Tensor, grid: Tensor, steps: Seque
             proposed.append(net(grid, copies)[0])
         update, state = net(grad.reshape(1), state)
         made.append(update)
-    return torch.cat(made), torch.stack(proposed)
+    return torch.cat(made).cpu(), torch.stack(proposed).cpu()
 
 
 def _adam(series: Tensor, grid: Tensor, steps: Sequence[int], lr: float) -> tuple[Tensor, Tensor]:
-    m, v = torch.zeros(()), torch.zeros(())
+    m, v = torch.zeros_like(series[0]), torch.zeros_like(series[0])
 
     def update(grad: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
         new_m = _BETAS[0] * m + (1 - _BETAS[0]) * grad
@@ -182,6 +197,13 @@ def draw(decisions: Decisions, path: str | os.PathLike[str], heading: str | None
     """
     from . import plots
 
+    return plots.save_figure(decisions_figure(decisions, heading), path)
+
+
+def decisions_figure(decisions: Decisions, heading: str | None = None) -> Any:
+    """The figure that :func:`draw` writes."""
+    from . import plots
+
     columns = 1 + len(decisions.steps)
     figure = plots.make_figure(columns * len(decisions.coordinates), columns)
     figure.set_size_inches(3.0 * columns + 2.0, 3.1 * len(decisions.coordinates))
@@ -194,7 +216,7 @@ def draw(decisions: Decisions, path: str | os.PathLike[str], heading: str | None
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     if heading is not None:
         figure.suptitle(heading, fontweight="bold")
-    return plots.save_figure(figure, path)
+    return figure
 
 
 def _line(name: str) -> dict[str, Any]:

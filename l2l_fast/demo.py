@@ -17,6 +17,7 @@ from .comparison import Comparison
 from .data import EMBEDDED
 from .network import load
 from .problems import MNIST, Problem, Quadratic
+from .writing import write_atomically
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class DemoTask:
     test_episodes: int
     tuning_episodes: int
     horizon: int = 100
+    claims: bool = True  # enough episodes to end below every baseline
 
 
 def tasks(data: str | os.PathLike[str] | None = None, quick: bool = False) -> list[DemoTask]:
@@ -50,11 +52,19 @@ def tasks(data: str | os.PathLike[str] | None = None, quick: bool = False) -> li
             (recipes.get(mnist).episodes, 30, 5, 100),
         )
     )
-    return [DemoTask(title, problem, *count) for title, problem, count in zip(titles, (quadratic, mnist), counts)]
+    return [
+        DemoTask(title, problem, *count, claims=not quick)
+        for title, problem, count in zip(titles, (quadratic, mnist), counts)
+    ]
 
 
 def run(halves: list[DemoTask], out: Path, progress: bool = True) -> int:
-    """Run the demo into the folder ``out``; 0 if the learned optimizer ends below every baseline on every problem."""
+    """Run the demo into the folder ``out``.
+
+    Returns:
+        1 if the learned optimizer does not end below every baseline on a problem where the demo claims so; else 0. A
+        quick demo claims nothing: it shows that everything runs.
+    """
     begin = time.monotonic()
     results: list[Comparison] = []
     verdicts: list[tuple[bool, str]] = []
@@ -79,7 +89,16 @@ def run(halves: list[DemoTask], out: Path, progress: bool = True) -> int:
     for half in halves:
         print(f"trained optimizer ({half.problem.name}): {_file(half, out)}")
     print("next, the same optimizer on a wider network:\n  " + _next_command(halves[-1], out), flush=True)
-    return 0 if all(below for below, _ in verdicts) else 1
+    failed = [half.problem.name for half, (below, _) in zip(halves, verdicts) if half.claims and not below]
+    unclaimed = [half.problem.name for half in halves if not half.claims]
+    if unclaimed:
+        print(
+            f"not shown: that the learned optimizer beats the baselines on {' and '.join(unclaimed)} (a quick demo "
+            "trains too little for that); everything ran"
+        )
+    if failed:
+        print(f"NOT reached: the learned optimizer does not end below every baseline on {' and '.join(failed)}")
+    return 1 if failed else 0
 
 
 def _train(half: DemoTask, out: Path, progress: bool) -> Path:
@@ -112,7 +131,7 @@ def _write_results(results: list[Comparison], out: Path, seconds: float) -> None
         "threads": torch.get_num_threads(),
         "comparisons": [result.to_json() for result in results],
     }
-    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_atomically(out / "results.json", json.dumps(record, indent=1) + "\n")
 
 
 def _file(half: DemoTask, out: Path) -> Path:

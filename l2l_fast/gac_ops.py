@@ -3,7 +3,8 @@
 They do what :mod:`l2l_fast.ops` does for the plain network, and take the eight numbers of
 :class:`l2l_fast.GacConfig`. One step, over all coordinates of a group (appendix D of Andrychowicz et al. 2016): in
 every layer the new h of the first ``gac_cells`` cells is replaced by its mean over the group, upward and in the new
-state. Coordinate i of a tensor belongs to group ``i // (numel / groups)``; the padding of the state never counts.
+state; one that is not finite stays what it is and out of the mean. Coordinate i of a tensor belongs to group
+``i // (numel / groups)``; the padding of the state never counts.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .checks import as_int
 from .config import GacConfig
 from .ops import _check_one_device, _require_dense, register, require_kernel
 from .state import State
+from .surroundings import without_autocast
 
 
 def check_groups(groups: Any, numel: int) -> int:
     """Raise TypeError or ValueError unless ``groups`` is a number of equal parts of ``numel`` coordinates."""
-    if isinstance(groups, bool) or not isinstance(groups, int):
+    number = as_int(groups)
+    if number is None:
         raise TypeError(f"groups: expected an int >= 1, got {groups!r}")
-    if groups < 1 or numel % groups != 0:
+    if number < 1 or numel % number != 0:
         raise ValueError(f"groups: expected a divisor of the {numel} coordinates, got {groups}")
-    return groups
+    return number
 
 
 def check_extra(extra: Tensor | None, extra_inputs: int, grad: Tensor) -> None:
@@ -132,26 +136,26 @@ def gac_step_(
     groups: int,
     means: Tensor,
     sums: Tensor,
-    count: float,
     first_phase: int,
     last_phase: int,
+    check_only: bool = False,
 ) -> None:
     """In-place step of many tensors in one launch, the means over all of them; as :func:`l2l_fast.ops.lstm_step_`.
 
     Args:
-        params, grads, states, phi, lr, weight_decay, maximize, record, record_tiles: as for ``lstm_step_``. Within
-            each tensor the stored h of averaging cells must be equal for all coordinates of a group, as in every
-            state that this operator wrote and in the zero state.
+        params, grads, states, phi, lr, weight_decay, maximize, record, record_tiles: as for ``lstm_step_``, and all
+            other tensors are written, or read, in memory of their own too.
         extra: float32 contiguous ``[extra_inputs, N]``, N the coordinates of all tensors, tensor after tensor.
         out: float32 contiguous ``[num_outputs, N]``, written; may be None with one output.
         means: float32 contiguous ``[num_layers, groups, gac_cells]``, written: the means of every layer's new h.
-        sums: float64 contiguous ``[groups, gac_cells]``, overwritten.
-        count: coordinates per group that a mean runs over: N / groups, or more if they are spread over processes.
+        sums: float64 contiguous ``[2, groups, gac_cells]``, overwritten: of the last layer that was run, the sums of
+            the finite activations, and how many they are.
         first_phase, last_phase: the whole step is 0 to num_layers + 1. Phase l < num_layers is layer l, up to its sums;
             the last phase is the read-out and the update of the parameters. A call that ends with last_phase <=
-            num_layers leaves the sums of layer last_phase - 1 over the given coordinates in ``sums``; the caller adds
-            those of other processes, sets ``means[last_phase - 1]`` and calls again with first_phase = last_phase and
-            the same arguments (``out`` is required then).
+            num_layers leaves sums and counts of layer last_phase - 1 over the given coordinates in ``sums``; the
+            caller adds those of other processes, sets ``means[last_phase - 1]`` to their quotients and calls again
+            with first_phase = last_phase and the same arguments (``out`` is required then).
+        check_only: as for ``lstm_step_``.
     """
     if torch.is_grad_enabled() and any(param.requires_grad for param in params):
         raise RuntimeError("gac_step_ writes to parameters that require grad: call it under torch.no_grad()")
@@ -160,8 +164,9 @@ def gac_step_(
     if not phi.is_cpu:
         require_kernel("gac_step_", phi.device)
     config = (hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs)
-    options = (lr, weight_decay, maximize, record, record_tiles, groups, means, sums, count, first_phase, last_phase)
-    torch.ops.l2l_fast.gac_step_.default(params, grads, states, extra, out, phi, *config, *options)
+    options = (lr, weight_decay, maximize, record, record_tiles, groups)
+    phases = (means, sums, first_phase, last_phase, check_only)
+    torch.ops.l2l_fast.gac_step_.default(params, grads, states, extra, out, phi, *config, *options, *phases)
 
 
 def gac_segment_backward(
@@ -189,7 +194,6 @@ def gac_segment_backward(
     """Gradient of ``sum_{s=1..T} w_s f(theta_s)`` with respect to phi, as :func:`l2l_fast.ops.lstm_segment_backward`.
 
     Args:
-        numels: coordinates of every tensor: the padding of its last tile must not reach a mean.
         means: T tensors, what :func:`gac_step_` wrote in the T steps.
         extra_inputs, num_outputs: only 0 and 1; a network with memory goes through the functional step.
         The rest: as for ``lstm_segment_backward``.
@@ -247,9 +251,28 @@ def _fake_step_(
     extra: Tensor | None,
     out: Tensor | None,
     phi: Tensor,
-    *options: Any,
+    hidden_size: int,
+    num_layers: int,
+    preprocess: str,
+    p: float,
+    output_scale: float,
+    gac_cells: int,
+    extra_inputs: int,
+    num_outputs: int,
+    lr: float,
+    weight_decay: float,
+    maximize: bool,
+    record: Tensor | None,
+    record_tiles: Sequence[int],
+    groups: int,
+    means: Tensor,
+    sums: Tensor,
+    first_phase: int,
+    last_phase: int,
+    check_only: bool = False,
 ) -> None:
     _check_one_device(phi, params=params, grads=grads, states=states, extra=extra, out=out)
+    _check_one_device(phi, record=record, means=means, sums=sums)
 
 
 def _fake_segment_backward(
@@ -294,7 +317,7 @@ def _step_backward_vjp(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
     # Second derivatives go through the reference, as those of the plain step: differentiate its product once more.
     create_graph = torch.is_grad_enabled()
     config, groups = GacConfig(*ctx.options[:-1]), ctx.options[-1]
-    with torch.enable_grad():
+    with torch.enable_grad(), without_autocast(ctx.saved_tensors[0].device):
         # Views, so that an input which depends on another one is not differentiated through it.
         saved = [
             x if x is None else x.view_as(x) if x.requires_grad else x.detach().requires_grad_()

@@ -14,7 +14,7 @@ import os
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,11 @@ def from_state_dict(
         TypeError: not a mapping to tensors.
         ValueError: other entries, or sizes that do not chain up.
     """
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise TypeError("state: expected a mapping from names to tensors")
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state: expected a mapping from names to tensors, got {type(state).__name__}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise TypeError(f"state: expected a mapping from names to tensors, got {name!r}: {type(value).__name__}")
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     linear: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -95,9 +98,17 @@ def from_state_dict(
 
 
 def load_torch(
-    path: str | os.PathLike[str], preprocess: str = "log_sign", p: float = 10.0, output_scale: float = 0.1
+    path: str | os.PathLike[str],
+    preprocess: str = "log_sign",
+    p: float = 10.0,
+    output_scale: float = 0.1,
+    *,
+    key: str | None = None,
 ) -> CoordinatewiseLSTM:
     """:func:`from_state_dict` of a file that ``torch.save`` wrote; read with ``weights_only=True``.
+
+    Args:
+        key: where a larger file, such as a checkpoint, holds the state dict: ``"model"``, ``"model.net"``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -107,9 +118,32 @@ def load_torch(
         raise FileNotFoundError(f"path: no such file: {os.fspath(path)!r}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return from_state_dict(state, preprocess, p, output_scale)
-    except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError, ValueError) as error:
+        return from_state_dict(_entry(state, key), preprocess, p, output_scale)
+    except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def _entry(state: Any, key: str | None) -> Any:
+    """What a file holds under ``key``. Raises ValueError that lists where in it state dicts are."""
+    found = dict(_state_dicts(state))
+    where = f"; key: expected one of {sorted(filter(None, found))}" if any(found) else "; it holds no state dict"
+    if key is not None:
+        if key not in found:
+            raise ValueError(f"the file holds no state dict under {key!r}{where}")
+        return found[key]
+    if "" not in found:
+        entries = f" with the entries {sorted(map(str, state))}" if isinstance(state, Mapping) else ""
+        raise ValueError(f"expected a state dict, got {type(state).__name__}{entries}{where}")
+    return state
+
+
+def _state_dicts(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping) or path.count(".") > 4:
+        return
+    if value and all(isinstance(name, str) and isinstance(entry, Tensor) for name, entry in value.items()):
+        yield path, value
+    for name, entry in value.items():
+        yield from _state_dicts(entry, f"{path}.{name}" if path else str(name))
 
 
 def _cell(name: str, entries: dict[str, Tensor]) -> nn.LSTMCell:

@@ -6,7 +6,9 @@ sharded over processes, the sums behind the averages are added up between the ph
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import pickle
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +17,12 @@ from torch import Tensor
 from . import gac_ops, reference
 from .memory import NTMBFGS, Memory
 from .network import CoordinatewiseLSTM
+from .optimizer_state import as_state
 from .state import State
 
 if TYPE_CHECKING:
     from .optimizer import Batch
 
-MEMORY_KEY = "memory"
 Reduce = Callable[[Tensor], Any]
 
 
@@ -38,6 +40,43 @@ def as_reduce(process_group: Any) -> Reduce | None:
     raise TypeError(f"process_group: expected a ProcessGroup or a callable, got {type(process_group).__name__}")
 
 
+class Kept:
+    """The process group of an optimizer, or the function given in its place, and how it adds up (``reduce``).
+
+    Copies in this process share it. A process group cannot be pickled, so what is unpickled elsewhere has lost it: it
+    warns then, and refuses to add up, for means over the own coordinates only would be wrong and look right."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value, self.reduce = value, as_reduce(value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if callable(self.value) or self.value is None:
+            try:
+                pickle.dumps(self.value)
+                return Kept, (self.value,)
+            except Exception:  # whatever the objects that the function holds raise
+                pass
+        return _lost, ()
+
+
+def _lost() -> Kept:
+    warnings.warn(
+        "process_group: the unpickled optimizer was sharded over a process group, which cannot be pickled; set "
+        "optimizer.process_group before its next step",
+        stacklevel=2,
+    )
+    return Kept(_refuse)
+
+
+def _refuse(tensor: Tensor) -> None:
+    raise RuntimeError(
+        "process_group: lost when the optimizer was pickled; set optimizer.process_group before the next step"
+    )
+
+
 def check_network(network: CoordinatewiseLSTM) -> None:
     """Raise ValueError if the network wants inputs that an optimizer does not have."""
     if network.extra_inputs and not isinstance(network, NTMBFGS):
@@ -46,35 +85,45 @@ def check_network(network: CoordinatewiseLSTM) -> None:
         )
 
 
-def fused_step(batch: Batch, record: Tensor | None, record_tiles: Sequence[int]) -> Tensor:
-    """One step of the group by the fused operator; returns the means ``[num_layers, groups, gac_cells]``."""
+def fused_step(
+    batch: Batch,
+    record: Tensor | None,
+    record_tiles: Sequence[int],
+    begun: Callable[[], None] = lambda: None,
+    check_only: bool = False,
+) -> Tensor:
+    """One step of the group by the fused operator; returns the means ``[num_layers, groups, gac_cells]``. ``begun`` is
+    called when the operator has taken its arguments and written something; with ``check_only`` it writes nothing."""
     config, groups, phi = batch.config, batch.groups, batch.phi.float()
     numels = [param.numel() for param in batch.params]
-    count = sum(numels) / groups
-    means = torch.zeros(config.num_layers, groups, config.gac_cells, device=phi.device)
-    sums = torch.zeros(groups, config.gac_cells, dtype=torch.float64, device=phi.device)
+    means = torch.zeros(config.num_layers, groups, config.gac_cells, dtype=torch.float32, device=phi.device)
+    sums = torch.zeros(2, groups, config.gac_cells, dtype=torch.float64, device=phi.device)
     extra = out = None
     if batch.memory is not None:
-        extra = _by_tensor(batch.memory.read(batch.memory.reads), numels)
+        shape = (config.extra_inputs, sum(numels))
+        reads = batch.memory.reads
+        extra = reads.new_empty(shape) if check_only else _by_tensor(batch.memory.read(reads), numels)
     if config.num_outputs > 1 or batch.reduce is not None:
-        out = torch.empty(config.num_outputs, sum(numels), device=phi.device)
+        out = torch.empty(config.num_outputs, sum(numels), dtype=torch.float32, device=phi.device)
 
     def run(first_phase: int, last_phase: int) -> None:
         if batch.params:
-            states = [state.data for state in batch.states]
             options = (batch.lr, batch.weight_decay, batch.maximize, record, record_tiles, groups)
-            tensors = (batch.params, batch.grads, states, extra, out, phi)
-            gac_ops.gac_step_(*tensors, *config, *options, means, sums, max(count, 1.0), first_phase, last_phase)
+            tensors = (batch.params, batch.grads, batch.states, extra, out, phi)
+            gac_ops.gac_step_(*tensors, *config, *options, means, sums, first_phase, last_phase, check_only)
+            begun()
 
+    if check_only:
+        run(0, config.num_layers + 1)
+        return means
     if batch.reduce is None or config.gac_cells == 0:
         run(0, config.num_layers + 1)
     else:
         for layer in range(config.num_layers):
             run(layer, layer + 1)
             # A process without coordinates takes part with zeros, or the others would wait for it forever.
-            totals = torch.cat([sums.flatten(), sums.new_tensor([count])])
-            batch.reduce(totals)
-            means[layer].copy_(totals[:-1].view_as(sums) / totals[-1].clamp_min(1.0))
+            batch.reduce(sums)  # and the counts of what is finite
+            means[layer].copy_(sums[0] / sums[1].clamp_min(1.0))
             sums.zero_()
         run(config.num_layers, config.num_layers + 1)
     if batch.memory is not None and out is not None:
@@ -93,7 +142,8 @@ def exact_step(batch: Batch) -> None:
     numels = [param.numel() for param, _, _ in batch.exact]
     sign = -1.0 if batch.maximize else 1.0
     grad = reference.join([sign * grad.reshape(-1).double() for _, grad, _ in batch.exact], batch.groups)
-    state = reference.join_states([state.to_logical() for _, _, state in batch.exact], batch.groups)
+    states = [as_state(tiles, param.numel(), batch.config) for param, _, tiles in batch.exact]
+    state = reference.join_states([each.to_logical() for each in states], batch.groups)
     extra = None
     if batch.memory is not None:
         extra = batch.memory.read(batch.memory.reads).flatten(1)
@@ -106,46 +156,43 @@ def exact_step(batch: Batch) -> None:
     new_states = reference.separate_states(state, numels, batch.groups)
     for (param, _, old), update, new in zip(batch.exact, updates, new_states, strict=True):
         param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update.view_as(param).to(param.dtype), alpha=batch.lr)
-        old.data.copy_(State.from_logical(new).data)
+        old.copy_(State.from_logical(new).data)
     if batch.memory is not None:
         assert isinstance(batch.network, NTMBFGS)
         batch.memory.write_(*batch.network.heads(out, batch.memory))
 
 
-def memory_of(entry: dict[str, Any], group: dict[str, Any], dtype: torch.dtype) -> Memory:
-    """The memory of a parameter group, kept in the state ``entry`` of its first parameter; a new one at the first step.
+def memory_of(
+    entry: Mapping[str, Any], group: Mapping[str, Any], network: NTMBFGS, dtype: torch.dtype | None = None
+) -> Memory | None:
+    """The memory of a parameter group, in the state ``entry`` of its first parameter; None if there is none yet. It
+    shares the tensors of the entry where they are of ``dtype`` (by default that of the group's arithmetic).
 
     Raises:
-        ValueError: some parameter has no gradient: the memory has a place for every coordinate.
+        TypeError, ValueError: it does not fit the group or the network.
     """
-    params, network = group["params"], group["network"]
+    entries = {key: entry[key] for key in Memory.KEYS if key in entry}
+    old = entry.get("memory")  # of releases before 0.2
+    if isinstance(old, Mapping):
+        entries = {"step" if key == "written" else f"memory_{key}": value for key, value in old.items()}
+    if not entries:
+        return None
+    params = group["params"]
+    if dtype is None:
+        dtype = torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
+    memory = network.memory_from(entries, sum(param.numel() for param in params), group["groups"])
+    if memory.reads.dtype != dtype or memory.reads.device != params[0].device:
+        memory = memory.to(params[0].device, dtype)
+    return memory
+
+
+def check_all_move(params: Sequence[Tensor]) -> None:
+    """Raise ValueError if some parameter has no gradient: a memory has a place for every coordinate."""
     idle = sum(param.grad is None for param in params)
     if idle:
         raise ValueError(
             f"grad: a network with memory needs a gradient for every parameter of its group, {idle} have none"
         )
-    memory = entry.get(MEMORY_KEY)
-    if memory is None:
-        memory = network.init_memory(sum(param.numel() for param in params), group["groups"], params[0].device, dtype)
-    elif memory.reads.dtype != dtype:
-        memory = memory.to(memory.reads.device, dtype)
-    network.check_memory(memory, sum(param.numel() for param in params))
-    entry[MEMORY_KEY] = memory
-    return memory
-
-
-def unpack_memory(saved: Any, params: Sequence[Tensor], network: CoordinatewiseLSTM, groups: int) -> Memory:
-    """A group's memory from what :meth:`Memory.tensors` gave.
-
-    Raises:
-        TypeError, ValueError: it does not fit the group or the network.
-    """
-    if not isinstance(network, NTMBFGS):
-        raise ValueError("state_dict: a memory was saved, but the group's network has none")
-    dtype = torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
-    memory = network.init_memory(sum(param.numel() for param in params), groups, params[0].device, dtype)
-    memory.load(saved)
-    return memory
 
 
 def _by_tensor(x: Tensor, numels: Sequence[int]) -> Tensor:

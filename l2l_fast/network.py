@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
+from torch.autograd import forward_ad
 
-from . import files, gac_ops, ops, reference
+from . import checks, effective, files, gac_ops, ops, reference
 from .config import AnyConfig, make_config
 from .files import FILE_FORMAT as FILE_FORMAT
 from .files import PLAIN_VERSION as FILE_VERSION  # noqa: F401
 from .files import load as load
-from .files import write_atomically as _write_atomically  # noqa: F401
 from .state import State
+from .surroundings import without_autocast
 
 
 class CoordinatewiseLSTM(nn.Module):
@@ -64,7 +66,7 @@ class CoordinatewiseLSTM(nn.Module):
         hidden = self.config.hidden_size
         names = []
         for k in range(self.config.num_layers):
-            inputs = reference.input_size(preprocess) + extra_inputs if k == 0 else hidden
+            inputs = reference.input_size(self.preprocess) + self.extra_inputs if k == 0 else hidden
             for name, shape in (
                 (f"weight_ih_l{k}", (4 * hidden, inputs)),
                 (f"weight_hh_l{k}", (4 * hidden, hidden)),
@@ -72,8 +74,8 @@ class CoordinatewiseLSTM(nn.Module):
             ):
                 self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
                 names.append(name)
-        self.weight_out = nn.Parameter(torch.empty((num_outputs, hidden), device=device, dtype=dtype))
-        self.bias_out = nn.Parameter(torch.empty(num_outputs, device=device, dtype=dtype))
+        self.weight_out = nn.Parameter(torch.empty((self.num_outputs, hidden), device=device, dtype=dtype))
+        self.bias_out = nn.Parameter(torch.empty(self.num_outputs, device=device, dtype=dtype))
         self._names = (*names, "weight_out", "bias_out")  # in the order of phi
         self.reset_parameters()
 
@@ -136,13 +138,13 @@ class CoordinatewiseLSTM(nn.Module):
 
     def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         names = ("weight_ih_l", "weight_hh_l", "bias_l")
-        return [tuple(getattr(self, f"{name}{k}") for name in names) for k in range(self.num_layers)]  # type: ignore[misc]
+        return [tuple(effective.weight(self, f"{name}{k}") for name in names) for k in range(self.num_layers)]  # type: ignore[misc]
 
     def phi(self) -> Tensor:
         """All parameters as one flat vector ``[P]``, differentiable, in the order the operators expect."""
         own = self._parameters  # one dictionary look-up; a parametrized one is no longer there
-        parts = [own[name] if name in own else getattr(self, name) for name in self._names]
-        return torch.cat([part.reshape(-1) for part in parts])  # type: ignore[union-attr]
+        parts = [own[name] if name in own else effective.weight(self, name) for name in self._names]
+        return _flatten_dense_tensors(parts)  # torch.cat of flat views, in one call
 
     def init_state(
         self, numel: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
@@ -157,7 +159,8 @@ class CoordinatewiseLSTM(nn.Module):
 
         Args:
             grad: any shape and strides, real floating point. float32, bfloat16 and float16 run in the fused kernel in
-                float32 arithmetic; float64 (of grad or state) runs in :mod:`l2l_fast.reference`.
+                float32 arithmetic; float64 (of grad or state) runs in :mod:`l2l_fast.reference`, and so does every
+                dtype under the transforms of :mod:`torch.func` and in forward-mode differentiation.
             state: from :meth:`init_state` or an earlier step, for ``grad.numel()`` coordinates.
             groups: independent problems side by side (leading dimension): global averages do not mix them. An
                 optimizee of several tensors is one ``grad`` of all its coordinates, see
@@ -189,9 +192,11 @@ class CoordinatewiseLSTM(nn.Module):
             )
         gac_ops.check_groups(groups, grad.numel())
         gac_ops.check_extra(extra, self.extra_inputs, grad)
-        if grad.dtype == torch.float64 or state.dtype == torch.float64:
-            update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
-            return update, State.from_logical(logical)
+        wide = grad.dtype == torch.float64 or state.dtype == torch.float64
+        if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
+            with without_autocast(grad.device):
+                update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
+                return update, State.from_logical(logical)
         phi = self.phi().float()
         if isinstance(self.config, ops.Config):
             update, data = ops.lstm_step(grad, state.data, phi, *self.config)
@@ -231,8 +236,8 @@ class CoordinatewiseLSTM(nn.Module):
                 cell.bias_ih.copy_(bias)
                 cell.bias_hh.zero_()
                 cells.append(cell)
-            linear.weight.copy_(self.weight_out)
-            linear.bias.copy_(self.bias_out)
+            linear.weight.copy_(effective.weight(self, "weight_out"))
+            linear.bias.copy_(effective.weight(self, "bias_out"))
         return cells, linear
 
     @classmethod
@@ -262,6 +267,8 @@ class CoordinatewiseLSTM(nn.Module):
         if not cells:
             raise ValueError("cells: expected at least one LSTMCell, got none")
         hidden = cells[0].hidden_size
+        extra_inputs = checks.integer("extra_inputs", extra_inputs, 0, 16)
+        num_outputs = checks.integer("num_outputs", num_outputs, 1, 16)
         net = nn.utils.skip_init(
             cls,
             hidden,
@@ -299,9 +306,28 @@ class CoordinatewiseLSTM(nn.Module):
     # ---- files ----
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write parameters and configuration to one safetensors file, atomically: after a crash at any moment the
-        path holds either the old file or the new one."""
+        """Write weights, configuration and, if the network carries one, the record of its training
+        (:func:`l2l_fast.meta.record_of`) to one safetensors file, atomically: after a crash at any moment the path
+        holds either the old file or the new one. :func:`l2l_fast.load` reads it.
+
+        Weights that are pruned (``torch.nn.utils.prune``) or parametrized (``parametrize``, ``weight_norm``, ...) are
+        written as what the network computes with.
+
+        Raises:
+            ValueError: :func:`l2l_fast.load` could not build this network again (parameters added, removed, or of
+                another shape or dtype than the configuration says); nothing has been written then.
+            OSError: the file cannot be written; ``path`` is taken as it is, a ``~`` is not expanded.
+        """
         files.save(self, path)
+
+
+def _is_transformed(*tensors: Tensor | None) -> bool:
+    """Whether someone asks for what the operators do not have: forward-mode derivatives or torch.func's transforms."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def check_gradient(name: str, grad: Any) -> None:
@@ -324,28 +350,17 @@ def _check_config(
     extra_inputs: Any,
     num_outputs: Any,
 ) -> AnyConfig:
-    for name, value, low, high in (
-        ("hidden_size", hidden_size, 4, 64),
-        ("num_layers", num_layers, 1, 4),
-        ("gac_cells", gac_cells, 0, hidden_size),
-        ("extra_inputs", extra_inputs, 0, 16),
-        ("num_outputs", num_outputs, 1, 16),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name}: expected an int in {low}..{high}, got {value!r}")
-        if not low <= value <= high:
-            raise ValueError(f"{name}: expected {low}..{high}, got {value}")
-    if preprocess not in ("identity", "log_sign"):
-        raise ValueError(f'preprocess: expected "identity" or "log_sign", got {preprocess!r}')
-    for name, value in (("p", p), ("output_scale", output_scale)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name}: expected a number, got {value!r}")
+    # What is kept are plain Python numbers, whatever came: they go into JSON, pickles and the operators' schemas.
+    hidden_size = checks.integer("hidden_size", hidden_size, 4, 64)
+    num_layers = checks.integer("num_layers", num_layers, 1, 4)
+    gac_cells = checks.integer("gac_cells", gac_cells, 0, hidden_size)
+    extra_inputs = checks.integer("extra_inputs", extra_inputs, 0, 16)
+    num_outputs = checks.integer("num_outputs", num_outputs, 1, 16)
+    preprocess = checks.choice("preprocess", preprocess, ("identity", "log_sign"))
     # Both are used in float32. The kernels count denormal gradients as zero: e^p must leave those negligible.
     limits = torch.finfo(torch.float32)
-    if not limits.tiny <= p <= 70.0:
-        raise ValueError(f"p: expected a number in (0, 70], got {p}")
-    if not abs(output_scale) <= limits.max:
-        raise ValueError(f"output_scale: expected a finite float32 number, got {output_scale}")
-    return make_config(
-        hidden_size, num_layers, preprocess, float(p), float(output_scale), gac_cells, extra_inputs, num_outputs
+    p = checks.real("p", p, limits.tiny, 70.0, expected="a number in (0, 70]")
+    output_scale = checks.real(
+        "output_scale", output_scale, -limits.max, limits.max, expected="a finite float32 number"
     )
+    return make_config(hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs)

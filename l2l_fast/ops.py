@@ -17,6 +17,7 @@ from . import reference
 from .config import Config as Config
 from .config import GacConfig as GacConfig
 from .state import State
+from .surroundings import without_autocast
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -110,6 +111,7 @@ def lstm_step_(
     maximize: bool,
     record: Tensor | None = None,
     record_tiles: Sequence[int] = (),
+    check_only: bool = False,
 ) -> None:
     """In-place step of many tensors in one launch.
 
@@ -117,12 +119,15 @@ def lstm_step_(
     ``param = param * (1 - lr * weight_decay) + lr * u``. Not differentiable: call it under ``torch.no_grad()``.
 
     Args:
-        params, grads: pairwise of one shape; float32, bfloat16 or float16 independently; any strides.
+        params, grads: pairwise of one shape; float32, bfloat16 or float16 independently; any strides. What is written
+            (params, states, record) must provably share no memory with itself or any other argument; a gradient may
+            be its parameter.
         states: one float32 state per parameter, as :func:`lstm_step`; updated in place.
         phi: float32 ``[P]``.
         record: optional flat float32 buffer; g of tensor k is written to ``record[64 * record_tiles[k]:]`` in logical
             order, in whole tiles, padding lanes zero.
         record_tiles: first tile of every tensor in ``record``; empty without it.
+        check_only: raise what the step would raise, and write nothing.
     """
     if torch.is_grad_enabled() and any(param.requires_grad for param in params):
         raise RuntimeError("lstm_step_ writes to parameters that require grad: call it under torch.no_grad()")
@@ -145,11 +150,19 @@ def lstm_step_(
         maximize,
         record,
         record_tiles,
+        check_only,
     )
+
+
+def check_apart(params: list[Tensor], grads: list[Tensor], states: list[Tensor]) -> None:
+    """Raise ValueError unless what an in-place step of all these tensors would write is provably apart from all else,
+    whatever their dtypes, and may be written; as each step checks for its own tensors."""
+    torch.ops.l2l_fast._check_apart(params, grads, states)
 
 
 def lstm_segment_backward(
     start_states: list[Tensor],
+    numels: Sequence[int],
     record_tiles: Sequence[int],
     records: list[Tensor],
     loss_weights: Sequence[float],
@@ -171,6 +184,7 @@ def lstm_segment_backward(
 
     Args:
         start_states: float32 states at theta_0, one per tensor.
+        numels: coordinates of every tensor: what states and records hold beyond the last one reaches no result.
         record_tiles: first tile of every tensor in each record.
         records: T + 1 flat float32 buffers of one size with g_0 ... g_T, as :func:`lstm_step_` writes them.
         loss_weights: w_1 ... w_T. lrs, decays: T values, ``theta_{t+1} = decays[t] * theta_t + lrs[t] * u_t``.
@@ -182,6 +196,7 @@ def lstm_segment_backward(
     """
     return torch.ops.l2l_fast.lstm_segment_backward(
         start_states,
+        numels,
         record_tiles,
         records,
         loss_weights,
@@ -249,6 +264,7 @@ def _(
     maximize: bool,
     record: Tensor | None,
     record_tiles: Sequence[int],
+    check_only: bool = False,
 ) -> None:
     _check_one_device(phi, params=params, grads=grads, states=states, record=record)
 
@@ -256,6 +272,7 @@ def _(
 @torch.library.register_fake("l2l_fast::lstm_segment_backward")
 def _(
     start_states: list[Tensor],
+    numels: Sequence[int],
     record_tiles: Sequence[int],
     records: list[Tensor],
     loss_weights: Sequence[float],
@@ -299,7 +316,7 @@ def _lstm_step_backward_vjp(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
     # Second derivatives of the LSTM itself are rare (a meta-loss that contains a meta-gradient), so they go through the
     # reference: differentiate its vector-Jacobian product once more.
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), without_autocast(ctx.saved_tensors[0].device):
         # Views, so that an input which depends on another one is not differentiated through it.
         inputs = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in ctx.saved_tensors]
         grad_update, grad_new_state, grad, state, phi = inputs

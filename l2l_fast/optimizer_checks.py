@@ -2,48 +2,145 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import joint, ops
+from . import checks, joint, ops
 from .gac_ops import check_groups
 from .joint import Reduce
 from .memory import NTMBFGS
-from .network import CoordinatewiseLSTM
+from .network import CoordinatewiseLSTM, check_gradient
+from .ops import Config
+
+if TYPE_CHECKING:
+    from .optimizer import Batch
+
+OPTIONS = ("network", "lr", "weight_decay", "maximize", "groups")
+# What schedulers and users keep in a group beside the optimizer's own options.
+BOOKKEEPING = {
+    *("params", "param_names", "name", "names", "group_name"),
+    *("initial_lr", "max_lr", "min_lr", "base_lr", "swa_lr", "lr_scale", "lr_mult"),
+}
 
 
-def check_options(group: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError, naming the option, unless the options of a parameter group are valid."""
-    if group["network"] is None:
-        raise ValueError("network: expected a CoordinatewiseLSTM for every parameter group, got None")
-    if not isinstance(group["network"], CoordinatewiseLSTM):
-        raise TypeError(f"network: expected a CoordinatewiseLSTM, got {type(group['network']).__name__}")
-    joint.check_network(group["network"])
+def number(name: str, value: Any) -> float:
+    """``value`` as a finite float: a real number of any kind, or a tensor with one element.
+
+    Raises:
+        TypeError: something else. ValueError: a tensor of several elements, NaN or infinity.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name}: expected a number or a tensor with one element, got shape {tuple(value.shape)}"
+            )
+        value = value.item()
+    return checks.real(name, value)
+
+
+def truth(name: str, value: Any) -> bool:
+    """``value`` as a bool; what is one number counts as one.
+
+    Raises:
+        TypeError, ValueError: something else, as for :func:`number`.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    return bool(number(name, value))
+
+
+def plain(value: Any) -> Any:
+    """A group's option as plain data: numbers of numpy as those of Python, tensors as copies."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
+
+
+def check_new_options(group: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError, naming the option, unless the options given for a new group are valid; warn of
+    options that this optimizer does not have."""
     for name in ("lr", "weight_decay"):
-        value = group[name]
-        if isinstance(value, Tensor) and name == "lr":
-            if value.numel() != 1:
-                raise ValueError(f"lr: expected a number or a tensor with one element, got shape {tuple(value.shape)}")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name}: expected a number, got {value!r}")
-        if not 0.0 <= (float(value) if isinstance(value, Tensor) else value) <= sys.float_info.max:
-            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+        if number(name, group[name]) < 0:
+            raise ValueError(f"{name}: expected a finite number >= 0, got {group[name]}")
     if not isinstance(group["maximize"], bool):
         raise TypeError(f"maximize: expected a bool, got {group['maximize']!r}")
+    unknown = sorted(str(key) for key in set(group) - {*OPTIONS, *BOOKKEEPING})
+    if unknown:
+        warnings.warn(
+            f"param_groups: LearnedOptimizer has no option {', '.join(map(repr, unknown))}, which will have no effect; "
+            f"its options are {', '.join(map(repr, OPTIONS))}",
+            stacklevel=4,
+        )
 
 
-def check_problems(group: Mapping[str, Any], reduce: Reduce | None) -> None:
+def check_parameters(group: Mapping[str, Any]) -> None:
+    """Raise unless all parameters of a group are of a kind that the optimizer can write.
+
+    Raises:
+        TypeError: not dense and real floating point.
+        ValueError: the same parameter twice.
+        NotImplementedError: a DTensor, or another tensor that is made of tensors.
+    """
+    params = group["params"]
+    for k, param in enumerate(params):
+        check_plain(param, group, k, "params")
+        check_gradient("params", param)
+    if len(set(params)) != len(params):
+        raise ValueError("params: the same parameter appears more than once in the group")
+
+
+def check_plain(tensor: Tensor, group: Mapping[str, Any], k: int, what: str) -> None:
+    """Raise NotImplementedError for a tensor without memory of its own, such as a DTensor: kernels need a pointer."""
+    if type(tensor) in (Tensor, Parameter) or not is_traceable_wrapper_subclass(tensor):
+        return
+    names = group.get("param_names")
+    name = repr(names[k]) if names else f"{k} of its group, of shape {tuple(tensor.shape)}"
+    raise NotImplementedError(
+        f"{what}: parameter {name} is a {type(tensor).__name__}, and only plain tensors can be stepped; "
+        "use param.to_local(), or optimize before sharding"
+    )
+
+
+def check_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
     """Raise ValueError unless every parameter holds the group's number of problems side by side."""
     check_groups(group["groups"], 0)
-    if not group["network"].communicates:
+    if not network.communicates:
         return
     for param in group["params"]:
         check_groups(group["groups"], param.numel())
-    if reduce is not None and isinstance(group["network"], NTMBFGS):
+    if reduce is not None and isinstance(network, NTMBFGS):
         raise NotImplementedError("process_group: the memory of NTMBFGS cannot be sharded")
+
+
+def check_together(batches: Sequence[Batch]) -> None:
+    """Raise unless the kernels will take the tensors of every group, and none that is written is another's: the launch
+    of a group checks as much, but by then the groups before it have been written."""
+    launches = [batch for batch in batches if batch.params]
+    exact = [each for batch in batches for each in batch.exact]
+    if len(launches) < 2 and not exact:
+        return
+    for batch in batches:
+        # The first launch has nothing before it: what it refuses, it refuses in time.
+        if batch.params and (batch is not launches[0] or exact):
+            tensors = (batch.params, batch.grads, batch.states)
+            step = (batch.lr, batch.weight_decay, batch.maximize)
+            if isinstance(batch.config, Config):
+                ops.lstm_step_(*tensors, batch.phi.float(), *batch.config, *step, check_only=True)
+            else:
+                joint.fused_step(batch, None, (), check_only=True)
+        for param, grad, _ in batch.exact:
+            if param.shape != grad.shape:
+                raise ValueError(f"grad: expected shape {tuple(param.shape)} as params, got {tuple(grad.shape)}")
+    params = [param for batch in batches for param in batch.params] + [param for param, _, _ in exact]
+    grads = [grad for batch in batches for grad in batch.grads] + [grad for _, grad, _ in exact]
+    states = [state for batch in batches for state in batch.states] + [state for _, _, state in exact]
+    ops.check_apart(params, grads, states)
 
 
 def check_devices(param: Tensor, grad: Tensor, phi: Tensor, fused: bool, kernel: str) -> None:

@@ -1,35 +1,136 @@
-"""The state of LearnedOptimizer in checkpoints: what is stored, and what is checked when it is loaded."""
+"""The state of LearnedOptimizer: plain tensors, live and in checkpoints.
+
+Live, ``optimizer.state[param]`` holds ``"lstm_tiles"`` in the layout of the kernels (:mod:`l2l_fast.state`). In a
+checkpoint it is ``"lstm_state"``, of the parameter's shape and one more dimension with the numbers of a coordinate:
+h and c of the first layer, h and c of the second, ...; independent of tiles, device and threads, and sharded as the
+parameter is. Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved
+form is understood there, too. With a memory, its tensors are beside the state of the group's first parameter.
+"""
 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import joint
 from .config import AnyConfig
-from .joint import MEMORY_KEY
 from .memory import Memory
-from .state import State
+from .state import TILE, State, num_tiles
 
-STATE_KEY = "lstm_state"
+SAVED_KEY = "lstm_state"
+TILES_KEY = "lstm_tiles"
+NUMEL_KEY = "numel"  # beside the tiles, which cannot tell how many of their last 64 coordinates there are
+
+
+def rows_of(config: AnyConfig) -> int:
+    """Numbers per coordinate."""
+    return 2 * config.num_layers * config.hidden_size
+
+
+def as_state(tiles: Tensor, numel: int, config: AnyConfig) -> State:
+    """The tiles of a parameter as a :class:`State`, which shares their memory."""
+    return State(tiles, numel, config.hidden_size, config.num_layers)
+
+
+def tiles_of(entry: Mapping[str, Any], param: Tensor, config: AnyConfig, dtype: torch.dtype) -> Tensor | None:
+    """The state of ``param`` as the kernels take it, from its entry in ``optimizer.state`` in whatever form it is;
+    None if there is none. The tensor itself where it has the right form.
+
+    Raises:
+        TypeError, ValueError: it does not fit the parameter or the network.
+    """
+    tiles = entry.get(TILES_KEY)
+    if SAVED_KEY in entry:
+        tiles = from_saved(entry[SAVED_KEY], param, config).data
+    if tiles is None:
+        return None
+    if isinstance(tiles, Tensor):
+        fits = tiles.shape == (num_tiles(param.numel()), rows_of(config), TILE) and tiles.is_floating_point()
+        if fits and entry.get(NUMEL_KEY, param.numel()) == param.numel():
+            if tiles.dtype is dtype and tiles.is_contiguous():
+                return tiles
+            return tiles.detach().to(dtype).contiguous()
+        tiles = f"{TILES_KEY!r} of {tiles.dtype}, {tuple(tiles.shape)}, for {entry.get(NUMEL_KEY)} coordinates"
+    raise ValueError(
+        f"the state of a parameter of shape {tuple(param.shape)} does not fit the parameter or the group's network "
+        f"(hidden_size={config.hidden_size}, num_layers={config.num_layers}): {tiles}"
+    )
+
+
+def from_saved(saved: Any, param: Tensor, config: AnyConfig) -> State:
+    """A parameter's state from its saved form, on its device; in float64 for a float64 parameter.
+
+    Raises:
+        TypeError, ValueError: not a tensor of that form.
+    """
+    numel, rows = param.numel(), rows_of(config)
+    shapes = ((*param.shape, rows), (numel, config.num_layers, 2, config.hidden_size))  # now, and before 0.2
+    if not isinstance(saved, Tensor) or tuple(saved.shape) not in shapes:
+        got = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
+        raise ValueError(f"state_dict: expected {SAVED_KEY!r} of shape {shapes[0]}, got {got}")
+    if saved.layout != torch.strided or not saved.is_floating_point():
+        raise TypeError(f"state_dict: expected a dense real {SAVED_KEY!r}, got {saved.dtype}, {saved.layout}")
+    dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+    parts = saved.detach().to(param.device, dtype).reshape(numel, rows).split(config.hidden_size, dim=1)
+    return State.from_logical(list(zip(parts[::2], parts[1::2], strict=True)))
+
+
+def to_saved(tiles: Tensor, param: Tensor) -> Tensor:
+    """The inverse of :func:`from_saved`, a copy."""
+    rows = tiles.detach().transpose(1, 2).reshape(-1, tiles.shape[1])
+    if rows.shape[0] > param.numel():
+        rows = rows[: param.numel()].clone()  # or the padding would be saved with it
+    return rows.view(*param.shape, rows.shape[1])
+
+
+def pack_entry(entry: Any, param: Tensor) -> Any:
+    """A parameter's state for a checkpoint: copies of all that is the optimizer's own, the rest as it is."""
+    if not isinstance(entry, dict):
+        return entry
+    packed = {}
+    for key, value in entry.items():
+        if key == TILES_KEY and SAVED_KEY not in entry and isinstance(value, Tensor):
+            packed[SAVED_KEY] = to_saved(value, param)
+        elif key in Memory.KEYS and isinstance(value, Tensor):
+            packed[key] = value.detach().clone()
+        elif key not in (TILES_KEY, NUMEL_KEY):
+            packed[key] = value
+    return packed
+
+
+def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: AnyConfig) -> dict[str, Any]:
+    """The inverse of :func:`pack_entry`, memory excluded; TypeError or ValueError if it does not fit."""
+    own = (SAVED_KEY, TILES_KEY, NUMEL_KEY, *Memory.KEYS, "memory")
+    unpacked = {key: copy.deepcopy(value) for key, value in entry.items() if key not in own}
+    dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+    tiles = tiles_of(entry, param, config, dtype)
+    if tiles is not None:
+        unpacked[TILES_KEY] = tiles.to(param.device, copy=tiles is entry.get(TILES_KEY))
+        unpacked[NUMEL_KEY] = param.numel()
+    return unpacked
 
 
 def check_structure(state_dict: Any) -> None:
-    """Raise TypeError or ValueError unless this looks like the state dict of an optimizer."""
+    """Raise TypeError or ValueError unless this looks like the state dict of a LearnedOptimizer."""
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
         got = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
         raise ValueError(f"state_dict: expected a dict with 'state' and 'param_groups', got {got}")
     groups, state = state_dict["param_groups"], state_dict["state"]
-    if not isinstance(state, dict) or not all(isinstance(entry, dict) for entry in state.values()):
-        raise TypeError("state_dict: expected a dict of dicts as 'state'")
+    if not isinstance(state, dict):
+        raise TypeError(f"state_dict: expected a dict as 'state', got {type(state).__name__}")
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         raise TypeError("state_dict: expected a list of dicts as 'param_groups'")
     for group in groups:
+        network = group.get("network")
+        if not isinstance(network, Mapping) or not {"hidden_size", "num_layers"} <= set(network):
+            options = sorted(str(key) for key in set(group) - {"params", "param_names"})
+            raise ValueError(
+                "state_dict: expected the checkpoint of a LearnedOptimizer, whose groups describe their network; got "
+                f"one whose groups have the options {options} (of another optimizer?)"
+            )
         missing = {"params", "lr", "weight_decay", "maximize"} - set(group)
         if missing:
             raise ValueError(f"state_dict: a group lacks {sorted(missing)}")
@@ -38,49 +139,17 @@ def check_structure(state_dict: Any) -> None:
     keys = [key for group in groups for key in group["params"]]
     if len(set(keys)) != len(keys):
         raise ValueError(f"state_dict: expected every parameter once, got {keys}")
+    for key in keys:
+        if not isinstance(state.get(key, {}), dict):
+            raise TypeError(f"state_dict: expected a dict as the state of {key!r}, got {type(state[key]).__name__}")
 
 
-def pack_entry(entry: Any) -> Any:
-    """A parameter's state for a checkpoint: the LSTM's in the logical layout, the memory as tensors."""
-    if isinstance(entry, dict) and isinstance(entry.get(MEMORY_KEY), Memory):
-        tensors = {name: value.clone() for name, value in entry[MEMORY_KEY].tensors().items()}
-        entry = {**entry, MEMORY_KEY: tensors}
-    if not isinstance(entry, dict) or not isinstance(entry.get(STATE_KEY), State):
-        return entry
-    layers = [torch.stack(pair, dim=1) for pair in entry[STATE_KEY].to_logical()]
-    return {**entry, STATE_KEY: torch.stack(layers, dim=1)}
-
-
-def unpack_entry(entry: Mapping[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`pack_entry` for a parameter of ``group``; TypeError or ValueError if it does not fit."""
-    unpacked = {key: copy.deepcopy(value) for key, value in entry.items() if key not in (STATE_KEY, MEMORY_KEY)}
-    network = group["network"]
-    if MEMORY_KEY in entry:
-        unpacked[MEMORY_KEY] = joint.unpack_memory(entry[MEMORY_KEY], group["params"], network, group["groups"])
-    if STATE_KEY in entry:
-        saved = entry[STATE_KEY]
-        expected = (param.numel(), network.num_layers, 2, network.hidden_size)
-        if not isinstance(saved, Tensor) or tuple(saved.shape) != expected:
-            got = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
-            raise ValueError(f"state_dict: expected {STATE_KEY!r} of shape {expected}, got {got}")
-        if saved.layout != torch.strided or not saved.is_floating_point():
-            raise TypeError(f"state_dict: expected a dense real {STATE_KEY!r}, got {saved.dtype}, {saved.layout}")
-        saved = saved.to(param.device, torch.float64 if param.dtype == torch.float64 else torch.float32)
-        layers = [(saved[:, k, 0], saved[:, k, 1]) for k in range(network.num_layers)]
-        unpacked[STATE_KEY] = State.from_logical(layers)
-    return unpacked
-
-
-def check_same_network(saved: Mapping[str, Any] | None, current: AnyConfig) -> None:
-    """Raise ValueError for a network of other sizes than the saved one, warn of other differences."""
-    if saved is None:
+def modernize(entry: Any) -> None:
+    """Bring a parameter's state from a pickle of a release before 0.2, which held objects, into the present form."""
+    if not isinstance(entry, dict):
         return
-    if not isinstance(saved, Mapping):
-        raise TypeError(f"state_dict: expected a network's configuration, got {type(saved).__name__}")
-    for name, value in current._asdict().items():
-        if isinstance(saved.get(name), (int, float, str)) and saved[name] == value:
-            continue
-        difference = f"state_dict: saved with a network of {name}={saved.get(name)!r}, now {name}={value!r}"
-        if name in ("hidden_size", "num_layers"):
-            raise ValueError(difference)
-        warnings.warn(f"{difference}: the optimizer will not continue as before", stacklevel=3)
+    if isinstance(entry.get(SAVED_KEY), State):
+        state = entry.pop(SAVED_KEY)
+        entry.update({TILES_KEY: state.data, NUMEL_KEY: state.numel})
+    if isinstance(entry.get("memory"), Memory):
+        entry.update(entry.pop("memory").entries())

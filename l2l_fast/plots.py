@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from . import writing
 from .comparison import LEARNED, Comparison, data_set
 
 if TYPE_CHECKING:
@@ -47,6 +49,18 @@ def learning_curves(
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: nothing to draw, another number of titles or references, or another centre.
     """
+    return save_figure(curves_figure(comparisons, titles, heading, centre, references, columns), path)
+
+
+def curves_figure(
+    comparisons: Sequence[Comparison],
+    titles: Sequence[str] | None = None,
+    heading: str | None = None,
+    centre: str = "median",
+    references: Sequence[Mapping[str, Curve] | None] | None = None,
+    columns: int | None = None,
+) -> Any:
+    """The figure that :func:`learning_curves` writes; arguments and errors as there."""
     comparisons = list(comparisons)
     if not comparisons:
         raise ValueError("comparisons: expected at least one, got none")
@@ -64,15 +78,36 @@ def learning_curves(
     if heading is not None:
         lines = textwrap.wrap(heading, int(_HEADING_PER_INCH * figure.get_figwidth()))
         figure.suptitle("\n".join(lines), fontsize=13, fontweight="bold")
-    return save_figure(figure, path)
+    return figure
 
 
-def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a figure; its folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=75 if len(figure.axes) > 2 else 110)
-    return path
+def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int | None = None) -> Path:
+    """Write a figure, whole or not at all; its folder is made. The ending chooses the format, without one it is PNG.
+
+    Raises:
+        ValueError: an ending that matplotlib does not know; the message lists those that it does.
+        OSError: the file cannot be written.
+    """
+    text = writing.checked_path(path)
+    content = io.BytesIO()
+    figure.savefig(content, format=format_of(text), dpi=dpi or (75 if len(figure.axes) > 2 else 110))
+    with writing.folder(Path(text).parent):
+        writing.write_atomically(text, content.getvalue())
+    return Path(text)
+
+
+def format_of(path: str | os.PathLike[str], name: str = "path") -> str:
+    """The format of a picture by its file's ending.
+
+    Raises:
+        ValueError: matplotlib does not know it.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    ending = Path(os.fsdecode(path)).suffix[1:].lower() or "png"
+    known = sorted(make_figure(1).canvas.get_supported_filetypes())
+    if ending not in known:
+        raise ValueError(f"{name}: expected a file that ends in one of {', '.join(known)}, got {os.fsdecode(path)!r}")
+    return ending
 
 
 def make_figure(panels: int, columns: int | None = None) -> Any:
@@ -100,9 +135,7 @@ def make_figure(panels: int, columns: int | None = None) -> Any:
     return figure
 
 
-def _panel(
-    axes: Axes, comparison: Comparison, title: str, centre: str, reference: Mapping[str, Curve]
-) -> None:
+def _panel(axes: Axes, comparison: Comparison, title: str, centre: str, reference: Mapping[str, Curve]) -> None:
     steps = torch.arange(comparison.horizon + 1)
     # The learned curve last, so that it lies on top.
     for name in sorted(comparison.losses, key=lambda key: key == LEARNED):

@@ -80,12 +80,17 @@ def preprocess_gradient(grad: Tensor, preprocess: str, p: float) -> Tensor:
 
 def global_average(h: Tensor, gac_cells: int, groups: int) -> Tensor:
     """Outgoing activations ``h`` ``[numel, H]`` with those of the first ``gac_cells`` cells replaced by their mean over
-    the coordinates of each of ``groups`` equal, consecutive parts (appendix D: LSTM+GAC)."""
+    the coordinates of each of ``groups`` equal, consecutive parts (appendix D: LSTM+GAC). One that is not finite (its
+    gradient was not) is left out of the mean and goes out itself, so that it stays in its own coordinate."""
     if gac_cells == 0 or h.shape[0] == 0:
         return h
-    cells = h[:, :gac_cells].view(groups, -1, gac_cells)
-    mean = cells.mean(dim=1, keepdim=True).expand_as(cells).reshape(-1, gac_cells)
-    return torch.cat([mean, h[:, gac_cells:]], dim=1)
+    finite = h.isfinite()
+    cells, counted = (
+        x[:, :gac_cells].unflatten(0, (groups, h.shape[0] // groups)) for x in (torch.where(finite, h, 0.0), finite)
+    )
+    mean = cells.sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp_min(1)
+    outgoing = torch.where(finite[:, :gac_cells], mean.expand_as(cells).flatten(0, 1), h[:, :gac_cells])
+    return torch.cat([outgoing, h[:, gac_cells:]], dim=1)
 
 
 def lstm_step(

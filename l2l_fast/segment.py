@@ -19,7 +19,9 @@ from . import ops, reference, segment_joint
 from .config import AnyConfig
 from .network import CoordinatewiseLSTM, check_gradient
 from .ops import Config
+from .optimizer_state import as_state
 from .state import TILE, State, num_tiles
+from .surroundings import without_autocast
 
 if TYPE_CHECKING:
     from .optimizer import Batch
@@ -91,8 +93,9 @@ class Segment:
         self.num_steps = 0
         self.tapes: dict[int, Tape] = {}
         self.start_states: dict[Tensor, State] = {}
-        self.current_states: dict[Tensor, State] = {}
+        self.current_states: dict[Tensor, tuple[Tensor, int]] = {}  # the tensor, and its version after the last step
         self._broken = False
+        self._moving: list[tuple[Tensor, Tensor]] = []
         self._last_gradient: tuple[Tensor, Any, int] | None = None
         self._gradients_are_fresh = False
 
@@ -104,22 +107,23 @@ class Segment:
         if self._broken:
             raise RuntimeError(HALF_WAY)
         witness = None
+        started: list[tuple[Tensor, Tensor, AnyConfig]] = []
         for group, batch in batches:
             moving = [*zip(batch.params, batch.grads, batch.states, strict=True), *batch.exact]
             tape = self.tapes.get(id(group))
-            if tape is not None and tape.network is not group["network"]:
+            if tape is not None and tape.network is not batch.network:
                 raise RuntimeError("step: a group's network was replaced during the segment")
             if tape is not None and tape.groups != batch.groups:
                 raise RuntimeError("step: a parameter group's number of problems was changed during the segment")
             for param, grad, state in moving:
-                known = self.current_states.get(param)
-                if known is not None and known is not state:
-                    raise RuntimeError("step: a parameter's optimizer state was replaced during the segment")
+                if param in self.current_states:
+                    self._check_same_state("step", param, state)
                 witness = witness or (param, grad)
-            for param, _, state in moving:
-                if param not in self.start_states:
-                    self.start_states[param] = state.clone()
-                    self.current_states[param] = state
+            started.extend((param, state, batch.config) for param, _, state in moving)
+        for param, state, config in started:
+            if param not in self.start_states:
+                self.start_states[param] = as_state(state.clone(), param.numel(), config)
+        self._moving = [(param, state) for param, state, _ in started]
         if witness is not None:
             self._watch(*witness)
         self._broken = True  # until end_step
@@ -128,7 +132,7 @@ class Segment:
         """Add a step to the group's tape; returns the buffer and places where the kernel shall write the gradients."""
         tape = self.tapes.get(id(group))
         if tape is None:
-            tape = self.tapes[id(group)] = Tape(group["network"], batch.phi, batch.config, batch.groups)
+            tape = self.tapes[id(group)] = Tape(batch.network, batch.phi, batch.config, batch.groups)
         record, tiles = None, []
         if batch.params:
             tiles = tape.place(batch.params)
@@ -144,6 +148,8 @@ class Segment:
         self.tapes[id(group)].steps[-1].means = means
 
     def end_step(self) -> None:
+        self.current_states.update((param, (state, _version(state))) for param, state in self._moving)
+        self._moving = []
         self.num_steps += 1
         self._broken = False
 
@@ -169,6 +175,8 @@ class Segment:
             raise RuntimeError("backward_segment: no step was recorded since start_segment()")
         if self._broken:
             raise RuntimeError(HALF_WAY)
+        if not return_grad_start_states:
+            _check_trainable(tape.network for tape in self.tapes.values())
         w = _check_weights(weights, self.num_steps)
         end_grads = _check_end_states(grad_end_states, states)
         self._check_unchanged(states)
@@ -254,6 +262,7 @@ class Segment:
         starts = [self.start_states[param] for param in params]
         grad_phi, grad_starts = ops.lstm_segment_backward(
             [start.data for start in starts],
+            [param.numel() for param in params],
             [tape.tiles[param] for param in params],
             self.records(tape, indices, params, final),
             *self.coefficients(tape, indices, w),
@@ -296,9 +305,9 @@ class Segment:
     # ---- checks, all before anything is written ----
 
     def _check_unchanged(self, states: Mapping[Tensor, State]) -> None:
-        for param, state in self.current_states.items():
-            if states.get(param) is not state:
-                raise RuntimeError("backward_segment: a parameter's optimizer state was replaced during the segment")
+        for param in self.current_states:
+            state = states.get(param)
+            self._check_same_state("backward_segment", param, None if state is None else state.data)
         for tape in self.tapes.values():
             now = tape.network.phi()
             if now.dtype != tape.phi.dtype or not torch.equal(_bits(now), _bits(tape.phi)):
@@ -306,6 +315,12 @@ class Segment:
                     "backward_segment: the network's parameters changed since the segment's first step; update them "
                     "only between backward_segment() and the next start_segment()"
                 )
+
+    def _check_same_state(self, name: str, param: Tensor, state: Tensor | None) -> None:
+        known, version = self.current_states[param]
+        if state is not known or _version(known) != version:
+            how = "written to" if state is known else "replaced"
+            raise RuntimeError(f"{name}: a parameter's optimizer state was {how} during the segment")
 
     def _final_gradients(self, tape: Tape) -> dict[Tensor, Tensor]:
         final = {}
@@ -341,12 +356,26 @@ class Segment:
         )
 
 
+def _check_trainable(networks: Iterable[CoordinatewiseLSTM]) -> None:
+    parameters = [parameter for network in networks for parameter in network.parameters()]
+    if not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError(
+            "network: none of its parameters requires grad, so there is nothing to train; call requires_grad_()"
+        )
+    if all(parameter.is_inference() for parameter in parameters if parameter.requires_grad):
+        raise ValueError(
+            "network: its parameters were made under torch.inference_mode() and cannot have gradients; load or copy "
+            "it outside"
+        )
+
+
 def _accumulate(network: CoordinatewiseLSTM, grad_phi: Tensor) -> None:
     # Through autograd, so that frozen parameters, hooks and parametrizations of the network are respected.
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast(grad_phi.device):
         phi = network.phi()
-    if phi.requires_grad:
-        phi.backward(grad_phi)
+        if phi.requires_grad:  # one of several networks may be frozen
+            # A gradient that was computed under inference mode must become an ordinary tensor first.
+            phi.backward(grad_phi.clone() if grad_phi.is_inference() else grad_phi)
 
 
 def _check_weights(weights: Sequence[float] | Tensor | None, steps: int) -> list[float]:

@@ -182,5 +182,10 @@ pytree.register_pytree_node(
     _flatten,
     _unflatten,
     serialized_type_name="l2l_fast.State",
+    # Through JSON a tuple comes back as a list, which would be another tree: an exported program would refuse states.
+    to_dumpable_context=list,
+    from_dumpable_context=tuple,
     flatten_with_keys_fn=_flatten_with_keys,
 )
+# A tensor and three numbers: an exported program with states as example inputs loads with weights_only=True.
+torch.serialization.add_safe_globals([State])

@@ -102,6 +102,19 @@ class Cells(nn.Module):
         return torch.cat([*parts, self.linear.weight.grad.flatten(), self.linear.bias.grad])
 
 
+def recorded_samples(monkeypatch) -> list[tuple[int, str, str]]:
+    """The list of every ``sample(seed, split, device)`` of any problem from now on."""
+    calls: list[tuple[int, str, str]] = []
+    sample = l2l.problems.Problem.sample
+
+    def record(self, seed, split="train", device=None):
+        calls.append((seed, split, str(device)))
+        return sample(self, seed, split, device)
+
+    monkeypatch.setattr(l2l.problems.Problem, "sample", record)
+    return calls
+
+
 CONFIGS = [
     {"hidden_size": 20, "num_layers": 2, "preprocess": "log_sign", "p": 10.0, "output_scale": 0.1},
     {"hidden_size": 20, "num_layers": 2, "preprocess": "identity", "p": 10.0, "output_scale": 1.0},

@@ -119,6 +119,40 @@ def test_search_leaves_its_first_grid_until_the_best_is_interior(curvature) -> N
     assert baselines.tune(quadratic_bowl(curvature), "sgd", 5, seeds=[0]) == found.lr
 
 
+@pytest.mark.parametrize("points", [1, 3, 4])
+@pytest.mark.parametrize("exponent", [-1.25, -0.875, -0.6, 0.25, 1.375])
+def test_both_midpoints_beside_the_best_are_tried_and_may_win(points, exponent) -> None:
+    trials = []
+    found = baselines.search(
+        quadratic_bowl(0.5 * 10**-exponent), "sgd", 1, seeds=[0], points_per_decade=points,
+        on_trial=lambda lr, loss: trials.append(lr),
+    )  # fmt: skip
+    keys = [math.log10(lr) * 2 * points for lr in trials]
+    assert [round(key) for key in keys] == pytest.approx(keys, abs=1e-6)
+    grid, middle = keys[:-2], keys[-2:]
+    assert all(round(key) % 2 == 0 for key in grid) and len(set(map(round, grid))) == len(grid)
+    assert max(grid) - min(grid) == pytest.approx(2 * (len(grid) - 1))  # without a gap
+    best = min(grid, key=lambda key: found.final_losses[trials[keys.index(key)]])
+    assert middle == pytest.approx([best - 1, best + 1]) and min(grid) < best < max(grid)
+    # One step of SGD with lr = 10**exponent is exact.
+    losses = {key: (1 - 10 ** (key / (2 * points) - exponent)) ** 2 for key in keys}
+    assert math.log10(found.lr) * 2 * points == pytest.approx(min(losses, key=losses.__getitem__))
+
+
+def test_search_takes_the_mean_over_tasks_and_refuses_a_diverged_one() -> None:
+    def make(generator: torch.Generator) -> nn.Module:
+        return Bowl(float(torch.rand((), generator=generator)))
+
+    problem = ModuleProblem(make, lambda module, generator: module.x.square().sum())
+    found = baselines.search(problem, "sgd", 1, seeds=range(5))
+    for lr, mean in found.final_losses.items():
+        final = baselines.run(problem, "sgd", lr, range(5), 1, split="validation")[:, -1]
+        assert mean == pytest.approx(final.mean().item()) and mean != pytest.approx(final.median().item())
+    wild = ModuleProblem(make, lambda module, generator: (module.x * 1e200).square().sum())
+    with pytest.raises(RuntimeError, match="no best learning rate"):
+        baselines.search(wild, "sgd", 3, seeds=range(2))
+
+
 def test_search_gives_up_with_a_reason_where_no_rate_is_best() -> None:
     falling = ModuleProblem(lambda generator: Bowl(), lambda module, generator: module.x.sum(), name="slope")
     with pytest.raises(RuntimeError, match=r"no best learning rate for sgd on slope .* is at the edge"):

@@ -181,6 +181,14 @@ def test_unknown_instruction_set(capsys):
     assert "sse9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("path, words", [("missing/x", "there is no folder"), ("{tmp}", "a folder"), ("", "the name")])
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(path, words, tmp_path, capsys):
+    assert benchmark.main(["--quick", "--json", path.replace("{tmp}", str(tmp_path))]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("bench: ") and "--json: " in err and words in err and not out
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu(capsys):
     assert benchmark.main(["--device", "cuda"]) == 2

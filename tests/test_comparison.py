@@ -86,6 +86,45 @@ def test_verdict():
     assert not below and "inf" in sentence
 
 
+def test_ties_are_no_wins():
+    result = made_up({LEARNED: 0.1, "sgd": 0.2, "nag": 0.1})
+    below, sentence = comparisons.verdict(result)
+    assert not below and "lower on 0 of 5" in sentence
+    result.losses[LEARNED][2:, -1] *= 0.9
+    below, sentence = comparisons.verdict(result)
+    assert below and "lower on 3 of 5" in sentence
+
+
+def test_the_best_baseline_is_that_of_the_lowest_mean_at_the_end():
+    result = made_up({LEARNED: 0.01, "sgd": 0.2, "nag": 0.3, "adam": 0.25})
+    result.losses["nag"][:4, -1] = 0.0  # in most tasks, but not in the mean
+    result.losses["nag"][4, -1] = 1.1
+    result.losses["adam"][:, :-1] = 0.0  # before the end
+    assert result.best_baseline() == "sgd"
+
+
+def test_every_number_of_the_table_is_a_mean_or_half_an_interval_of_its_step():
+    result = made_up({LEARNED: 0.05, "sgd": 0.2}, horizon=30)
+    result.losses["sgd"] *= torch.linspace(1, 4, 5, dtype=torch.float64)[:, None]  # mean and median differ
+    rows = comparisons.table(result).splitlines()[4:]
+    steps = [1, 10, 20, 30]
+    for k, losses in enumerate(result.losses.values()):
+        columns = [*(losses[:, t] for t in steps), losses[:, 1:].sum(1)]
+        for cell, column in zip(rows[2 * k].split()[-5:], columns):
+            assert float(cell) == pytest.approx(column.mean().item(), rel=2e-3)
+        for cell, column in zip(rows[2 * k + 1].split(), columns):
+            assert float(cell[1:]) == pytest.approx(2.776 * column.std().item() / 5**0.5, rel=2e-2)
+
+
+def test_json_holds_what_the_table_shows():
+    result = made_up({LEARNED: 0.05, "sgd": 0.2})
+    for name, record in result.to_json()["results"].items():
+        summary = summarize(result.losses[name])
+        assert record["mean"] == summary.mean.tolist() and record["half_width_95"] == summary.half_width.tolist()
+        assert record["sum"] == [summary.total, summary.total_half_width]
+        assert record["learning_rate"] == result.learning_rates.get(name)
+
+
 def test_json_holds_no_infinities():
     result = made_up({LEARNED: 0.05, "sgd": 0.2})
     result.losses["sgd"][0, 50:] = math.inf

@@ -184,11 +184,11 @@ def test_in_place_step_and_segment_backward_match_the_reference(options, groups)
     for t in range(steps):
         record = torch.empty(64 * 3)
         mean = torch.empty(net.num_layers, groups, net.gac_cells)
-        sums = torch.empty(groups, net.gac_cells, dtype=torch.float64)
+        sums = torch.empty(2, groups, net.gac_cells, dtype=torch.float64)
         data = [state.data for state in states]
         gac_ops.gac_step_(
             params, grads[t], data, None, None, phi, *net.config, 0.5, 0.1, False, record, tiles, groups, mean, sums,
-            118 / groups, 0, net.num_layers + 1,
+            0, net.num_layers + 1,
         )  # fmt: skip
         records.append(record)
         means.append(mean)

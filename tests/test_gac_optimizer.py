@@ -87,7 +87,7 @@ def test_segment_backward_is_autograd_through_the_unrolled_steps(groups, case):
     opt = l2l.LearnedOptimizer(params, net, lr=0.5, weight_decay=0.2, groups=groups, maximize=case == "maximize")
     set_gradients(params, 50)
     opt.step()  # so that the start states are not zero
-    starts = [opt.state[p]["lstm_state"].to(torch.float64).to_logical() for p in params]
+    starts = [opt.state_of(p).to(torch.float64).to_logical() for p in params]
     opt.start_segment()
     grads, w = [], [0.5, 1.0, 2.0, 1.5]
     for t in range(4):

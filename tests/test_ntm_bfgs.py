@@ -120,7 +120,7 @@ def test_a_checkpoint_continues_exactly(options):
     copies = copy.deepcopy(params)
     other = l2l.LearnedOptimizer(copies, net, groups=2)
     saved = opt.state_dict()
-    assert all(isinstance(value, torch.Tensor) for value in saved["state"][0]["memory"].values())
+    assert all(isinstance(value, torch.Tensor) for value in saved["state"][0].values())
     other.load_state_dict(saved)
     for optimizer, its in ((opt, params), (other, copies)):
         for t in (3, 4):
@@ -138,7 +138,7 @@ def test_a_saved_memory_must_fit():
     saved = opt.state_dict()
     with pytest.raises(ValueError, match="memory"):
         l2l.LearnedOptimizer(parameters(), ntm(memory="low_rank")).load_state_dict(saved)
-    with pytest.raises(ValueError, match="memory"):
+    with pytest.raises(ValueError, match="read_heads=1, now read_heads=2"):
         l2l.LearnedOptimizer(parameters(), ntm(read_heads=2)).load_state_dict(saved)
 
 
@@ -218,7 +218,7 @@ def test_an_optimizee_of_several_tensors():
         opt.zero_grad()
         task().backward()
         opt.step()
-    assert next(iter(opt.state.values()))["memory"].matrix.shape == (1, 8, 8)
+    assert next(iter(opt.state.values()))["memory_matrix"].shape == (1, 8, 8)
     assert float(curve[0, -1]) == pytest.approx(task().item(), rel=1e-5)
 
 
@@ -250,3 +250,33 @@ def test_a_memory_of_another_kind_or_size_is_refused():
         net(torch.ones(6), net.init_state(6), net.init_memory(8))
     with pytest.raises(ValueError, match="groups"):
         net.init_memory(6, 4)
+
+
+@pytest.mark.parametrize("kind", ["dense", "low_rank"])
+def test_a_memory_is_made_of_its_entries_again(kind):
+    net = ntm(memory=kind, initial="identity", read_heads=1, write_heads=2)
+    memory, (a, b, r) = net.init_memory(8, 2), torch.randn(3, 2, 2, 4)
+    for _ in range(3):
+        memory.write_(a, b, r[:1])
+    other = net.memory_from({name: value.clone() for name, value in memory.entries().items()}, 8, 2)
+    for each in (memory, other):
+        each.write_(b, a, r[1:])
+    assert torch.equal(memory.read(r[:1]), other.read(r[:1]))
+    assert net.memory_from(memory.entries(), 8, 2).reads is memory.reads
+
+
+@pytest.mark.parametrize("kind", ["dense", "low_rank"])
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"memory_reads": torch.zeros(1, 2, 5)}, ValueError),
+        ({"memory_reads": [0.0]}, TypeError),
+        ({"memory_reads": None}, TypeError),
+        ({"memory_matrix": torch.zeros(2, 4, 4), "memory_left": torch.zeros(2, 20, 4)}, ValueError),
+        ({"step": torch.tensor(3)}, ValueError),
+    ],
+)
+def test_entries_that_make_no_memory_are_refused(kind, change, error):
+    net = ntm(memory=kind, read_heads=1, write_heads=2)
+    with pytest.raises(error, match="memory"):
+        net.memory_from({**net.init_memory(8, 2).entries(), **change}, 8, 2)

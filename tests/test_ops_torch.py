@@ -62,7 +62,8 @@ def test_opcheck_segment_backward(need_grad_start):
     starts = [random_state(net, n).data for n in sizes]
     records = [torch.randn(64 * 3) for _ in range(4)]
     phi = net.phi().detach()
-    arguments = (starts, [0, 2], records, [1.0] * 3, [1.0] * 3, [0.9] * 3, phi, *net.config, starts, need_grad_start)
+    weights, lrs, decays = [1.0] * 3, [1.0] * 3, [0.9] * 3
+    arguments = (starts, sizes, [0, 2], records, weights, lrs, decays, phi, *net.config, starts, need_grad_start)
     torch.library.opcheck(OPS.lstm_segment_backward.default, arguments)
     phi.requires_grad_()
     torch.library.opcheck(OPS.lstm_segment_backward.default, arguments, test_utils="test_autograd_registration")
@@ -178,7 +179,7 @@ def test_segment_backward_is_not_differentiable():
     net = small_network()
     phi = net.phi().detach().requires_grad_()
     starts, records = [net.init_state(3).data], [torch.ones(64), torch.ones(64)]
-    grad_phi, _ = ops.lstm_segment_backward(starts, [0], records, [1.0], [1.0], [1.0], phi, *net.config, [], False)
+    grad_phi, _ = ops.lstm_segment_backward(starts, [3], [0], records, [1.0], [1.0], [1.0], phi, *net.config, [], False)
     with pytest.raises(RuntimeError, match="cannot be differentiated"):
         grad_phi.sum().backward()
 
@@ -232,7 +233,7 @@ def test_compiled_in_place_step_and_segment():
         places = [0, 2]
         ops.lstm_step_(params, grads, states, phi, *net.config, 0.5, 0.1, False, record, places)
         grad_phi, starts = ops.lstm_segment_backward(
-            states, places, [record, 2 * record], [1.0], [0.5], [0.9], phi, *net.config, [], True
+            states, [70, 20], places, [record, 2 * record], [1.0], [0.5], [0.9], phi, *net.config, [], True
         )
         return params[0] * 2, grad_phi, starts
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import l2l_fast as l2l
 from tests.helpers import assert_close, random_network, structured_gradient
-from tests.optimizer_helpers import STATE, Oracle, parameters, run, set_gradients
+from tests.optimizer_helpers import Oracle, parameters, run, set_gradients
 
 SHAPES = [(), (3,), (5, 13), (2, 3, 4), (2, 2, 3, 3), (2, 1, 2, 3, 2), (0,), (3, 0), (200,)]
 
@@ -29,7 +29,7 @@ def test_steps_match_the_oracle(options):
         oracle.step([param.grad for param in params])
     for param, expected, logical in zip(params, oracle.params, oracle.states, strict=True):
         assert_close(param, expected, 2e-6, str(tuple(param.shape)))
-        state = optimizer.state[param][STATE]
+        state = optimizer.state_of(param)
         assert isinstance(state, l2l.State) and state.numel == param.numel()
         for pair, pair_expected in zip(state.to_logical(), logical, strict=True):
             for part, part_expected in zip(pair, pair_expected, strict=True):
@@ -49,7 +49,7 @@ def test_other_dtypes(dtype, tolerance):
     optimizer.step()
     for param, expected in zip(params, oracle.params, strict=True):
         assert_close(param, expected, tolerance)
-        assert optimizer.state[param][STATE].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert optimizer.state_of(param).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 def test_one_group_may_mix_dtypes():
@@ -69,21 +69,21 @@ def test_model_converted_in_mid_training():
     model = nn.Linear(7, 5)
     optimizer = l2l.LearnedOptimizer(model.parameters(), net)
     run(optimizer, list(model.parameters()), 2)
-    before = [part for pair in optimizer.state[model.weight][STATE].to_logical() for part in pair]
+    before = [part for pair in optimizer.state_of(model.weight).to_logical() for part in pair]
     model.double()
     model.weight.grad = None
     model.bias.grad = None
     oracle = Oracle([model.weight], net)
-    oracle.states[0] = optimizer.state[model.weight][STATE].to(torch.float64).to_logical()
+    oracle.states[0] = optimizer.state_of(model.weight).to(torch.float64).to_logical()
     set_gradients([model.weight], 7)
     optimizer.step()
     oracle.step([model.weight.grad])
     assert_close(model.weight, oracle.params[0], 1e-12)
-    assert before[0].dtype == torch.float32 and optimizer.state[model.weight][STATE].dtype == torch.float64
+    assert before[0].dtype == torch.float32 and optimizer.state_of(model.weight).dtype == torch.float64
     model.float()
     set_gradients([model.weight], 8)
     optimizer.step()
-    assert optimizer.state[model.weight][STATE].dtype == torch.float32
+    assert optimizer.state_of(model.weight).dtype == torch.float32
 
 
 def test_strides_do_not_matter():
@@ -128,7 +128,7 @@ def test_zero_lr_changes_no_parameter_but_the_state():
     old = params[0].detach().clone()
     optimizer = l2l.LearnedOptimizer(params, net, lr=0.0)
     run(optimizer, params, 1)
-    assert torch.equal(params[0], old) and optimizer.state[params[0]][STATE].data.abs().sum() > 0
+    assert torch.equal(params[0], old) and optimizer.state_of(params[0]).data.abs().sum() > 0
 
 
 def test_step_is_seen_by_autograd():

@@ -8,7 +8,7 @@ from torch import nn
 
 import l2l_fast as l2l
 from tests.helpers import assert_close, random_network
-from tests.optimizer_helpers import STATE, Oracle, parameters, run, set_gradients
+from tests.optimizer_helpers import Oracle, parameters, run, set_gradients
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def test_bad_gradient_in_the_last_group_leaves_the_first_alone(kind):
     a, b = torch.randn(5), torch.randn(6)
     optimizer = l2l.LearnedOptimizer([{"params": [a]}, {"params": [b], "network": random_network()}], net)
     run(optimizer, [a, b], 1)
-    kept = [a.clone(), *(optimizer.state[p][STATE].data.clone() for p in (a, b))]
+    kept = [a.clone(), *(optimizer.state_of(p).data.clone() for p in (a, b))]
     set_gradients([a], 1)
     b.grad = None
     if kind == "sparse":
         b.grad = torch.ones(6).to_sparse()
     elif kind == "device":
         b.grad = torch.ones(6)
-        optimizer.param_groups[1]["network"].to("meta")
+        optimizer.networks[1].to("meta")
     else:  # a tensor can change its dtype after it has been given to the optimizer
         b.data = torch.ones(6, dtype=torch.complex64 if kind == "complex" else torch.int32)
         b.grad = torch.ones_like(b)
@@ -65,8 +65,8 @@ def test_bad_gradient_in_the_last_group_leaves_the_first_alone(kind):
         ValueError if kind == "device" else TypeError, match="device" if kind == "device" else "params|grad"
     ):
         optimizer.step()
-    assert torch.equal(a, kept[0]) and torch.equal(optimizer.state[a][STATE].data, kept[1])
-    assert torch.equal(optimizer.state[b][STATE].data, kept[2])
+    assert torch.equal(a, kept[0]) and torch.equal(optimizer.state_of(a).data, kept[1])
+    assert torch.equal(optimizer.state_of(b).data, kept[2])
 
 
 def test_parameter_resized_or_network_replaced():

@@ -14,7 +14,7 @@ from torch import nn
 import l2l_fast as l2l
 from l2l_fast import reference
 from tests.helpers import assert_close, random_network, random_state, structured_gradient
-from tests.segment_helpers import STATE, TOLERANCE, Optimizee, net_gradient, record_run, unrolled_gradient, zero_states
+from tests.segment_helpers import TOLERANCE, Optimizee, net_gradient, record_run, unrolled_gradient, zero_states
 
 
 @pytest.mark.parametrize("preprocess", ["log_sign", "identity"])
@@ -72,7 +72,7 @@ def test_consecutive_segments_carry_the_state():
         net.zero_grad()
         theta0 = [p.detach().clone() for p in optimizee.theta]
         states = [
-            optimizer.state[p][STATE].to_logical() if p in optimizer.state else net.init_state(p.numel()).to_logical()
+            optimizer.state_of(p).to_logical() if p in optimizer.state else net.init_state(p.numel()).to_logical()
             for p in optimizee.theta
         ]
         optimizer.start_segment()
@@ -138,11 +138,14 @@ def test_gradients_accumulate_over_segments_and_respect_frozen_parameters():
 
 
 def test_frozen_network_is_left_alone():
+    """It has nothing to learn, which is an error unless the gradients of the states are wanted."""
     net = random_network().requires_grad_(False)
     optimizee = Optimizee()
     optimizer = l2l.LearnedOptimizer(optimizee.parameters(), net)
     optimizer.start_segment()
     record_run(optimizer, optimizee, 2)
+    with pytest.raises(ValueError, match="network: none of its parameters requires grad"):
+        optimizer.backward_segment()
     grads = optimizer.backward_segment(return_grad_start_states=True)
     assert net.weight_out.grad is None and grads[optimizee.theta[0]].data.abs().sum() > 0
 
@@ -352,7 +355,7 @@ def test_injected_end_state_gradients_and_returned_start_state_gradients(dtype):
     optimizer = l2l.LearnedOptimizer(optimizee.parameters(), net)
     record_run(optimizer, optimizee, 2, final=False)
     theta0 = [p.detach().clone() for p in optimizee.theta]
-    states = [optimizer.state[p][STATE].to_logical() for p in optimizee.theta]
+    states = [optimizer.state_of(p).to_logical() for p in optimizee.theta]
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     injected = {p: random_state(net, p.numel(), seed=40 + k, dtype=state_dtype) for k, p in enumerate(optimizee.theta)}
     del injected[optimizee.theta[1]]
@@ -398,6 +401,7 @@ def test_two_segments_chained_by_state_gradients_equal_one():
     optimizer._segment = second
     start_grads = optimizer.backward_segment(return_grad_start_states=True)
     optimizer._segment = first
+    first.current_states = second.current_states  # the later half wrote to the state, as it should
     theta.grad = gradients[3] + gradients[4] + gradients[5] + gradients[6]
     optimizer.backward_segment(grad_end_states=start_grads)
     assert_close(net_gradient(net), expected, 1e-5)

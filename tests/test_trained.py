@@ -34,10 +34,34 @@ def test_the_record_travels_with_the_network(tmp_path):
     for again in (l2l.load(tmp_path / "x.safetensors"), load_best(tmp_path / "c")):
         assert torch.equal(again.phi(), net.phi())
         assert record_of(again) == json.loads(json.dumps(record))
-    # The plain reader knows these files, and files without a record are read.
-    assert torch.equal(l2l.network.load(tmp_path / "x.safetensors").phi(), net.phi())
+    # The plain reader and writer keep it too; without a record there is none in the file.
     net.save(tmp_path / "plain.safetensors")
+    for again in (l2l.load(tmp_path / "plain.safetensors"), l2l.network.load(tmp_path / "x.safetensors")):
+        assert torch.equal(again.phi(), net.phi()) and record_of(again) == json.loads(json.dumps(record))
+        with pytest.warns(ProtocolWarning, match="horizon"):
+            evaluate(again, l2l.problems.Quadratic(dim=2, batch=3), [0], 7)
+    assert trained.read_record(tmp_path / "plain.safetensors") == record
+    l2l.CoordinatewiseLSTM(**QUADRATIC).save(tmp_path / "plain.safetensors")
     assert record_of(l2l.load(tmp_path / "plain.safetensors")) is None
+
+
+@pytest.mark.parametrize("record", [3, ["x"], {"x": {1, 2}}, {"x": torch.ones(2)}])
+def test_a_record_that_no_file_can_hold(tmp_path, record):
+    for net in (random_network(), nn.ModuleDict({"a": random_network()})):
+        with pytest.raises(TypeError, match="record: expected"):
+            trained.save(net, tmp_path / "x", record)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_last_network_remembers_its_protocol_and_does_not_pass_for_the_best(tmp_path):
+    run = trainer().fit(4, progress=False)
+    run.net.save(tmp_path / "x")
+    again = l2l.load(tmp_path / "x")
+    record, best = record_of(again), record_of(run.best_net())
+    assert (record["episodes"], record["best_episode"], record["validation_loss"]) == (4, None, None)
+    assert best["best_episode"] in (2, 4) and record["protocol"] == best["protocol"]
+    with pytest.warns(ProtocolWarning, match="horizon"):
+        evaluate(again, l2l.problems.Quadratic(dim=2, batch=3), [0], 7)
 
 
 def test_further_training_forgets_the_old_record():
@@ -144,3 +168,20 @@ def test_the_pretrained_quadratic_optimizer_beats_every_tuned_baseline():
 def test_unknown_names():
     with pytest.raises(ValueError, match="quadratic"):
         l2l.load_pretrained("nothing")
+
+
+def test_several_networks_become_groups():
+    net = l2l.load_pretrained("fashion-conv")
+    model = nn.Sequential(nn.Conv2d(1, 2, 5), nn.Flatten(), nn.Linear(2, 3))
+    for call in (
+        lambda: l2l.LearnedOptimizer(model.parameters(), net),
+        lambda: l2l.LearnedOptimizer([{"params": model.parameters(), "network": net}]),
+    ):
+        with pytest.raises(TypeError, match=r"network: .*\['conv', 'fc'\].*LearnedOptimizer\(\[\{'params'") as error:
+            call()
+    # What the message says works.
+    example = str(error.value).split("LearnedOptimizer(")[1][:-1]
+    for kind, part in (("conv", "[model[0].weight]"), ("fc", "[model[0].bias, *model[2].parameters()]")):
+        example = example.replace(f"..., 'network': networks['{kind}']", f"{part}, 'network': networks['{kind}']")
+    optimizer = l2l.LearnedOptimizer(eval(example, {"model": model, "networks": net}))
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 3]

@@ -35,6 +35,14 @@ Scratch allocate_scratch(size_t bytes) {
   return Scratch(static_cast<float*>(p));
 }
 
+// A state tile, or a copy of it in `copy` without what it holds beyond its last coordinate: that must reach nothing.
+const float* mask_padding(const float* tile, int64_t rows, int count, std::vector<float>& copy) {
+  if (!tile || count == kTile) return tile;
+  copy.assign(tile, tile + rows * kTile);
+  for (int64_t r = 0; r < rows; r++) std::fill(copy.begin() + r * kTile + count, copy.begin() + (r + 1) * kTile, 0.f);
+  return copy.data();
+}
+
 // Runs body(tile, scratch, sums) for every tile and returns d phi. `steps` is the segment's length.
 template <class Body>
 at::Tensor sum_over_tiles(const Config& config, const at::Tensor& phi, int64_t tiles, int steps, const Body& body) {
@@ -88,19 +96,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(const at::Tens
     const int count = static_cast<int>(std::min<int64_t>(kTile, numel - tile * kTile));
     grads.read(tile * kTile, count, g);
     upstream.read(tile * kTile, count, du);
-    const float* ends[2] = {from + tile * stride, end_data + tile * stride};
     std::vector<float> masked[2];
-    if (count < kTile)  // padding must not reach d phi, whatever the state and the upstream gradient hold there
-      for (int i = 0; i < 2; i++) {
-        masked[i].assign(ends[i], ends[i] + stride);
-        for (int64_t r = 0; r < rows; r++)
-          std::fill(masked[i].begin() + r * kTile + count, masked[i].begin() + (r + 1) * kTile, 0.f);
-        ends[i] = masked[i].data();
-      }
+    const float* begins = mask_padding(from + tile * stride, rows, count, masked[0]);
+    const float* ends = mask_padding(end_data + tile * stride, rows, count, masked[1]);
     const float* steps[1] = {g};
     {
       FlushDenormals flush;
-      kernel.backward(net.network(), {1, steps, du, ends[0], ends[1], to + tile * stride, dg, sums}, scratch);
+      kernel.backward(net.network(), {1, steps, du, begins, ends, to + tile * stride, dg, sums}, scratch);
     }
     result.write(tile * kTile, count, dg);
   });
@@ -108,15 +110,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(const at::Tens
 }
 
 std::tuple<at::Tensor, std::vector<at::Tensor>> lstm_segment_backward(
-    at::TensorList start_states, at::IntArrayRef record_tiles, at::TensorList records,
+    at::TensorList start_states, at::IntArrayRef numels, at::IntArrayRef record_tiles, at::TensorList records,
     at::ArrayRef<double> loss_weights, at::ArrayRef<double> lrs, at::ArrayRef<double> decays, const at::Tensor& phi,
     int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p, double output_scale,
     at::TensorList grad_end_states, bool need_grad_start) {
   const Config config = make_config(hidden_size, num_layers, preprocess, p, output_scale);
-  check_segment_arguments(config, start_states, record_tiles, records, loss_weights, lrs, decays, phi, grad_end_states);
+  check_segment_arguments(config, start_states, numels, record_tiles, records, loss_weights, lrs, decays, phi,
+                          grad_end_states);
 
   struct Item {
-    int64_t record_tile;
+    int64_t numel, record_tile;
     const float* state;
     const float* grad_end;
     float* grad_start;
@@ -129,7 +132,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> lstm_segment_backward(
   for (size_t k = 0; k < start_states.size(); k++) {
     if (need_grad_start) grad_start_states.push_back(at::empty_like(start_states[k]));
     if (start_states[k].size(0) == 0) continue;
-    items.push_back({record_tiles[k], start_states[k].const_data_ptr<float>(),
+    items.push_back({numels[k], record_tiles[k], start_states[k].const_data_ptr<float>(),
                      grad_end_states.empty() ? nullptr : grad_end_states[k].const_data_ptr<float>(),
                      need_grad_start ? grad_start_states.back().mutable_data_ptr<float>() : nullptr});
     ends.push_back(tiles += start_states[k].size(0));
@@ -139,35 +142,41 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> lstm_segment_backward(
   const at::Tensor dense_phi = phi.contiguous();
   const PackedNetwork net(config, dense_phi.const_data_ptr<float>());
   const Kernels& kernel = kernels();
-  const int64_t stride = static_cast<int64_t>(config.rows()) * kTile;
+  const int64_t rows = config.rows(), stride = rows * kTile;
 
   at::Tensor grad_phi = sum_over_tiles(config, phi, tiles, steps, [&](int64_t at, float* scratch, double* sums) {
     const size_t k = std::upper_bound(ends.begin(), ends.end(), at) - ends.begin();
     const Item& item = items[k];
     const int64_t tile = at - (k == 0 ? 0 : ends[k - 1]);
     const int64_t offset = (item.record_tile + tile) * kTile;
+    const int count = static_cast<int>(std::min<int64_t>(kTile, item.numel - tile * kTile));
 
     // A_t = d loss / d theta_t: A_T = w_T g_T, A_t = w_t g_t + decay_t A_{t+1}; d loss / d u_t = lr_t A_{t+1}.
-    std::vector<const float*> inputs(steps);
+    std::vector<const float*> inputs(steps + 1);
+    std::vector<float> recorded, masked[2];  // of a tile with padding
+    if (count < kTile) recorded.assign((steps + 1) * kTile, 0.f);
+    for (int t = 0; t <= steps; t++) {
+      inputs[t] = gradients[t] + offset;
+      if (count < kTile) inputs[t] = std::copy_n(inputs[t], count, recorded.data() + t * kTile) - count;
+    }
     std::vector<float> upstream(static_cast<size_t>(steps) * kTile);
     float adjoint[kTile];
-    const float* last = gradients[steps] + offset;
-    for (int i = 0; i < kTile; i++) adjoint[i] = static_cast<float>(loss_weights[steps - 1]) * last[i];
+    for (int i = 0; i < kTile; i++) adjoint[i] = static_cast<float>(loss_weights[steps - 1]) * inputs[steps][i];
     for (int t = steps - 1; t >= 0; t--) {
-      inputs[t] = gradients[t] + offset;
       const float lr = static_cast<float>(lrs[t]), decay = static_cast<float>(decays[t]);
       const float weight = t > 0 ? static_cast<float>(loss_weights[t - 1]) : 0.f;
       for (int i = 0; i < kTile; i++) {
-        upstream[t * kTile + i] = lr * adjoint[i];
+        upstream[t * kTile + i] = i < count ? lr * adjoint[i] : 0.f;
         adjoint[i] = weight * inputs[t][i] + decay * adjoint[i];
       }
     }
     FlushDenormals flush;
-    kernel.backward(net.network(),
-                    {steps, inputs.data(), upstream.data(), item.state + tile * stride,
-                     item.grad_end ? item.grad_end + tile * stride : nullptr,
-                     item.grad_start ? item.grad_start + tile * stride : nullptr, nullptr, sums},
-                    scratch);
+    kernel.backward(
+        net.network(),
+        {steps, inputs.data(), upstream.data(), mask_padding(item.state + tile * stride, rows, count, masked[0]),
+         mask_padding(item.grad_end ? item.grad_end + tile * stride : nullptr, rows, count, masked[1]),
+         item.grad_start ? item.grad_start + tile * stride : nullptr, nullptr, sums},
+        scratch);
   });
   return {grad_phi, grad_start_states};
 }

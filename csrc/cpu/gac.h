@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -77,14 +78,27 @@ struct TileRows {
 // All tensors' tiles of `rows` rows in one buffer.
 TileRows tile_rows(const Tiles& tiles, float* buffer, int64_t rows);
 
-// sums[g][i] = sum over the coordinates of group g of row `row + i`, for i < cells. A tensor's coordinates belong to
-// `groups` groups of equal size, one after the other.
-void sum_cells(const Tiles& tiles, int64_t groups, const TileRows& rows, int64_t row, int cells, double* sums);
+// An activation that is not finite is left out of its average and goes out itself: one bad gradient must not reach the
+// other coordinates.
+bool all_finite(const float* x, int count);
 
-// Rows [0, cells) of one tile = the values [groups][cells] of the lanes' groups. Lanes beyond the last coordinate keep
-// what they hold.
-void fill_cells(const Tiles& tiles, const Tiles::Place& place, int64_t groups, const float* values, int cells,
-                float* rows);
+// sums[0][g][i] = sum over the coordinates of group g of row `row + i`, for i < cells, and sums[1][g][i] how many there
+// are, of those where that row of `activations` is finite. A tensor's coordinates belong to `groups` groups of equal
+// size, one after the other.
+void sum_cells(const Tiles& tiles, int64_t groups, const TileRows& rows, const TileRows& activations, int64_t row,
+               int cells, double* sums);
+
+// Rows [0, cells) of one tile = the values [groups][cells] of the lanes' groups, where those of `activations` (perhaps
+// the same) are finite; returns whether all are, which may be known. Lanes beyond the last coordinate keep what they
+// hold.
+bool fill_cells(const Tiles& tiles, const Tiles::Place& place, int64_t groups, const float* values, int cells,
+                bool known_finite, const float* activations, float* rows);
+
+// values = sums / counts, from [2][n] as sum_cells leaves them; zero where nothing was counted.
+void average_cells(const double* sums, int64_t n, float* values);
+
+// Whether nothing was left out of the sums of `cells` cells of every group.
+bool all_counted(const Tiles& tiles, int64_t groups, int cells, const double* sums);
 
 // The forward pass of one step on all tensors.
 struct GacForward {
@@ -93,32 +107,39 @@ struct GacForward {
   int64_t groups;
   TileRows from, to;  // states before and after, perhaps the same
   float* means;       // [layers][groups][gac], of the new h
-  double* sums;       // [groups][gac]
-  // Whether all coordinates of a tensor hold the same averages, as in states that a step has written.
-  bool uniform;
+  double* sums;       // [2][groups][gac]: sums and counts
+  // Whether averages that all coordinates of a tile have in common may become a part of the bias: less work, and other
+  // rounding.
+  bool may_fold;
+  bool known_finite = false;  // all averaged cells of the layer that was run last; set by run_layer
 
   // Layer `layer` of all tiles and the sums of its cells. inputs(place, rows) gives layer 0 its features and extra
   // inputs; means of the layers below are final.
   template <class Inputs>
   void run_layer(int layer, const Inputs& inputs);
 
-  // means[layer] = sums / count.
-  void average(int layer, double count);
+  // means[layer] from the sums.
+  void average(int layer) {
+    const int64_t n = groups * net.network().config.gac;
+    average_cells(sums, n, means + layer * n);
+  }
 
-  // The states' h of `layer` get the means.
-  void fill(int layer, const Tiles::Place& place) const {
+  // The states' finite h of `layer` get the means; returns whether all are finite.
+  bool fill(int layer, const Tiles::Place& place) const {
     const Config& config = net.network().config;
-    fill_cells(tiles, place, groups, means + layer * groups * config.gac, config.gac, to(place, config.h_row(layer)));
+    float* h = to(place, config.h_row(layer));
+    return fill_cells(tiles, place, groups, means + layer * groups * config.gac, config.gac, known_finite, h, h);
   }
 
  private:
   struct Layer {
-    std::vector<float> weights, bias;
+    std::vector<float> weights, bias, before;  // before [gac]: the averages that are in the bias
     int skip_x = 0, skip_h = 0;
   };
-  // Where all coordinates read the same averaged values, they are a part of the bias.
+  // Where all coordinates of a tile read the same averaged values, they are a part of the bias.
   Layer fold(int layer) const;
   bool same_averages(int layer) const;
+  bool holds(const Layer& folded, int layer, const Tiles::Place& place) const;
   void run_tile(const Layer& folded, int layer, const Tiles::Place& place, const float* x) const;
 };
 
@@ -126,18 +147,19 @@ template <class Inputs>
 void GacForward::run_layer(int layer, const Inputs& inputs) {
   const Config& config = net.network().config;
   const int cells = config.gac;
-  const Layer folded = fold(layer);
+  const Layer folded = fold(layer), whole;
   // One group: the sums are taken while the tile is in the cache.
   const bool sum_here = cells > 0 && groups == 1;
-  std::vector<double> partial(sum_here ? kGacSlices * cells : 0, 0.0);
+  std::vector<double> partial(sum_here ? 2 * kGacSlices * cells : 0, 0.0);
+  double* counts = partial.data() + kGacSlices * cells;
   tiles.slices([&](int64_t slice, int64_t begin, int64_t end) {
     alignas(64) float x[(kMaxFeatures + kMaxExtraInputs) * kTile];
     tiles.visit(begin, end, [&](const Tiles::Place& place) {
       if (layer == 0) inputs(place, x);
       {
         FlushDenormals flush;
-        if (layer > 0) fill(layer - 1, place);
-        run_tile(folded, layer, place, x);
+        const bool averaged = layer == 0 || fill(layer - 1, place);
+        run_tile(averaged && holds(folded, layer, place) ? folded : whole, layer, place, x);
       }
       if (!sum_here) return;
       const float* h = to(place, config.h_row(layer));
@@ -149,18 +171,33 @@ void GacForward::run_layer(int layer, const Inputs& inputs) {
           for (int k = 0; k < 8; k++) lanes[k] += row[lane + k];
         for (int k = 0; lane + k < place.count; k++) lanes[k] += row[lane + k];
         for (int k = 1; k < 8; k++) lanes[0] += lanes[k];
+        int count = place.count;
+        if (!std::isfinite(lanes[0])) {  // as that of finite floats is
+          lanes[0] = 0.0;
+          for (int k = 0; k < place.count; k++) {
+            if (std::isfinite(row[k]))
+              lanes[0] += row[k];
+            else
+              count--;
+          }
+        }
         partial[slice * cells + i] += lanes[0];
+        counts[slice * cells + i] += count;
       }
     });
   });
   if (cells == 0) return;
   if (sum_here) {
-    std::fill(sums, sums + cells, 0.0);
+    std::fill(sums, sums + 2 * cells, 0.0);
     for (int64_t slice = 0; slice < kGacSlices; slice++)
-      for (int i = 0; i < cells; i++) sums[i] += partial[slice * cells + i];
+      for (int i = 0; i < cells; i++) {
+        sums[i] += partial[slice * cells + i];
+        sums[cells + i] += counts[slice * cells + i];
+      }
   } else {
-    sum_cells(tiles, groups, to, config.h_row(layer), cells, sums);
+    sum_cells(tiles, groups, to, to, config.h_row(layer), cells, sums);
   }
+  known_finite = all_counted(tiles, groups, cells, sums);
 }
 
 }  // namespace l2l

@@ -76,11 +76,12 @@ class GacBackward {
                  const GradInputs& grad_inputs, bool need_grad_inputs) {
     const Config& config = net_.config;
     const int64_t h = config.h_row(layer), c = config.c_row(layer);
-    std::vector<double> cell_sums(groups_ * config.gac);
-    std::vector<float> means(cell_sums.size());
-    sum_cells(tiles_, groups_, grad_, h, config.gac, cell_sums.data());
-    const double count = static_cast<double>(tiles_.coordinates() / groups_);
-    for (size_t i = 0; i < means.size(); i++) means[i] = static_cast<float>(cell_sums[i] / count);
+    // Of the coordinates that are in the mean: those whose outgoing h is finite.
+    std::vector<double> cell_sums(2 * groups_ * config.gac);
+    std::vector<float> means(groups_ * config.gac);
+    sum_cells(tiles_, groups_, grad_, after, h, config.gac, cell_sums.data());
+    average_cells(cell_sums.data(), groups_ * config.gac, means.data());
+    const bool finite = all_counted(tiles_, groups_, config.gac, cell_sums.data());
 
     const size_t input_floats = static_cast<size_t>(config.inputs(0)) * kTile;
     tiles_.slices([&](int64_t slice, int64_t begin, int64_t end) {
@@ -99,7 +100,7 @@ class GacBackward {
         n = 0;
       };
       tiles_.visit(begin, end, [&](const Tiles::Place& place) {
-        fill_cells(tiles_, place, groups_, means.data(), config.gac, grad_(place, h));
+        fill_cells(tiles_, place, groups_, means.data(), config.gac, finite, after(place, h), grad_(place, h));
         LayerBackward tile{nullptr, before(place, h), before(place, c), grad_(place, h), grad_(place, c), nullptr};
         if (layer > 0) {
           tile.x = after(place, config.h_row(layer - 1));
@@ -190,11 +191,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gac_step_backward(
     }
   };
   std::vector<float> means(config.layers * groups * config.gac);
-  std::vector<double> sums(groups * config.gac);
+  std::vector<double> sums(2 * groups * config.gac);
   GacForward forward{net, tiles, groups, before, after, means.data(), sums.data(), false};
   for (int layer = 0; layer < config.layers; layer++) {
     forward.run_layer(layer, inputs);
-    forward.average(layer, static_cast<double>(numel / groups));
+    forward.average(layer);
   }
   parallel_for(tiles.total(), 16, [&](int64_t begin, int64_t end) {
     tiles.visit(begin, end, [&](const Tiles::Place& place) { forward.fill(config.layers - 1, place); });
@@ -229,8 +230,9 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> gac_segment_backward(
     at::TensorList grad_end_states, bool need_grad_start) {
   const Config config =
       make_gac_config(hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs);
-  check_segment_arguments(config, start_states, record_tiles, records, loss_weights, lrs, decays, phi, grad_end_states);
-  check_gac_segment(config, start_states, numels, records, means, groups, phi);
+  check_segment_arguments(config, start_states, numels, record_tiles, records, loss_weights, lrs, decays, phi,
+                          grad_end_states);
+  check_gac_segment(config, numels, records, means, groups, phi);
 
   Tiles tiles;
   std::vector<const float*> starts, ends;
@@ -256,6 +258,17 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> gac_segment_backward(
     return gradients[t] + (record_tiles[place.tensor] + place.tile) * kTile;
   };
 
+  const auto features = [&](int t, const Tiles::Place& place, float* x) {
+    alignas(64) float masked[kTile];
+    const float* g = gradient(t, place);
+    if (place.count < kTile) {  // what a record holds beyond the last coordinate must not matter
+      std::fill(std::copy_n(g, place.count, masked), masked + kTile, 0.f);
+      g = masked;
+    }
+    FlushDenormals flush;
+    kernel.features(net.network(), g, x);
+  };
+
   // All layers of steps [first, first + count) at once: the averages are known.
   const auto forward = [&](int first, int count) {
     parallel_for(tiles.total(), 2, [&](int64_t begin, int64_t end) {
@@ -265,7 +278,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> gac_segment_backward(
         for (int t = 0; t < count; t++) {
           const float* from = states.data() + t * size + place.at * rows * kTile;
           float* to = states.data() + (t + 1) * size + place.at * rows * kTile;
-          kernel.features(net.network(), gradient(first + t, place), x);
+          features(first + t, place, x);
           const float* below = x;
           for (int l = 0; l < config.layers; l++) {
             const LayerWeights& w = net.network().layer[l];
@@ -273,7 +286,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> gac_segment_backward(
             kernel.layer_forward({w.forward, w.bias, config.hidden, below, config.inputs(l),
                                   from + config.h_row(l) * kTile, config.hidden, from + config.c_row(l) * kTile,
                                   to + config.c_row(l) * kTile, h});
-            fill_cells(tiles, place, groups, averages[first + t] + l * groups * config.gac, config.gac, h);
+            fill_cells(tiles, place, groups, averages[first + t] + l * groups * config.gac, config.gac, false, h, h);
             below = h;
           }
         }
@@ -307,10 +320,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> gac_segment_backward(
     for (int t = first + count - 1; t >= first; t--) {
       const float lr = static_cast<float>(lrs[t]), decay = static_cast<float>(decays[t]);
       const float weight = t > 0 ? static_cast<float>(loss_weights[t - 1]) : 0.f;
-      const auto inputs = [&](const Tiles::Place& place, float* x) {
-        FlushDenormals flush;
-        kernel.features(net.network(), gradient(t, place), x);
-      };
+      const auto inputs = [&](const Tiles::Place& place, float* x) { features(t, place, x); };
       const auto upstream = [&](const Tiles::Place& place, float* du) {
         const float* g = gradient(t, place);
         float* a = adjoint.data() + place.at * kTile;

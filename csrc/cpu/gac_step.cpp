@@ -52,7 +52,7 @@ std::tuple<at::Tensor, at::Tensor> gac_step(const at::Tensor& grad, const std::o
   Tiles tiles;
   tiles.add(numel);
   std::vector<float> means(config.layers * groups * config.gac);
-  std::vector<double> sums(groups * config.gac);
+  std::vector<double> sums(2 * groups * config.gac);
   // Only read: GacForward takes both states as one type.
   GacForward forward{net,
                      tiles,
@@ -72,7 +72,7 @@ std::tuple<at::Tensor, at::Tensor> gac_step(const at::Tensor& grad, const std::o
       }
       read_rows(extras, numel, place.tile * kTile, place.count, config.extra, x + config.features() * kTile);
     });
-    forward.average(layer, static_cast<double>(numel / groups));
+    forward.average(layer);
   }
   tiles.slices([&](int64_t, int64_t begin, int64_t end) {
     alignas(64) float rows[kMaxOutputs * kTile];
@@ -93,21 +93,19 @@ void gac_step_(at::TensorList params, at::TensorList grads, at::TensorList state
                int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p, double output_scale,
                int64_t gac_cells, int64_t extra_inputs, int64_t num_outputs, double lr, double weight_decay,
                bool maximize, const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles, int64_t groups,
-               const at::Tensor& means, const at::Tensor& sums, double count, int64_t first_phase, int64_t last_phase) {
+               const at::Tensor& means, const at::Tensor& sums, int64_t first_phase, int64_t last_phase,
+               bool check_only) {
   const Config config =
       make_gac_config(hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs);
-  check_step_arguments(config, params, grads, states, phi, record, record_tiles);
-  check_phases(config, phi, means, sums, groups, count, first_phase, last_phase);
+  const int64_t total = check_gac_step_arguments(config, {params, grads, states, extra, out, record, means, sums}, phi,
+                                                 record_tiles, groups, first_phase, last_phase);
+  if (check_only) return;
   Tiles tiles;
   std::vector<int64_t> begins;  // of every tensor in extra and out
   for (size_t k = 0; k < params.size(); k++) {
-    check_groups(groups, params[k].numel(), "params", k);
     begins.push_back(tiles.coordinates());
     tiles.add(params[k].numel());
   }
-  const int64_t total = tiles.coordinates();
-  check_rows(extra, "extra", config.extra, {total}, phi);
-  check_outputs(config, out, total, phi);
 
   // Before anything is written: it refuses tensors made under inference_mode.
   for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();
@@ -156,7 +154,7 @@ void gac_step_(at::TensorList params, at::TensorList grads, at::TensorList state
   };
   for (int64_t phase = first_phase; phase < std::min<int64_t>(last_phase, config.layers); phase++) {
     forward.run_layer(static_cast<int>(phase), inputs);
-    if (phase + 1 < last_phase) forward.average(static_cast<int>(phase), count);
+    if (phase + 1 < last_phase) forward.average(static_cast<int>(phase));
   }
   if (last_phase <= config.layers) return;
   tiles.slices([&](int64_t, int64_t begin, int64_t end) {

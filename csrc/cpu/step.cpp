@@ -70,9 +70,10 @@ std::tuple<at::Tensor, at::Tensor> lstm_step(const at::Tensor& grad, const at::T
 void lstm_step_(at::TensorList params, at::TensorList grads, at::TensorList states, const at::Tensor& phi,
                 int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p, double output_scale,
                 double lr, double weight_decay, bool maximize, const std::optional<at::Tensor>& record,
-                at::IntArrayRef record_tiles) {
+                at::IntArrayRef record_tiles, bool check_only) {
   const Config config = make_config(hidden_size, num_layers, preprocess, p, output_scale);
   check_step_arguments(config, params, grads, states, phi, record, record_tiles);
+  if (check_only) return;
   // Before anything is written: it refuses tensors made under inference_mode.
   for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();
   for (const at::Tensor& state : states) state.unsafeGetTensorImpl()->bump_version();

@@ -60,13 +60,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(const at::Tens
 }
 
 std::tuple<at::Tensor, std::vector<at::Tensor>> lstm_segment_backward(
-    at::TensorList start_states, at::IntArrayRef record_tiles, at::TensorList records,
+    at::TensorList start_states, at::IntArrayRef numels, at::IntArrayRef record_tiles, at::TensorList records,
     at::ArrayRef<double> loss_weights, at::ArrayRef<double> lrs, at::ArrayRef<double> decays, const at::Tensor& phi,
     int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p, double output_scale,
     at::TensorList grad_end_states, bool need_grad_start) {
   const Config config = make_config(hidden_size, num_layers, {preprocess.data(), preprocess.size()}, p, output_scale);
   check_cuda_config(config);
-  check_segment_arguments(config, start_states, record_tiles, records, loss_weights, lrs, decays, phi, grad_end_states);
+  check_segment_arguments(config, start_states, numels, record_tiles, records, loss_weights, lrs, decays, phi,
+                          grad_end_states);
   for (size_t k = 0; k < start_states.size(); k++) {
     check_aligned(start_states[k], "start_states", static_cast<int64_t>(k));
     if (!grad_end_states.empty()) check_aligned(grad_end_states[k], "grad_end_states", static_cast<int64_t>(k));
@@ -82,7 +83,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> lstm_segment_backward(
     if (need_grad_start) grad_start_states.push_back(at::empty_like(start_states[k]));
     if (start_states[k].size(0) == 0) continue;
     tiles += start_states[k].size(0);
-    builder.add({tiles, record_tiles[k], start_states[k].const_data_ptr<float>(),
+    builder.add({tiles, numels[k], record_tiles[k], start_states[k].const_data_ptr<float>(),
                  grad_end_states.empty() ? nullptr : grad_end_states[k].const_data_ptr<float>(),
                  need_grad_start ? grad_start_states.back().mutable_data_ptr<float>() : nullptr});
   }

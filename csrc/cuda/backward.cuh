@@ -27,6 +27,7 @@ constexpr int kFlushSteps = 64;  // steps of a tile that are summed in float32
 
 struct BackwardEntry {
   int64_t end_tile;       // tiles of this and all previous entries
+  int64_t numel;          // what lies beyond in states and records reaches nothing
   int64_t record_tile;    // where its tiles start in a record
   const float* state;     // before the first step; this and the next two 16-byte aligned
   const float* grad_end;  // d loss / d state after the last step, or null for zero
@@ -146,10 +147,10 @@ struct BackwardBlock {
   __device__ __forceinline__ const SegmentStep& segment(int t) const {
     return reinterpret_cast<const SegmentStep*>(table.words + s.segment)[t];
   }
-  // Coordinates in the tile, known in the functional step, else 64.
+  // Coordinates in the tile.
   __device__ __forceinline__ int count() const {
-    const int64_t rest = s.functional.numel - tile * kTile;
-    return s.functional.numel > 0 && rest < kTile ? static_cast<int>(rest) : kTile;
+    const int64_t rest = entry->numel - tile * kTile;
+    return rest < kTile ? static_cast<int>(rest) : kTile;
   }
   // The steps of a chunk, [chunk][kStep].
   __device__ __forceinline__ float* steps() const { return inputs + s.steps * int64_t{Layout::kInputRows * kTile}; }
@@ -169,11 +170,12 @@ struct BackwardBlock {
     const int lane = static_cast<int>(threadIdx.x);
     if (lane >= kTile) return;
     const int64_t at = (entry->record_tile + tile) * kTile + lane;
+    const bool padding = lane >= count();
     float adjoint = 0.f;
 #pragma unroll 1
     for (int t = s.steps; t >= 0; t--) {
       const SegmentStep& step = segment(t);
-      const float g = step.record ? global(step.record)[at] : 0.f;
+      const float g = step.record && !padding ? global(step.record)[at] : 0.f;
       if (t < s.steps) {
         float* row = inputs + t * (Layout::kInputRows * kTile) + lane;
         float magnitude = g, sign = 0.f;
@@ -194,8 +196,10 @@ struct BackwardBlock {
     features[kRow + threadIdx.x] = row[kTile];
   }
 
-  // Reads the state at the start of a chunk: h to shared memory and to the chunk's first step, c to registers.
+  // Reads the state at the start of a chunk: h to shared memory and to the chunk's first step, c to registers. Padding
+  // becomes zero, whatever a state from outside holds there.
   __device__ __forceinline__ void load_state(const float* state) {
+    const int last = count();
     state += own.at;
     float* kept_h = steps() + own.at + Layout::kGateFloats;
 #pragma unroll
@@ -205,6 +209,9 @@ struct BackwardBlock {
         float h[4];
         load4(state + (2 * l * H + u) * kTile, h);
         load4(state + ((2 * l + 1) * H + u) * kTile, c[l][u]);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          if (own.lane + i >= last) h[i] = c[l][u][i] = 0.f;
         store4(h_rows + own.row + (l * H + u) * kRow, h);
         store4(kept_h + (l * H + u) * kTile, h);
       }

@@ -67,8 +67,9 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> gac_segment_backward(
   const Config config = make_gac_config(hidden_size, num_layers, {preprocess.data(), preprocess.size()}, p,
                                         output_scale, gac_cells, extra_inputs, num_outputs);
   check_cuda_config(config);
-  check_segment_arguments(config, start_states, record_tiles, records, loss_weights, lrs, decays, phi, grad_end_states);
-  check_gac_segment(config, start_states, numels, records, means, groups, phi);
+  check_segment_arguments(config, start_states, numels, record_tiles, records, loss_weights, lrs, decays, phi,
+                          grad_end_states);
+  check_gac_segment(config, numels, records, means, groups, phi);
 
   const c10::cuda::CUDAGuard guard(phi.device());
   const at::Tensor dense_phi = phi.contiguous();

@@ -55,7 +55,7 @@ struct GacBackwardScalars {
   float* grad_state;   // one
   float* adjoint;      // [tiles][64]: d loss / d theta
   float* group_means;  // [groups][gac]
-  double* block_sums;  // [2][blocks][gac]
+  double* block_sums;  // [2][blocks][2][gac]: sums and how many were left out
   double* sums;        // [blocks][phi_size]
   float* grad_phi;
   TableRef table;
@@ -120,7 +120,7 @@ struct GacWalk {
   const Table<GacBackwardEntry> table;
   float4 *gates, *pass_sums;  // shared
   float *inputs, *features, *means;
-  double* cell_sums;  // [gac]
+  double* cell_sums;  // [2][gac]
   int lane, part;
 
   // Of the current tile.
@@ -228,7 +228,8 @@ struct GacWalk {
         float cell = before[row];
         const float y = cell_step<DeviceMath>(a.x, a.y, a.z, a.w, cell);
         after[row] = cell;
-        h[j * kTile] = j < c.gac && lane < count ? averages(t, l)[group() * c.gac + j] : y;
+        // What is not finite is in no average and goes on itself.
+        h[j * kTile] = j < c.gac && lane < count && isfinite(y) ? averages(t, l)[group() * c.gac + j] : y;
       }
     }
     __syncthreads();
@@ -241,39 +242,54 @@ struct GacWalk {
 
   // ---- passes on the way back
 
-  // Adds the tile's gradients of the averaged cells of `layer`, which are complete.
-  __device__ __forceinline__ void add_cells(int layer) const {
+  // Adds the tile's gradients of the averaged cells of `layer`, which are complete, of the coordinates that are in the
+  // averages of the states `slot` + 1.
+  __device__ __forceinline__ void add_cells(int slot, int layer) const {
     if (s.groups != 1) return;
     __syncthreads();
     const int warp = static_cast<int>(threadIdx.x) / 32, half = static_cast<int>(threadIdx.x) % 32;
-    const float* rows = global(s.grad_state) + at * tile_floats() + static_cast<int64_t>(config().h_row(layer)) * kTile;
+    const int64_t row = static_cast<int64_t>(config().h_row(layer)) * kTile;
+    const float* rows = global(s.grad_state) + at * tile_floats() + row;
+    const float* h = global(s.states) + ((slot + 1) * s.tiles + at) * tile_floats() + row;
     for (int k = warp; k < config().gac; k += kGacThreads / 32) {
-      double sum = half < count ? static_cast<double>(rows[k * kTile + half]) : 0.;
-      sum += half + 32 < count ? static_cast<double>(rows[k * kTile + half + 32]) : 0.;
+      double sum = 0.;
+      int left_out = 0;
+      for (int i = half; i < kTile; i += 32) {
+        const bool in = i < count && isfinite(h[k * kTile + i]);
+        sum += in ? static_cast<double>(rows[k * kTile + i]) : 0.;
+        left_out += __popc(__ballot_sync(0xffffffffu, i < count && !in));
+      }
       sum = warp_sum(sum);
-      if (half == 0) cell_sums[k] += sum;
+      if (half == 0) {
+        cell_sums[k] += sum;
+        cell_sums[config().gac + k] += static_cast<double>(left_out);
+      }
     }
   }
 
-  // After a pass that called add_cells(layer) for every tile: the averages in `means`, or in group_means. `turn`
+  // After a pass that called add_cells(slot, layer) for every tile: the averages in `means`, or in group_means. `turn`
   // alternates between 0 and 1.
-  __device__ __forceinline__ void average(int layer, int turn, double coordinates) const {
+  __device__ __forceinline__ void average(int slot, int layer, int turn, double coordinates) const {
     const int cells = config().gac, warp = static_cast<int>(threadIdx.x) / 32;
     const int half = static_cast<int>(threadIdx.x) % 32;
     if (cells == 0) return;
     __syncthreads();
     if (s.groups == 1) {
-      double* rows = s.block_sums + static_cast<int64_t>(turn) * gridDim.x * cells;
-      for (int k = static_cast<int>(threadIdx.x); k < cells; k += kGacThreads) {
-        rows[static_cast<int64_t>(blockIdx.x) * cells + k] = cell_sums[k];
+      double* rows = s.block_sums + static_cast<int64_t>(turn) * gridDim.x * 2 * cells;
+      for (int k = static_cast<int>(threadIdx.x); k < 2 * cells; k += kGacThreads) {
+        rows[static_cast<int64_t>(blockIdx.x) * 2 * cells + k] = cell_sums[k];
         cell_sums[k] = 0.;
       }
       cooperative_groups::this_grid().sync();
       for (int k = warp; k < cells; k += kGacThreads / 32) {
-        double sum = 0.;
-        for (unsigned i = half; i < gridDim.x; i += 32) sum += rows[static_cast<int64_t>(i) * cells + k];
+        double sum = 0., left_out = 0.;
+        for (unsigned i = half; i < gridDim.x; i += 32) {
+          sum += rows[static_cast<int64_t>(i) * 2 * cells + k];
+          left_out += rows[static_cast<int64_t>(i) * 2 * cells + cells + k];
+        }
         sum = warp_sum(sum);
-        if (half == 0) means[k] = static_cast<float>(sum / coordinates);
+        left_out = warp_sum(left_out);
+        if (half == 0) means[k] = quotient_of(sum, coordinates - left_out);
       }
       __syncthreads();
       return;
@@ -283,16 +299,20 @@ struct GacWalk {
     const int64_t warps = static_cast<int64_t>(gridDim.x) * (kGacThreads / 32);
     for (int64_t g = static_cast<int64_t>(blockIdx.x) * (kGacThreads / 32) + warp; g < s.groups; g += warps)
       for (int k = 0; k < cells; k++) {
-        double sum = 0.;
+        double sum = 0., members = 0.;
         for (int e = 0; e < table.ref.entries; e++) {
           const int64_t size = entries[e].numel / s.groups, begin = e == 0 ? 0 : entries[e - 1].end_tile;
-          const float* rows =
-              global(s.grad_state) + begin * tile_floats() + static_cast<int64_t>(config().h_row(layer) + k) * kTile;
-          for (int64_t i = g * size + half; i < (g + 1) * size; i += 32)
-            sum += static_cast<double>(rows[i / kTile * tile_floats() + i % kTile]);
+          const int64_t row = static_cast<int64_t>(config().h_row(layer) + k) * kTile;
+          const float* rows = global(s.grad_state) + begin * tile_floats() + row;
+          const float* h = global(s.states) + ((slot + 1) * s.tiles + begin) * tile_floats() + row;
+          for (int64_t i = g * size + half; i < (g + 1) * size; i += 32) {
+            const int64_t place = i / kTile * tile_floats() + i % kTile;
+            if (isfinite(h[place])) sum += static_cast<double>(rows[place]), members += 1.;
+          }
         }
         sum = warp_sum(sum);
-        if (half == 0) s.group_means[g * cells + k] = static_cast<float>(sum / coordinates);
+        members = warp_sum(members);
+        if (half == 0) s.group_means[g * cells + k] = quotient_of(sum, members);
       }
     cooperative_groups::this_grid().sync();
   }
@@ -337,7 +357,7 @@ struct GacWalk {
       for (int k = 0; k < kTile; k++) sum += upstream[o * kGacRow + k] * (x ? x[k] : 1.f);
       sums[i] += sum;
     }
-    add_cells(top);
+    add_cells(slot, top);
   }
 
   __device__ __forceinline__ void flush_read_out() const {
@@ -365,7 +385,8 @@ struct GacWalk {
       const int64_t c_row = static_cast<int64_t>(c.c_row(layer) + j) * kTile;
       const float previous = before[c_row];
       float cell = previous, dc = grad[c_row], dh = grad[h_row];
-      if (j < c.gac && lane < count) dh = s.groups == 1 ? means[j] : s.group_means[group() * c.gac + j];
+      if (j < c.gac && lane < count && isfinite(after[h_row]))
+        dh = s.groups == 1 ? means[j] : s.group_means[group() * c.gac + j];
       Gates<float> kept;
       cell_forward<DeviceMath>(a.x, a.y, a.z, a.w, cell, kept);
       const GateGradients<float> d = cell_backward<float>(kept, previous, dh, dc);
@@ -405,7 +426,7 @@ struct GacWalk {
       }
       pass_sums[q] = sum;
     }
-    if (layer > 0) return add_cells(layer - 1);
+    if (layer > 0) return add_cells(slot, layer - 1);
     __syncthreads();
     if (s.total > 0 && part == 0 && lane < count) {
       const float second = c.features() > 1 ? features[kTile + lane] : 0.f;
@@ -441,7 +462,7 @@ struct GacWalk {
     for_each_tile([&] { read_out_tile(t, slot); });
     flush_read_out();
     for (int layer = c.layers - 1; layer >= 0; layer--) {
-      average(layer, turn, coordinates);
+      average(slot, layer, turn, coordinates);
       turn ^= 1;
       clear_sums(c.hidden * gac_unit(c, layer));
       for_each_tile([&] { layer_tile(t, slot, layer); });
@@ -454,7 +475,7 @@ template <int TableBytes>
 __global__ void __launch_bounds__(kGacThreads, 2)
     gac_backward_kernel(const __grid_constant__ GacBackwardArguments<TableBytes> arguments) {
   L2L_DYNAMIC_SHARED(float4, shared);
-  __shared__ double cell_sums[kMaxHidden];
+  __shared__ double cell_sums[2 * kMaxHidden];
   const GacBackwardScalars& s = arguments.scalars;
   const GacShared layout(s.config);
   float* floats = reinterpret_cast<float*>(shared);
@@ -470,7 +491,7 @@ __global__ void __launch_bounds__(kGacThreads, 2)
                static_cast<int>(threadIdx.x) / kTile};
   const Config& c = s.config;
   pack_for_backward(s);
-  for (int i = threadIdx.x; i < kMaxHidden; i += kGacThreads) cell_sums[i] = 0.;
+  for (int i = threadIdx.x; i < 2 * kMaxHidden; i += kGacThreads) cell_sums[i] = 0.;
   double* own_sums = s.sums + static_cast<int64_t>(blockIdx.x) * c.phi_size();
   for (int i = threadIdx.x; i < c.phi_size(); i += kGacThreads) own_sums[i] = 0.;
   cooperative_groups::this_grid().sync();

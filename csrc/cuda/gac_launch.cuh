@@ -40,7 +40,7 @@ LaunchStatus launch_gac_kernel(GacScalars scalars, const std::vector<int64_t>& w
   if (status != cudaSuccess) return status;
   const int64_t needed = (scalars.step.tiles + kTilesPerBlock - 1) / kTilesPerBlock;
   const int blocks = static_cast<int>(std::min<int64_t>(needed, resident));
-  scalars.block_sums = static_cast<double*>(allocate(sizeof(double) * 2 * blocks * std::max(config.gac, 1)));
+  scalars.block_sums = static_cast<double*>(allocate(sizeof(double) * 4 * blocks * std::max(config.gac, 1)));
   if (!scalars.block_sums) return cudaErrorMemoryAllocation;
   GacArguments<kLargeTable> arguments;
   arguments.scalars = scalars;
@@ -81,7 +81,7 @@ LaunchStatus launch_gac_backward(GacBackwardScalars scalars, const std::vector<i
   scalars.grad_state = floats(state);
   scalars.adjoint = floats(scalars.tiles * kTile);
   scalars.group_means = floats(scalars.groups * c.gac);
-  scalars.block_sums = doubles(2 * static_cast<int64_t>(blocks) * c.gac);
+  scalars.block_sums = doubles(4 * static_cast<int64_t>(blocks) * c.gac);
   scalars.sums = doubles(static_cast<int64_t>(blocks) * c.phi_size());
   for (const void* p : {static_cast<const void*>(scalars.weights), static_cast<const void*>(scalars.checkpoints),
                         static_cast<const void*>(scalars.states), static_cast<const void*>(scalars.grad_state),

@@ -13,8 +13,7 @@ struct GacOptions {
   const float* extra = nullptr;  // [extra][coordinates of all entries]
   float* out = nullptr;          // [outputs][coordinates of all entries], may be null in place
   float* means = nullptr;        // [layers][groups][gac]
-  double* sums = nullptr;        // [groups][gac]
-  double count = 0.;             // coordinates of a group
+  double* sums = nullptr;        // [2][groups][gac]
   int first_phase = 0, last_phase = 0;
 };
 
@@ -38,7 +37,6 @@ inline LaunchStatus run_gac_step(const Config& config, const float* phi, const T
   scalars.out = options.out;
   scalars.means = options.means;
   scalars.sums = options.sums;
-  scalars.count = options.count;
   scalars.first_phase = options.first_phase;
   scalars.last_phase = options.last_phase;
   const std::vector<int64_t> words = place_table(builder, workspace, scalars.step.table);
@@ -91,7 +89,7 @@ inline LaunchStatus run_gac_step_backward(const Config& config, const float* phi
   float* const new_state = floats(tiles * kTile * config.rows());
   float* const out = floats(config.outputs * b.numel);
   float* const means = floats(config.layers * groups * cells);
-  double* const sums = static_cast<double*>(workspace.allocate(sizeof(double) * (groups * cells + 2)));
+  double* const sums = static_cast<double*>(workspace.allocate(sizeof(double) * (2 * groups * cells + 2)));
   if (!gathered || !new_state || !out || !means || !sums) return cudaErrorMemoryAllocation;
   views.add({tiles, b.numel, b.grad, gathered});
   LaunchStatus status = launch_gather(views, stream);
@@ -106,7 +104,6 @@ inline LaunchStatus run_gac_step_backward(const Config& config, const float* phi
   options.out = out;
   options.means = means;
   options.sums = sums;
-  options.count = static_cast<double>(b.numel / groups);
   options.last_phase = config.layers + 1;
   status = run_gac_step(config, phi, step, b.numel, options, workspace, stream);
   if (status != cudaSuccess) return status;

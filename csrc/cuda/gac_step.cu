@@ -45,8 +45,7 @@ std::tuple<at::Tensor, at::Tensor> gac_step(const at::Tensor& grad, const std::o
   options.extra = extra ? extra->const_data_ptr<float>() : nullptr;
   options.out = out.mutable_data_ptr<float>();
   options.means = static_cast<float*>(workspace.allocate(sizeof(float) * config.layers * groups * config.gac + 16));
-  options.sums = static_cast<double*>(workspace.allocate(sizeof(double) * groups * config.gac + 16));
-  options.count = static_cast<double>(numel / groups);
+  options.sums = static_cast<double*>(workspace.allocate(sizeof(double) * 2 * groups * config.gac + 16));
   options.last_phase = config.layers + 1;
   check_launch(run_gac_step(config, dense_phi.const_data_ptr<float>(), builder, numel, options, workspace,
                             c10::cuda::getCurrentCUDAStream()),
@@ -59,20 +58,15 @@ void gac_step_(at::TensorList params, at::TensorList grads, at::TensorList state
                int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p, double output_scale,
                int64_t gac_cells, int64_t extra_inputs, int64_t num_outputs, double lr, double weight_decay,
                bool maximize, const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles, int64_t groups,
-               const at::Tensor& means, const at::Tensor& sums, double count, int64_t first_phase, int64_t last_phase) {
+               const at::Tensor& means, const at::Tensor& sums, int64_t first_phase, int64_t last_phase,
+               bool check_only) {
   const Config config = make_gac_config(hidden_size, num_layers, {preprocess.data(), preprocess.size()}, p,
                                         output_scale, gac_cells, extra_inputs, num_outputs);
   check_cuda_config(config);
-  check_step_arguments(config, params, grads, states, phi, record, record_tiles);
-  check_phases(config, phi, means, sums, groups, count, first_phase, last_phase);
-  int64_t total = 0;
-  for (size_t k = 0; k < params.size(); k++) {
-    check_groups(groups, params[k].numel(), "params", static_cast<int64_t>(k));
-    check_aligned(states[k], "states", static_cast<int64_t>(k));
-    total += params[k].numel();
-  }
-  check_rows(extra, "extra", config.extra, {total}, phi);
-  check_outputs(config, out, total, phi);
+  const int64_t total = check_gac_step_arguments(config, {params, grads, states, extra, out, record, means, sums}, phi,
+                                                 record_tiles, groups, first_phase, last_phase);
+  for (size_t k = 0; k < params.size(); k++) check_aligned(states[k], "states", static_cast<int64_t>(k));
+  if (check_only) return;
 
   const c10::cuda::CUDAGuard guard(phi.device());
   const at::Tensor dense_phi = phi.contiguous();
@@ -103,7 +97,6 @@ void gac_step_(at::TensorList params, at::TensorList grads, at::TensorList state
   options.out = out ? out->mutable_data_ptr<float>() : nullptr;
   options.means = means.mutable_data_ptr<float>();
   options.sums = sums.mutable_data_ptr<double>();
-  options.count = count;
   options.first_phase = static_cast<int>(first_phase);
   options.last_phase = static_cast<int>(last_phase);
   CallMemory memory(phi);

@@ -29,9 +29,8 @@ struct GacScalars {
   const float* extra;   // [extra][total], or null
   float* out;           // [outputs][total], or null
   float* means;         // [layers][groups][gac]
-  double* sums;         // [groups][gac], of the last layer that was run
-  double* block_sums;   // [2][blocks][gac], for one group
-  double count;         // coordinates of a group, perhaps on several devices
+  double* sums;         // [2][groups][gac], of the last layer that was run: sums and counts of the finite h
+  double* block_sums;   // [2][blocks][2][gac], for one group: sums and how many were left out
   int32_t first_phase;  // phase l < layers: layer l and its sums; phase `layers`: the outputs
   int32_t last_phase;
 };
@@ -83,6 +82,7 @@ struct GacTile {
   const float4* weights;
   const float* shared_means;  // [gac] of the layer below, for one group
   float* partial;             // the thread's sums of averaged cells, kStepThreads apart
+  int* left_out;              // [gac], of the block
   float* parked;
   int64_t begin;  // the thread's first coordinate in the tensor
   int64_t place;  // its first row's float in the states
@@ -96,7 +96,7 @@ struct GacTile {
     return global(entry.new_state) + place + static_cast<int64_t>(row) * kTile;
   }
 
-  // The averages of `layer` into the thread's lanes of the state.
+  // The averages of `layer` into the thread's lanes of the state. What is not finite is in no average and stays.
   __device__ __forceinline__ void fill(int layer) const {
     const int n = count();
     const int64_t size = entry.numel / s.groups;
@@ -104,7 +104,8 @@ struct GacTile {
     for (int i = 0; i < n; i++) {
       const int64_t g = s.groups == 1 ? 0 : (begin + i) / size;
       const float* means = s.groups == 1 ? shared_means : s.means + (layer * s.groups + g) * config().gac;
-      for (int k = 0; k < config().gac; k++) to[k * kTile + i] = means[k];
+      for (int k = 0; k < config().gac; k++)
+        if (isfinite(to[k * kTile + i])) to[k * kTile + i] = means[k];
     }
   }
 
@@ -138,7 +139,13 @@ struct GacTile {
     if (s.groups != 1) return;
     const int n = count();
     for (int k = 0; k < config().gac; k++)
-      for (int i = 0; i < n; i++) partial[k * kStepThreads] += to[k * kTile + i];
+      for (int i = 0; i < n; i++) {
+        const float y = to[k * kTile + i];
+        if (isfinite(y))
+          partial[k * kStepThreads] += y;
+        else
+          atomicAdd(&left_out[k], 1);
+      }
   }
 
   __device__ __forceinline__ void read_out() const {
@@ -173,28 +180,42 @@ __device__ __forceinline__ double warp_sum(double x) {
   return x;
 }
 
+__device__ __forceinline__ float quotient_of(double sum, double count) {
+  return static_cast<float>(sum / (count > 1. ? count : 1.));
+}
+
 // One group: from the threads' sums to those of all blocks. Afterwards every block has the averages in shared_means.
-__device__ __forceinline__ void add_blocks(const GacScalars& s, int layer, const float* partial, float* shared_means,
-                                           bool average) {
+__device__ __forceinline__ void add_blocks(const GacScalars& s, int layer, const float* partial, int* left_out,
+                                           float* shared_means, bool average) {
   const int cells = s.step.config.gac, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  double* rows = s.block_sums + static_cast<int64_t>(layer % 2) * gridDim.x * cells;
+  double* rows = s.block_sums + static_cast<int64_t>(layer % 2) * gridDim.x * 2 * cells;
   __syncthreads();
   for (int k = warp; k < cells; k += kStepThreads / 32) {
     double sum = 0.;
     for (int i = lane; i < kStepThreads; i += 32) sum += static_cast<double>(partial[k * kStepThreads + i]);
     sum = warp_sum(sum);
-    if (lane == 0) rows[static_cast<int64_t>(blockIdx.x) * cells + k] = sum;
+    if (lane == 0) {
+      rows[static_cast<int64_t>(blockIdx.x) * 2 * cells + k] = sum;
+      rows[static_cast<int64_t>(blockIdx.x) * 2 * cells + cells + k] = static_cast<double>(left_out[k]);
+      left_out[k] = 0;
+    }
   }
   cooperative_groups::this_grid().sync();
   for (int k = warp; k < cells; k += kStepThreads / 32) {
-    double sum = 0.;
-    for (unsigned i = lane; i < gridDim.x; i += 32) sum += rows[static_cast<int64_t>(i) * cells + k];
+    double sum = 0., missing = 0.;
+    for (unsigned i = lane; i < gridDim.x; i += 32) {
+      sum += rows[static_cast<int64_t>(i) * 2 * cells + k];
+      missing += rows[static_cast<int64_t>(i) * 2 * cells + cells + k];
+    }
     sum = warp_sum(sum);
+    missing = warp_sum(missing);
     if (lane == 0) {
-      const float mean = static_cast<float>(sum / s.count);
+      const double count = static_cast<double>(s.total) - missing;
+      const float mean = quotient_of(sum, count);
       shared_means[k] = mean;
       if (blockIdx.x == 0) {
         s.sums[k] = sum;
+        s.sums[cells + k] = count;
         if (average) s.means[layer * cells + k] = mean;
       }
     }
@@ -211,17 +232,21 @@ __device__ __forceinline__ void add_groups(const GacScalars& s, const Table<GacE
   cooperative_groups::this_grid().sync();
   for (int64_t g = static_cast<int64_t>(blockIdx.x) * (kStepThreads / 32) + threadIdx.x / 32; g < s.groups; g += warps)
     for (int k = 0; k < cells; k++) {
-      double sum = 0.;
+      double sum = 0., count = 0.;
       for (int e = 0; e < table.ref.entries; e++) {
         const int64_t size = entries[e].numel / s.groups;
         const float* rows = global(entries[e].new_state) + static_cast<int64_t>(s.step.config.h_row(layer) + k) * kTile;
-        for (int64_t i = g * size + lane; i < (g + 1) * size; i += 32)
-          sum += static_cast<double>(rows[i / kTile * stride + i % kTile]);
+        for (int64_t i = g * size + lane; i < (g + 1) * size; i += 32) {
+          const float y = rows[i / kTile * stride + i % kTile];
+          if (isfinite(y)) sum += static_cast<double>(y), count += 1.;
+        }
       }
       sum = warp_sum(sum);
+      count = warp_sum(count);
       if (lane == 0) {
         s.sums[g * cells + k] = sum;
-        if (average) s.means[(layer * s.groups + g) * cells + k] = static_cast<float>(sum / s.count);
+        s.sums[(s.groups + g) * cells + k] = count;
+        if (average) s.means[(layer * s.groups + g) * cells + k] = quotient_of(sum, count);
       }
     }
   if (average) cooperative_groups::this_grid().sync();
@@ -233,11 +258,13 @@ __global__ void __launch_bounds__(kStepThreads, 2)
   L2L_DYNAMIC_SHARED(float4, weights);
   __shared__ float parked[C][kStepThreads];
   __shared__ float means[H];
+  __shared__ int left_out[H];
   const GacScalars& s = arguments.scalars;
   const Config& config = s.step.config;
   const int cells = config.gac;
   float* partial = reinterpret_cast<float*>(weights) + GacPacked<H>::bytes(config) / 4 + threadIdx.x;
   pack_gac_network<H>(config, s.step.phi, weights);
+  for (int k = threadIdx.x; k < cells; k += kStepThreads) left_out[k] = 0;
   const int below = s.first_phase - 1;
   if (s.groups == 1 && below >= 0)
     for (int k = threadIdx.x; k < cells; k += kStepThreads) means[k] = s.means[below * cells + k];
@@ -263,6 +290,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
                                weights,
                                means,
                                partial,
+                               left_out,
                                &parked[0][threadIdx.x],
                                tile * kTile + lane,
                                tile * (static_cast<int64_t>(config.rows()) * kTile) + lane};
@@ -274,7 +302,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     if (phase == config.layers || cells == 0) continue;
     const bool average = phase + 1 < s.last_phase;
     if (s.groups == 1)
-      add_blocks(s, phase, partial - threadIdx.x, means, average);
+      add_blocks(s, phase, partial - threadIdx.x, left_out, means, average);
     else
       add_groups(s, table, phase, average);
   }

@@ -112,7 +112,7 @@ inline LaunchStatus run_step_backward(const Config& config, const float* phi, Ta
   const LaunchStatus status = launch_gather(views, stream);
   if (status != cudaSuccess) return status;
   TableBuilder<BackwardEntry> builder;
-  builder.add({tiles, 0, step.state, step.grad_new_state, step.grad_state});
+  builder.add({tiles, step.numel, 0, step.state, step.grad_new_state, step.grad_state});
   const std::vector<SegmentStep> segment{{gathered, 0.f, 0.f, 0.f, 0.f}, {nullptr, 0.f, 0.f, 0.f, 0.f}};
   return run_backward(config, phi, builder, segment, {step.numel, updates, step.grad_grad}, grad_phi, workspace,
                       kScratchBudget, stream);

@@ -37,11 +37,12 @@ std::tuple<at::Tensor, at::Tensor> lstm_step(const at::Tensor& grad, const at::T
 void lstm_step_(at::TensorList params, at::TensorList grads, at::TensorList states, const at::Tensor& phi,
                 int64_t hidden_size, int64_t num_layers, c10::string_view preprocess, double p, double output_scale,
                 double lr, double weight_decay, bool maximize, const std::optional<at::Tensor>& record,
-                at::IntArrayRef record_tiles) {
+                at::IntArrayRef record_tiles, bool check_only) {
   const Config config = make_config(hidden_size, num_layers, {preprocess.data(), preprocess.size()}, p, output_scale);
   check_cuda_config(config);
   check_step_arguments(config, params, grads, states, phi, record, record_tiles);
   for (size_t k = 0; k < states.size(); k++) check_aligned(states[k], "states", static_cast<int64_t>(k));
+  if (check_only) return;
 
   const c10::cuda::CUDAGuard guard(phi.device());
   const at::Tensor dense_phi = phi.contiguous();

@@ -154,7 +154,8 @@ class Bench:
         ones = [1.0] * o.steps
 
         def run() -> object:
-            return lstm_segment_backward([state], [0], list(gradients), ones, ones, ones, phi, *self.config, [], False)
+            records = list(gradients)
+            return lstm_segment_backward([state], [n], [0], records, ones, ones, ones, phi, *self.config, [], False)
 
         samplers: dict[str, Sampler] = {}
         self._add(samplers, "fused", run, n * o.steps)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .. import _C
+from ..writing import check_writable, write_atomically
 from .cases import Bench, Options, default_isas
 from .contenders import check_agreement, fused_runs_on, make_network
 from .table import Row, render
@@ -39,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         unknown = [isa for isa in arguments.isa or () if isa not in _C.isa_available()]
         if unknown:
             print(f"bench: --isa: expected some of {_C.isa_available()}, got {unknown}", file=sys.stderr)
+            return 2
+    if arguments.json is not None:
+        try:
+            check_writable(arguments.json, "--json")
+        except (OSError, ValueError) as error:
+            print(f"bench: {error}", file=sys.stderr)
             return 2
     begin = time.perf_counter()
 
@@ -70,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{time.perf_counter() - begin:.0f} s; load average at the end: {machine['load average at the end']}")
     if arguments.json is not None:
         result = {"machine": machine, "rows": [row.as_json() for row in rows]}
-        Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
+        write_atomically(arguments.json, json.dumps(result, indent=1) + "\n", "--json")
     return status
 
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from ..network import CoordinatewiseLSTM
 from ..optimizer import LearnedOptimizer
 from ..problems import Problem
+from ..surroundings import own_loop
 from .contenders import PlainLSTM, PlainState, compile_phi
 
 
@@ -20,6 +21,7 @@ class PlainEpisode:
     All tensors of the optimizee go through the network as one flat vector, the fast way to write it.
     """
 
+    @own_loop()
     def __init__(
         self, net: CoordinatewiseLSTM, problem: Problem, horizon: int, unroll: int, compiled: bool = False
     ) -> None:
@@ -31,6 +33,7 @@ class PlainEpisode:
         self.phi0 = copy.deepcopy(self.phi.state_dict())
         self.horizon, self.unroll = horizon, unroll
 
+    @own_loop()
     def __call__(self) -> None:
         self.phi.load_state_dict(self.phi0)
         meta_optimizer = torch.optim.Adam(self.phi.parameters(), lr=1e-3, fused=True)
@@ -58,12 +61,14 @@ class PlainEpisode:
 class FusedEpisode:
     """The same protocol as one writes it with this package."""
 
+    @own_loop()
     def __init__(self, net: CoordinatewiseLSTM, problem: Problem, horizon: int, unroll: int) -> None:
         self.net, self.task = copy.deepcopy(net), problem.sample(0, device=net.weight_out.device)
         self.theta0 = [p.detach().clone() for p in self.task.parameters()]
         self.phi0 = copy.deepcopy(net.state_dict())
         self.horizon, self.unroll = horizon, unroll
 
+    @own_loop()
     def __call__(self) -> None:
         self.net.load_state_dict(self.phi0)
         with torch.no_grad():

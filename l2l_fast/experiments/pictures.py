@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import baselines
+from .. import baselines, plots
 from ..comparison import Comparison
-from ..meta.networks import Networks, optimizer_groups
+from ..meta.networks import Networks, device_of, optimizer_groups
 from ..optimizer import LearnedOptimizer
 from ..problems.neural_art import NeuralArt, NeuralArtTask
+from ..problems.theta import Theta
+from ..surroundings import own_loop
 from .config import Experiment, Setting
 
 _SEED = 0
@@ -23,48 +25,45 @@ def draw(experiment: Experiment, results: dict[str, Comparison], net: Networks, 
     if not shown:
         return None
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        figure = plots.make_figure(4 * len(shown), 4)
     except ModuleNotFoundError:
         return None
-    figure = Figure(figsize=(11, 3.0 * len(shown)), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(shown), 4, squeeze=False)
-    for row, setting in zip(grid, shown):
+    figure.set_size_inches(11, 3.0 * len(shown))
+    for k, setting in enumerate(shown):
+        row = figure.axes[4 * k : 4 * k + 4]
         for axes, (title, picture) in zip(row, _pictures(setting, results[setting.name], net).items()):
-            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
             axes.set_title(title, fontsize=9)
             axes.axis("off")
-    figure.savefig(path, dpi=110)
-    return path
+    return plots.save_figure(figure, path, dpi=110)
 
 
 def _pictures(setting: Setting, comparison: Comparison, net: Networks) -> dict[str, Tensor]:
     problem = comparison.problem
     assert isinstance(problem, NeuralArt)
-    found = {f"photograph, {problem.side} x {problem.side}": _task(problem, setting).content, "style": problem.picture}
+    task = _task(problem, setting, net)
+    found = {f"photograph, {problem.side} x {problem.side}": task.content, "style": problem.picture}
     best = comparison.best_baseline()
-    task = _task(problem, setting)
     optimizer = baselines.make_optimizer(best, task.parameters(), comparison.learning_rates[best])
     _title(found, comparison.label(best), _optimised(task, optimizer, setting.horizon))
-    task = _task(problem, setting)
+    task = _task(problem, setting, net)
     _title(found, "learned LSTM", _optimised(task, LearnedOptimizer(optimizer_groups(task, net)), setting.horizon))
     return found
 
 
-def _task(problem: NeuralArt, setting: Setting) -> NeuralArtTask:
-    task = problem.sample(_SEED, setting.split)
+def _task(problem: NeuralArt, setting: Setting, net: Networks) -> NeuralArtTask:
+    task = problem.sample(_SEED, setting.split, device_of(net))
     assert isinstance(task, NeuralArtTask)
     return task
 
 
+@own_loop()
 def _optimised(task: NeuralArtTask, optimizer: torch.optim.Optimizer, horizon: int) -> tuple[Tensor, float]:
+    theta = Theta(task)
     for _ in range(horizon):
-        optimizer.zero_grad()
-        task().backward()
+        theta.evaluate()
         optimizer.step()
-    with torch.no_grad():
-        return task.picture(), task().item() / task.num_problems
+    return task.picture(), theta.value().item() / task.num_problems
 
 
 def _title(found: dict[str, Tensor], label: str, result: tuple[Tensor, float]) -> None:

@@ -19,17 +19,21 @@ from ..meta.evaluation import summarize
 from ..meta.networks import Networks
 from ..meta.record import record_of
 from ..problems import Problem
+from ..writing import write_atomically
 from .config import Experiment, Setting, paper_curves
 
 _STEPS = (20, 100)
 
 
-def fingerprint(net: Networks | None, problem: Problem, setting: Setting, count: int, tuning: int) -> str:
+def fingerprint(
+    net: Networks | None, problem: Problem, setting: Setting, count: int, tuning: int, device: str = "cpu"
+) -> str:
     """Of everything that the curves of a setting depend on; without a network: those of the baselines."""
     digest = hashlib.sha256()
     for name, value in [] if net is None else net.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(json.dumps([problem.config(), setting.horizon, setting.split, count, tuning]).encode())
+    place = [] if device == "cpu" else [device]  # a GPU adds up in another order
+    digest.update(json.dumps([problem.config(), setting.horizon, setting.split, count, tuning, *place]).encode())
     return digest.hexdigest()
 
 
@@ -42,7 +46,7 @@ def write_curves(path: Path, key: str, comparison: Comparison) -> None:
         "problems_per_task": str(comparison.problems_per_task),
     }
     tensors = {name: losses.float() for name, losses in comparison.losses.items()}
-    safetensors.torch.save_file(tensors, path, metadata)
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
 def read_curves(path: Path, key: str, problem: Problem) -> Comparison | None:
@@ -95,7 +99,7 @@ def write_table(experiment: Experiment, net: Networks, results: dict[str, Compar
     )
     for setting in experiment.settings:
         lines += ["", *_section(setting, results[setting.name], experiment.tuning(setting))]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(path, "\n".join(lines) + "\n")
     return path
 
 

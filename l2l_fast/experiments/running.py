@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import baselines, trained
+from .. import baselines, trained, writing
 from .. import comparison as comparisons
 from ..comparison import Comparison
 from ..meta import MetaTrainer, ProtocolWarning, evaluate
-from ..meta.networks import Networks
+from ..meta.networks import Networks, device_of
 from ..meta.record import attach, record_of
 from ..network import CoordinatewiseLSTM
 from ..problems import Problem
@@ -51,31 +51,41 @@ def run(
     data: str | None = None,
     test_episodes: int | None = None,
     episodes: int | None = None,
+    device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Outcome:
     """Train (unless ``optimizer`` is given), evaluate, and write tables, numbers and the picture into ``out``.
 
     Everything is resumable: a run that was stopped goes on from its checkpoints when started again with the same
-    ``out``. ``episodes`` and ``test_episodes`` replace the experiment's counts, ``data`` its data set.
+    ``out``. ``episodes`` and ``test_episodes`` replace the experiment's counts, ``data`` its data set. ``device`` is
+    where networks and tasks live. A run that fails before it has anything to keep leaves no folders.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: see the problems and :class:`l2l_fast.MetaTrainer`.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    if optimizer is None:
-        optimizer = train(experiment, out, data=data, episodes=episodes, progress=progress)
-    return evaluate_experiment(experiment, optimizer, out, data=data, test_episodes=test_episodes, progress=progress)
+    with writing.folder(out, "out") as out:
+        if optimizer is None:
+            optimizer = train(experiment, out, data=data, episodes=episodes, device=device, progress=progress)
+        return evaluate_experiment(
+            experiment, optimizer, out, data=data, test_episodes=test_episodes, device=device, progress=progress
+        )
 
 
 def train(
-    experiment: Experiment, out: Path, *, data: str | None = None, episodes: int | None = None, progress: bool = True
+    experiment: Experiment,
+    out: Path,
+    *,
+    data: str | None = None,
+    episodes: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
 ) -> Networks:
     """Train all candidates (resuming those that are under way) and return the best on validation tasks, which is also
     saved as ``out/optimizer.safetensors``, with the record of its training."""
     scores: list[dict[str, Any]] = []
     best: tuple[float, Networks] | None = None
     for k, candidate in enumerate(experiment.candidates):
-        net = _train_candidate(experiment, candidate, out / f"candidate{k}", data, episodes, progress)
+        net = _train_candidate(experiment, candidate, out / f"candidate{k}", data, episodes, device, progress)
         score, finals = _score(experiment, net, data)
         scores.append({**asdict(candidate), "validation": finals})
         _note(f"candidate {k} ({candidate}): final validation losses {finals}", progress)
@@ -100,10 +110,16 @@ def make_networks(experiment: Experiment, seed: int) -> Networks:
 
 
 def _train_candidate(
-    experiment: Experiment, candidate: Candidate, folder: Path, data: str | None, episodes: int | None, progress: bool
+    experiment: Experiment,
+    candidate: Candidate,
+    folder: Path,
+    data: str | None,
+    episodes: int | None,
+    device: torch.device | str,
+    progress: bool,
 ) -> Networks:
     """The best network of a training run's last stage; every stage starts from the best of the one before."""
-    net = make_networks(experiment, candidate.seed)
+    net = make_networks(experiment, candidate.seed).to(device)
     history: list[dict[str, Any]] = []
     for k, part in enumerate((candidate, *candidate.stages)):
         planned = part.episodes if isinstance(part, Stage) else experiment.episodes
@@ -143,7 +159,12 @@ def _score(experiment: Experiment, net: Networks, data: str | None) -> tuple[flo
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ProtocolWarning)
             losses = evaluate(
-                net, experiment.problem_of(setting, data), _SELECTION_SEEDS, setting.horizon, split="validation"
+                net,
+                experiment.problem_of(setting, data),
+                _SELECTION_SEEDS,
+                setting.horizon,
+                split="validation",
+                device=device_of(net),
             )
         finals[name] = losses[:, -1].mean().item()
     if not finals:
@@ -159,6 +180,7 @@ def evaluate_experiment(
     *,
     data: str | None = None,
     test_episodes: int | None = None,
+    device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Outcome:
     """Compare ``net`` with the tuned baselines in every setting.
@@ -168,28 +190,26 @@ def evaluate_experiment(
     ``out/curves`` and not computed again for the very same optimizer, problem and counts, so that a stopped
     evaluation goes on where it was.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    cache = out / "curves"
-    cache.mkdir(exist_ok=True)
-    results: dict[str, Comparison] = {}
-    for setting in experiment.settings:
-        begin = time.monotonic()
-        problem = experiment.problem_of(setting, data)
-        count = experiment.tests(setting) if test_episodes is None else test_episodes
-        tasks = _Tasks(problem, setting, count, experiment.tuning(setting), cache)
-        others = tasks.baselines(progress)
-        losses = {comparisons.LEARNED: tasks.learned(net), **others.losses}
-        results[setting.name] = replace(others, losses=losses)
-        _note(f"{setting.name}: {time.monotonic() - begin:.0f} s", progress)
-        _note(comparisons.table(results[setting.name]) + "\n", progress)
-    attach(net, {**(record_of(net) or {}), "score": report.scores(results)})
-    trained.save(net, out / OPTIMIZER)
-    table = report.write_table(experiment, net, results, out / "results.md")
-    record = out / "results.json"
-    content = {name: result.to_json() for name, result in results.items()}
-    record.write_text(json.dumps(content, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
-    pictures.draw(experiment, results, net, out / "pictures.png")
-    return Outcome(results, table, record, report.draw(experiment, results, out / "curves.png"))
+    problems = {setting.name: experiment.problem_of(setting, data) for setting in experiment.settings}
+    with writing.folder(out, "out") as out, writing.folder(out / "curves") as cache:
+        results: dict[str, Comparison] = {}
+        for setting in experiment.settings:
+            begin = time.monotonic()
+            count = experiment.tests(setting) if test_episodes is None else test_episodes
+            tasks = _Tasks(problems[setting.name], setting, count, experiment.tuning(setting), cache, str(device))
+            others = tasks.baselines(progress)
+            losses = {comparisons.LEARNED: tasks.learned(net), **others.losses}
+            results[setting.name] = replace(others, losses=losses)
+            _note(f"{setting.name}: {time.monotonic() - begin:.0f} s", progress)
+            _note(comparisons.table(results[setting.name]) + "\n", progress)
+        attach(net, {**(record_of(net) or {}), "score": report.scores(results)})
+        trained.save(net, out / OPTIMIZER)
+        table = report.write_table(experiment, net, results, out / "results.md")
+        record = out / "results.json"
+        content = {name: result.to_json() for name, result in results.items()}
+        writing.write_atomically(record, json.dumps(content, indent=None, separators=(",", ":")) + "\n")
+        pictures.draw(experiment, results, net, out / "pictures.png")
+        return Outcome(results, table, record, report.draw(experiment, results, out / "curves.png"))
 
 
 def baseline_curves(
@@ -213,6 +233,7 @@ class _Tasks:
     count: int
     tuning: int
     cache: Path
+    device: str = "cpu"
 
     def seeds(self) -> range:
         first = _TRAIN_SEEDS if self.setting.split == "train" else 0
@@ -220,7 +241,7 @@ class _Tasks:
 
     def baselines(self, progress: bool) -> Comparison:
         """The tuned baselines, a comparison without the learned optimizer."""
-        key = report.fingerprint(None, self.problem, self.setting, self.count, self.tuning)
+        key = report.fingerprint(None, self.problem, self.setting, self.count, self.tuning, self.device)
         losses, rates = {}, {}
         for name in self.setting.baselines:
             path = self.cache / f"{self.setting.name}.{name}.safetensors"
@@ -233,6 +254,7 @@ class _Tasks:
                     names=(name,),
                     tuning_seeds=range(self.tuning),
                     split=self.setting.split,
+                    device=self.device,
                     on_trial=_show_trial if progress else None,
                 )[name]
                 found = Comparison(self.problem, {name: tuned.losses}, {name: tuned.search.lr})
@@ -243,13 +265,20 @@ class _Tasks:
     def learned(self, net: Networks) -> Tensor:
         """The learning curves of ``net``."""
         path = self.cache / f"{self.setting.name}.learned.safetensors"
-        key = report.fingerprint(net, self.problem, self.setting, self.count, 0)
+        key = report.fingerprint(net, self.problem, self.setting, self.count, 0, self.device)
         found = report.read_curves(path, key, self.problem)
         if found is None:
             with warnings.catch_warnings():
                 if self.setting.transfer:
                     warnings.simplefilter("ignore", ProtocolWarning)
-                losses = evaluate(net, self.problem, self.seeds(), self.setting.horizon, split=self.setting.split)
+                losses = evaluate(
+                    net,
+                    self.problem,
+                    self.seeds(),
+                    self.setting.horizon,
+                    split=self.setting.split,
+                    device=self.device,
+                )
             found = Comparison(self.problem, {comparisons.LEARNED: losses}, {})
             report.write_curves(path, key, found)
         return found.losses[comparisons.LEARNED]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..network import CoordinatewiseLSTM
 from ..state import State
+from ..surroundings import without_autocast
 from .store import INITIAL, DenseMemory, LowRankMemory, Memory
 
 
@@ -53,31 +56,18 @@ class NTMBFGS(CoordinatewiseLSTM):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        for name, value, high in (("read_heads", read_heads, 15), ("write_heads", write_heads, 7)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an int in 1..{high}, got {value!r}")
-            if not 1 <= value <= high:
-                raise ValueError(f"{name}: expected 1..{high}, got {value}")
+        read_heads = checks.integer("read_heads", read_heads, 1, 15)
+        write_heads = checks.integer("write_heads", write_heads, 1, 7)
         if 1 + read_heads + 2 * write_heads > 16:
             raise ValueError(
                 f"write_heads: expected 1 + read_heads + 2 * write_heads <= 16, got {read_heads} and {write_heads}"
             )
-        if memory not in ("dense", "low_rank"):
-            raise ValueError(f'memory: expected "dense" or "low_rank", got {memory!r}')
-        if isinstance(history, bool) or not isinstance(history, int):
-            raise TypeError(f"history: expected an int >= 1, got {history!r}")
-        if history < 1:
-            raise ValueError(f"history: expected an int >= 1, got {history}")
-        if initial not in INITIAL:
-            raise ValueError(f"initial: expected one of {INITIAL}, got {initial!r}")
-        if not isinstance(add_read, bool):
-            raise TypeError(f"add_read: expected a bool, got {add_read!r}")
         self.read_heads = read_heads
         self.write_heads = write_heads
-        self.memory = memory
-        self.history = history
-        self.initial = initial
-        self.add_read = add_read
+        self.memory = checks.choice("memory", memory, ("dense", "low_rank"))
+        self.history = checks.integer("history", history, 1)
+        self.initial = checks.choice("initial", initial, INITIAL)
+        self.add_read = checks.flag("add_read", add_read)
         outputs = 1 + read_heads + 2 * write_heads
         super().__init__(
             hidden_size,
@@ -130,6 +120,34 @@ class NTMBFGS(CoordinatewiseLSTM):
             n, groups, self.read_heads, self.write_heads, self.history, self.initial, device, dtype
         )
 
+    def memory_from(self, entries: Mapping[str, Any], numel: int, groups: int = 1) -> Memory:
+        """The memory that holds these very tensors, as :meth:`Memory.entries` gave them (or copies of them).
+
+        Raises:
+            TypeError, ValueError: entries are missing, or do not fit the network or the coordinates.
+        """
+        n, slots = numel // groups, self.history * self.write_heads
+        shapes: dict[str, tuple[int, ...]] = {"memory_reads": (self.read_heads, groups, n)}
+        if self.memory == "dense":
+            shapes["memory_matrix"] = (groups, n, n)
+        else:
+            shapes["memory_left"] = shapes["memory_right"] = (groups, slots, n)
+            shapes["step"] = ()
+        given = {name: entries[name] for name in Memory.KEYS if name in entries}
+        if set(given) != set(shapes):
+            raise ValueError(f"memory: expected the entries {sorted(shapes)}, got {sorted(given)}")
+        for name, value in given.items():
+            if not isinstance(value, Tensor) or value.is_complex() or value.layout is not torch.strided:
+                raise TypeError(f"memory: expected a dense real tensor as {name!r}, got {type(value).__name__}")
+            if tuple(value.shape) != shapes[name]:
+                raise ValueError(f"memory: expected {name!r} of shape {shapes[name]}, got {tuple(value.shape)}")
+        if self.memory == "dense":
+            return DenseMemory(given["memory_matrix"], given["memory_reads"], self.initial)
+        left, right, written = given["memory_left"], given["memory_right"], int(given["step"])
+        if written < 0 or written % self.write_heads:
+            raise ValueError(f"memory: expected a multiple of write_heads={self.write_heads} as 'step', got {written}")
+        return LowRankMemory(left, right, written, given["memory_reads"], self.initial)
+
     def heads(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """Write vectors a and b ``[W, groups, n]`` and read vectors r ``[R, groups, n]`` among the outputs
         ``[1 + R + 2 W, numel]`` of a step, whose coordinates are in the order of the memory."""
@@ -150,11 +168,15 @@ class NTMBFGS(CoordinatewiseLSTM):
         Raises:
             TypeError, ValueError: as :meth:`CoordinatewiseLSTM.forward`; or a memory of another kind or size.
         """
+        if not isinstance(grad, Tensor):
+            raise TypeError(f"grad: expected a tensor, got {type(grad).__name__}")
         self.check_memory(memory, grad.numel())
-        extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
-        out, state = super().forward(grad, state, memory.groups, extra)
-        update = out[0] + extra[0] if self.add_read else out[0]
-        return update.to(grad.dtype), state, memory.write(*self.heads(out.flatten(1), memory))
+        # Not under autocast: a memory that accumulates in bfloat16 forgets, and the kernel takes float32.
+        with without_autocast(grad.device):
+            extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
+            out, state = super().forward(grad, state, memory.groups, extra)
+            update = out[0] + extra[0] if self.add_read else out[0]
+            return update.to(grad.dtype), state, memory.write(*self.heads(out.flatten(1), memory))
 
     def check_memory(self, memory: Memory, numel: int) -> None:
         """Raise TypeError or ValueError unless ``memory`` is one of this network for ``numel`` coordinates."""

@@ -12,8 +12,6 @@ averaging cells. Vectors are ``[heads, groups, n]``: ``groups`` independent prob
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +26,9 @@ class Memory(ABC):
         initial: ``"zero"`` or ``"identity"``, the matrix M_0.
         reads: ``[R, groups, n]``, the vectors that the read heads emitted last; they are applied at the next step.
     """
+
+    # Under these names an optimizer keeps a memory in its state.
+    KEYS = ("memory_matrix", "memory_left", "memory_right", "memory_reads", "step")
 
     initial: str
     reads: Tensor
@@ -55,30 +56,8 @@ class Memory(ABC):
         """:meth:`write` in place, without autograd."""
 
     @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything the memory holds, for checkpoints."""
-
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        """Take over what :meth:`tensors` gave, converted to this memory's dtype and device.
-
-        Raises:
-            TypeError, ValueError: other entries, or shapes that do not fit; nothing has been taken over then.
-        """
-        own = self.tensors()
-        if not isinstance(tensors, Mapping) or set(tensors) != set(own):
-            got = sorted(map(str, tensors)) if isinstance(tensors, Mapping) else type(tensors).__name__
-            raise ValueError(f"memory: expected the entries {sorted(own)}, got {got}")
-        for name, value in tensors.items():
-            if not isinstance(value, Tensor) or value.is_complex() or value.layout is not torch.strided:
-                raise TypeError(f"memory: expected a dense real tensor as {name!r}, got {type(value).__name__}")
-            if value.shape != own[name].shape:
-                shapes = tuple(own[name].shape), tuple(value.shape)
-                raise ValueError(f"memory: expected {name!r} of shape {shapes[0]}, got {shapes[1]}")
-        self._load(tensors)
-
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, value in self.tensors().items():
-            value.copy_(tensors[name])
+    def entries(self) -> dict[str, Tensor]:
+        """Everything the memory holds, by the names of ``KEYS``; no copies."""
 
     @abstractmethod
     def detach(self) -> Memory:
@@ -116,8 +95,8 @@ class DenseMemory(Memory):
         self.matrix.baddbmm_(a.permute(1, 2, 0), b.permute(1, 0, 2))
         self.reads.copy_(reads)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"matrix": self.matrix, "reads": self.reads}
+    def entries(self) -> dict[str, Tensor]:
+        return {"memory_matrix": self.matrix, "memory_reads": self.reads}
 
     def detach(self) -> DenseMemory:
         return DenseMemory(self.matrix.detach(), self.reads.detach(), self.initial)
@@ -183,12 +162,10 @@ class LowRankMemory(Memory):
         self.reads.copy_(reads)
         self.written += a.shape[0]
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"left": self.left, "right": self.right, "reads": self.reads, "written": torch.tensor(self.written)}
-
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        super()._load(tensors)
-        self.written = int(tensors["written"])
+    def entries(self) -> dict[str, Tensor]:
+        # torch's own tools keep their hands off an entry of this name: a count must not become bfloat16.
+        step = torch.tensor(self.written, dtype=torch.int64)
+        return {"memory_left": self.left, "memory_right": self.right, "memory_reads": self.reads, "step": step}
 
     def detach(self) -> LowRankMemory:
         return LowRankMemory(self.left.detach(), self.right.detach(), self.written, self.reads.detach(), self.initial)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..network import _write_atomically
+from .. import files
+from ..writing import write_atomically
 from .networks import Networks, build
 from .record import attach
 
-FORMAT = "l2l_fast.MetaTrainer"
+FORMAT = files.CHECKPOINT_FORMAT
 VERSION = "1"
 
 
@@ -36,6 +37,17 @@ class Counters:
     best_loss: float | None = None
     validations_since_best: int = 0
     stopped: bool = False
+    planned: int | None = None  # episodes that the last call of fit asked for
+
+
+@dataclass(frozen=True)
+class Complete:
+    """A run after a complete episode, in memory: what an interrupted one goes back to. ``adam`` as in a file."""
+
+    net: dict[str, Tensor]
+    adam: dict[str, Tensor]
+    best: dict[str, Tensor] | None
+    counters: Counters
 
 
 @dataclass
@@ -63,7 +75,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         "settings": json.dumps(checkpoint.settings),
         "counters": json.dumps(asdict(checkpoint.counters)),
     }
-    _write_atomically(path, safetensors.torch.save(tensors, metadata))
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -149,6 +161,8 @@ def restore_adam(net: Networks, adam: torch.optim.Adam, slots: dict[str, Tensor]
     state: dict[nn.Parameter, dict[str, Tensor]] = {}
     remaining = dict(slots)
     for name, parameter in net.named_parameters() if slots else ():
+        if not parameter.requires_grad:
+            continue
         entry = {slot: remaining.pop(f"{name}.{slot}", None) for slot in ("step", "exp_avg", "exp_avg_sq")}
         for slot, value in entry.items():
             expected = torch.Size() if slot == "step" else parameter.shape
@@ -161,6 +175,34 @@ def restore_adam(net: Networks, adam: torch.optim.Adam, slots: dict[str, Tensor]
         raise ValueError(f"checkpoint: unknown tensors of the meta-optimizer: {sorted(remaining)}")
     adam.state.clear()
     adam.state.update(state)
+
+
+def capture(net: Networks, adam: torch.optim.Adam, best: dict[str, Tensor] | None, counters: Counters) -> Complete:
+    """A copy of where a run is; ``best`` is never changed, only replaced, and needs no copy."""
+    weights = {name: value.detach().clone() for name, value in net.state_dict().items()}
+    slots = {name: value.clone() for name, value in adam_tensors(net, adam).items()}
+    return Complete(weights, slots, best, replace(counters))
+
+
+def put_back(complete: Complete, net: Networks, adam: torch.optim.Adam) -> tuple[dict[str, Tensor] | None, Counters]:
+    """Back to what :func:`capture` saw; returns its ``best`` and its counters."""
+    net.load_state_dict(complete.net)
+    restore_adam(net, adam, {name.removeprefix("adam."): value.clone() for name, value in complete.adam.items()})
+    adam.zero_grad()
+    return complete.best, replace(complete.counters)
+
+
+def check_same_run(path: str | os.PathLike[str], saved: Checkpoint, settings: dict[str, Any], net: Networks) -> None:
+    """Raise ValueError, listing what differs, unless the checkpoint is of a run with these settings and such a
+    network."""
+    different = differences(saved.settings, settings)
+    if different:
+        raise ValueError(f"{os.fspath(path)!r} belongs to another run:\n  " + "\n  ".join(different))
+    expected = {name: value.shape for name, value in net.state_dict().items()}
+    for part in ("net", "best"):
+        weights = saved.part(part)
+        if (weights or part == "net") and {name: value.shape for name, value in weights.items()} != expected:
+            raise ValueError(f"{os.fspath(path)!r}: the tensors of {part!r} do not fit the network")
 
 
 def differences(saved: Any, current: Any, path: str = "") -> list[str]:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..optimizer import LearnedOptimizer
 from ..problems import Task
-from .functional import walkers
+from ..problems.theta import Theta
+from .functional import Rounded, as_theta, walkers
 from .networks import Networks, optimizer_groups
 from .protocol import Protocol
 from .sampling import start_sampled_segment
@@ -62,24 +65,15 @@ def fused_episode(
     ``sum_t w_t f(theta_t) / num_problems``. Returns f(theta_0) ... f(theta_horizon), see :func:`finite_prefix`.
     ``coordinate_fraction`` and ``generator``: see :mod:`l2l_fast.meta.sampling`.
     """
-    parameters = list(task.parameters())
+    theta = Theta(task)
     optimizer = LearnedOptimizer(optimizer_groups(task, net))
     generator = torch.Generator() if generator is None else generator
-    losses: list[Tensor] = []
-
-    def evaluate() -> None:
-        for parameter in parameters:
-            parameter.grad = None
-        loss = task()
-        loss.backward()
-        losses.append(loss.detach())
-
-    evaluate()
+    losses = [theta.evaluate()]
     for start, end in protocol.segments():
         start_sampled_segment(optimizer, coordinate_fraction, generator)
         for _ in range(start, end):
             optimizer.step()
-            evaluate()
+            losses.append(theta.evaluate())
         weights = [w / task.num_problems for w in protocol.weights[start:end]]
         if any(weights):
             optimizer.backward_segment(weights)
@@ -99,34 +93,79 @@ def autograd_episode(
     """The same episode unrolled in autograd: theta is a function of phi, updated by the functional step.
 
     Serves what the fused backward cannot: second derivatives of f (``protocol.second_derivatives``) and any
-    ``meta_loss``. Without them it gives the gradients of :func:`fused_episode`.
+    ``meta_loss``. Without them it gives the gradients of :func:`fused_episode`: theta's values live in the task, where
+    f and its gradient are taken in the very same way, and f(theta_t) enters the meta-loss through that gradient.
+
+    Raises:
+        NotImplementedError: second derivatives of, or a ``meta_loss`` that evaluates, a task that recomputes its
+            activations in the backward pass (gradient checkpointing).
     """
-    theta = {name: parameter.detach().clone() for name, parameter in task.named_parameters()}
+    place = Theta(task)
+    dtypes = {name: parameter.dtype for name, parameter in place.parameters.items()}
+    theta = {name: as_theta(parameter) for name, parameter in place.parameters.items()}
     steppers = walkers(task, net, theta)
-    history: list[Tensor] = []
-    loss, grads = _value_and_grad(task, _leaves(theta), create_graph=False)
-    history.append(loss.detach())
+    loss = place.evaluate()
+    grads = place.grads()
+    history = [loss]
     for start, end in protocol.segments():
-        theta = _leaves(theta)
+        theta = {name: value.detach() for name, value in theta.items()}
+        grads = {name: None if grad is None else grad.detach() for name, grad in grads.items()}
         for walker in steppers:
             walker.detach()
-        losses = [loss.detach()]
-        grads = [None if grad is None else grad.detach() for grad in grads]
+        losses = [loss]
         for t in range(start, end):
-            by_name = dict(zip(theta, grads))
-            theta = {**theta, **{name: value for w in steppers for name, value in w.step(theta, by_name).items()}}
+            moved = {name: value for w in steppers for name, value in w.step(theta, grads).items()}
+            moved = {name: _rounded(value, dtypes[name]) for name, value in moved.items()}
+            theta = {**theta, **moved}
+            place.write(moved)
             # Beyond the boundary nothing depends on the segment's phi, so its last gradient is a mere value.
-            loss, grads = _value_and_grad(task, theta, create_graph=protocol.second_derivatives and t + 1 < end)
-            losses.append(loss)
-            history.append(loss.detach())
-        weights = torch.tensor(protocol.weights[start:end], dtype=loss.dtype, device=loss.device)
+            if protocol.second_derivatives and t + 1 < end:
+                values = {name: value.to(dtypes[name]) for name, value in _differentiable(theta).items()}
+                loss, found = place.evaluate_differentiably(values)
+                grads = dict(zip(values, found))
+            else:
+                loss, grads = place.evaluate(), place.grads()
+            losses.append(_Loss.apply(loss, *theta.values(), *(grads[name] for name in theta)))
+            history.append(loss)
         if not any(protocol.weights[start:end]):
             continue
-        trace = SegmentTrace(torch.stack(losses) / task.num_problems, weights, start, end, theta, task)
+        weights = torch.tensor(protocol.weights[start:end], dtype=loss.dtype, device=loss.device)
+        present = {name: value.to(dtypes[name]) for name, value in theta.items()}
+        trace = SegmentTrace(torch.stack(losses) / task.num_problems, weights, start, end, present, task)
         objective = weighted_sum(trace) if meta_loss is None else _checked(meta_loss(trace))
-        objective.backward(inputs=list(net.parameters()))
+        with place.out_of_reach():
+            objective.backward(inputs=[parameter for parameter in net.parameters() if parameter.requires_grad])
         meta_step()
     return finite_prefix(history, task.num_problems)
+
+
+class _Loss(torch.autograd.Function):
+    """f(theta) as a function of theta, whose gradient is known already: once is enough to evaluate f."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *theta_and_grads: Tensor | None) -> Tensor:
+        half = len(theta_and_grads) // 2
+        ctx.dtypes = [value.dtype for value in theta_and_grads[:half]]  # type: ignore[union-attr]
+        ctx.save_for_backward(*theta_and_grads[half:])
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        products = [
+            None if known is None else grad.to(dtype) * known.to(dtype)
+            for known, dtype in zip(ctx.saved_tensors, ctx.dtypes)
+        ]
+        return (None, *products, *[None] * len(products))
+
+
+def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value if value.dtype == dtype else Rounded.apply(value, dtype)
+
+
+def _differentiable(theta: dict[str, Tensor]) -> dict[str, Tensor]:
+    # A parameter that has not moved yet is a constant, of which autograd would give no gradient.
+    return {name: value if value.requires_grad else value.requires_grad_() for name, value in theta.items()}
 
 
 def weighted_sum(trace: SegmentTrace) -> Tensor:
@@ -141,19 +180,6 @@ def finite_prefix(losses: list[Tensor], num_problems: int) -> list[float]:
         if not math.isfinite(value):
             return values[:t] + [math.inf] * (len(values) - t)
     return values
-
-
-def _leaves(theta: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().requires_grad_() for name, value in theta.items()}
-
-
-def _value_and_grad(task: Task, theta: dict[str, Tensor], create_graph: bool) -> tuple[Tensor, list[Tensor | None]]:
-    loss = torch.func.functional_call(task, theta, ())
-    # The graph of the loss stays: the meta-gradient walks it again, from the loss through theta to phi.
-    grads = torch.autograd.grad(
-        loss, list(theta.values()), create_graph=create_graph, retain_graph=True, allow_unused=True
-    )
-    return loss, list(grads)
 
 
 def _checked(objective: Tensor) -> Tensor:

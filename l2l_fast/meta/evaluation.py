@@ -12,6 +12,8 @@ from torch import Tensor
 from ..optimizer import LearnedOptimizer
 from ..problems import Problem
 from ..problems.base import positive_int
+from ..problems.theta import Theta
+from ..surroundings import own_loop
 from .episode import finite_prefix
 from .networks import Networks, optimizer_groups
 from .record import warn_of_mismatch
@@ -29,6 +31,8 @@ def evaluate(
     """Optimise the tasks ``problem.sample(seed, split)`` for ``horizon`` steps each, phi frozen.
 
     A network that knows how it was trained warns (:class:`ProtocolWarning`) where that differs from this evaluation.
+    Autocast, ``no_grad`` and inference mode around the call make no difference: the loop has its own
+    (:func:`l2l_fast.surroundings.own_loop`).
     The tasks, minibatches and conventions are those of :func:`l2l_fast.baselines.run`, so the curves can be compared.
 
     Returns:
@@ -36,14 +40,15 @@ def evaluate(
         From the first infinite or NaN loss on, an episode counts as +inf.
 
     Raises:
-        ValueError: an unknown ``split``, no seeds, or ``horizon`` out of range.
+        ValueError: an unknown ``split``, no seeds, ``horizon`` out of range, or a task without anything to optimise.
     """
     horizon = positive_int("horizon", horizon)
     warn_of_mismatch(net, problem, horizon)
-    curves = [_episode(net, problem, seed, horizon, split, device) for seed in seeds]
+    with own_loop():
+        curves = [_episode(net, problem, seed, horizon, split, device) for seed in seeds]
     if not curves:
         raise ValueError("seeds: expected at least one, got none")
-    return torch.tensor(curves, dtype=torch.float64)
+    return torch.tensor(curves, dtype=torch.float64, device="cpu")
 
 
 def _episode(
@@ -55,18 +60,13 @@ def _episode(
     device: torch.device | str | None,
 ) -> list[float]:
     task = problem.sample(seed, split, device)
-    parameters = list(task.parameters())
+    theta = Theta(task)
     optimizer = LearnedOptimizer(optimizer_groups(task, net))
     losses = []
     for _ in range(horizon):
-        for parameter in parameters:
-            parameter.grad = None
-        loss = task()
-        loss.backward()
-        losses.append(loss.detach())
+        losses.append(theta.evaluate())
         optimizer.step()
-    with torch.no_grad():
-        losses.append(task())
+    losses.append(theta.value())
     return finite_prefix(losses, task.num_problems)
 
 

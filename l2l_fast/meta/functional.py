@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,11 +18,29 @@ Theta = dict[str, Tensor]
 Gradients = dict[str, Tensor | None]
 
 
+class Rounded(torch.autograd.Function):
+    """``x`` rounded to a narrower dtype and back, as if it had not been: what the fused step does to bfloat16 and
+    float16 parameters, whose updates are computed in float32 and whose meta-gradient knows no rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+def as_theta(parameter: Tensor) -> Tensor:
+    """A copy of a parameter in the dtype that steps are computed in: float64 for float64, else float32."""
+    return parameter.detach().to(_state_dtype(parameter), copy=True)
+
+
 class Walker(Protocol):
     """One network with its state for the parameters ``names``."""
 
     def step(self, theta: Theta, grads: Gradients) -> Theta:
-        """The parameters after one step, of those that have a gradient; differentiable."""
+        """The parameters (see :func:`as_theta`) after one step, of those that have a gradient; differentiable."""
 
     def detach(self) -> None:
         """Cut the state off from the graph, at the start of a segment."""
@@ -32,6 +50,8 @@ def walkers(task: Task, net: Networks, theta: Theta) -> list[Walker]:
     """One walker per network, at the zero state, for the parameters that the task assigns to it."""
     result: list[Walker] = []
     for key, names in names_by_network(task, net).items():
+        if not names:
+            continue
         network = members(net)[key]
         part = {name: theta[name] for name in names}
         if network.communicates:
@@ -53,7 +73,7 @@ class SeparateWalker:
         for name, state in self.states.items():
             grad = grads[name]
             if grad is not None:
-                update, self.states[name] = self.network(grad, state)
+                update, self.states[name] = self.network(grad.to(theta[name].dtype), state)
                 moved[name] = theta[name] + update
         return moved
 

@@ -23,6 +23,13 @@ class TrainingLog:
         """Whether there is nothing in it yet (or no such file)."""
         return not self.path.exists() or self.path.stat().st_size == 0
 
+    def check_unused(self) -> None:
+        """Raise ValueError if there is something in it."""
+        if not self.is_empty():
+            raise ValueError(
+                f"log: {str(self.path)!r} already holds a run; resume that one from its checkpoint or give another file"
+            )
+
     def append(self, record: dict[str, Any]) -> None:
         """Add a line."""
         line = json.dumps(_plain(record), allow_nan=False) + "\n"

@@ -14,6 +14,7 @@ from torch import nn
 from .. import files
 from ..network import CoordinatewiseLSTM
 from ..problems import Task
+from ..problems.theta import trainable
 
 Networks: TypeAlias = "CoordinatewiseLSTM | nn.ModuleDict"
 
@@ -37,7 +38,8 @@ def as_networks(net: Any) -> Networks:
     for name, member in members.items():
         if not isinstance(member, CoordinatewiseLSTM):
             raise TypeError(f"net[{name!r}]: expected a CoordinatewiseLSTM, got {type(member).__name__}")
-    if len({member.weight_out.device for member in members.values()}) > 1:
+    # Not of weight_out: a parametrized weight is computed when it is looked at.
+    if len({parameter.device for member in members.values() for parameter in member.parameters()}) > 1:
         raise ValueError("net: the networks must be on one device")
     return net if isinstance(net, nn.ModuleDict) else nn.ModuleDict(members)
 
@@ -48,7 +50,7 @@ def members(net: Networks) -> dict[str, CoordinatewiseLSTM]:
 
 
 def device_of(net: Networks) -> torch.device:
-    return next(iter(members(net).values())).weight_out.device
+    return next(net.parameters()).device
 
 
 def config_of(net: Networks) -> dict[str, Any]:
@@ -70,21 +72,30 @@ def build(config: Mapping[str, Any], **place: Any) -> Networks:
 
 
 def names_by_network(task: Task, net: Networks) -> dict[str, list[str]]:
-    """Which of the task's parameters, by name, each network moves; keys as in :func:`members`.
+    """Which of the task's parameters, by name, each network moves; keys as in :func:`members`. Those that take part
+    only, see :func:`l2l_fast.problems.theta.trainable`.
 
     Raises:
-        ValueError: several networks, and the task's groups are not called like them.
+        ValueError: several networks, and the task's groups are not called like them; or no parameter takes part.
     """
+    moving = trainable(task)
     if isinstance(net, CoordinatewiseLSTM):
-        return {"": [name for name, _ in task.named_parameters()]}
+        return {"": list(moving)}
     groups = task.parameter_groups()
     known = sorted(members(net))
     if sorted(groups) != known:
         raise ValueError(f"net: the task's parameter groups are {sorted(groups)}, the networks are for {known}")
-    listed = sorted(name for names in groups.values() for name in names)
-    if listed != sorted(name for name, _ in task.named_parameters()):
+    # A tied parameter may be listed under any of its names, and a frozen one may be listed or not.
+    places = dict(task.named_parameters(remove_duplicate=False))
+    own_name = {id(parameter): name for name, parameter in task.named_parameters()}
+    unknown = sorted({name for names in groups.values() for name in names} - set(places))
+    if unknown:
+        raise ValueError(f"task: parameter_groups() names parameters that the task does not have: {unknown}")
+    listed = {key: dict.fromkeys(own_name[id(places[name])] for name in names) for key, names in groups.items()}
+    chosen = {key: [name for name in names if name in moving] for key, names in listed.items()}
+    if sorted(name for names in chosen.values() for name in names) != sorted(moving):
         raise ValueError("task: parameter_groups() must name every parameter once")
-    return groups
+    return chosen
 
 
 def optimizer_groups(task: Task, net: Networks) -> list[dict[str, Any]]:

@@ -40,3 +40,9 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def note(text: str, enabled: bool) -> None:
+    """A line on stderr."""
+    if enabled:
+        print(text, file=sys.stderr, flush=True)

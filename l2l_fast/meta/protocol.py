@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import checks
+
 LossWeights = Sequence[float] | Tensor | Callable[[int], float] | str | None
 
 
@@ -33,15 +35,10 @@ class Protocol:
         Raises:
             TypeError, ValueError: an option of the wrong type or out of range; the message names it.
         """
-        for name, value in (("horizon", horizon), ("unroll", unroll)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an int >= 1, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name}: expected an int >= 1, got {value}")
+        horizon, unroll = checks.integer("horizon", horizon, 1), checks.integer("unroll", unroll, 1)
         if unroll > horizon:
             raise ValueError(f"unroll: expected at most horizon={horizon}, got {unroll}")
-        if not isinstance(second_derivatives, bool):
-            raise TypeError(f"second_derivatives: expected a bool, got {second_derivatives!r}")
+        second_derivatives = checks.flag("second_derivatives", second_derivatives)
         return cls(horizon, unroll, _loss_weights(weights, horizon, unroll), second_derivatives)
 
     def segments(self) -> list[tuple[int, int]]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from .. import files
 from ..problems import Problem
 from .networks import Networks, config_of
 
-_ATTRIBUTE = "training_record"
+_ATTRIBUTE = files.RECORD_ATTRIBUTE
 # Options of a problem that are protocol, not task: a wider optimizee is a transfer, another minibatch is a mistake.
 _PROTOCOL_OPTIONS = ("name", "family", "batch_size", "init_std")
 

@@ -49,7 +49,7 @@ class SampledSegment(Segment):
             tiles = self._tiles(param)
             if tiles > SMALL:
                 count = math.ceil(self._fraction * tiles)
-                chosen = torch.randperm(tiles, generator=self._generator)[:count].sort().values
+                chosen = torch.randperm(tiles, generator=self._generator, device="cpu")[:count].sort().values
                 # Each tile is chosen with probability count / tiles.
                 total += self._part(tape, indices, param, final.get(param), w, chosen) * (tiles / count)
         return total, []
@@ -75,8 +75,11 @@ class SampledSegment(Segment):
             last[: param.numel()].view(param.shape).copy_(final)
         rows = [record.view(-1, TILE)[place : place + tiles] for record in records if record is not None]
         rows.append(last.view(-1, TILE))
+        # Only the last tile may be partly filled, and the chosen ones are in order.
+        unfilled = tiles * TILE - param.numel() if int(chosen[-1]) == tiles - 1 else 0
         grad_phi, _ = ops.lstm_segment_backward(
             [self.start_states[param].data.index_select(0, chosen)],
+            [chosen.numel() * TILE - unfilled],
             [0],
             [row.index_select(0, chosen).view(-1) for row in rows],
             *self.coefficients(tape, indices, w),

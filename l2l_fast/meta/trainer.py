@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import copy
-import json
+import dataclasses
 import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..memory import NTMBFGS
 from ..network import CoordinatewiseLSTM
 from ..problems import Problem
 from ..problems.base import positive_int
+from ..surroundings import own_loop
 from . import checkpoint as checkpoints
-from .checkpoint import Checkpoint, Counters
+from .checkpoint import Checkpoint, Complete, Counters, capture
 from .episode import MetaLoss, autograd_episode, fused_episode
 from .evaluation import evaluate
 from .log import TrainingLog
-from .networks import Networks, as_networks, config_of, device_of, members
-from .progress import Progress
+from .networks import Networks, as_networks, device_of, members
+from .progress import Progress, note
 from .protocol import LossWeights, Protocol, cosine_decay, episode_seed
 from .record import attach
+from .settings import (
+    arguments_of,
+    check_can_train,
+    check_options,
+    checked_fraction,
+    frozen_names,
+    network_of,
+    problem_of,
+    settings_of,
+)
 
 
 class MetaTrainer:
@@ -36,8 +49,9 @@ class MetaTrainer:
     uses the task ``problem.sample(hash(seed, i), "train")``: a run is a function of its settings, and nothing else.
 
     Args:
-        net: the network; trained in place. Or several by kind of parameter (a mapping, kept as an ``nn.ModuleDict``),
-            for tasks whose ``parameter_groups()`` has these kinds; one Adam then trains them all.
+        net: the network; trained in place, but for its frozen parameters (requires_grad=False, see ``frozen``). Or
+            several by kind of parameter (a mapping, kept as an ``nn.ModuleDict``), for tasks whose
+            ``parameter_groups()`` has these kinds; one Adam then trains them all.
         problem: where tasks come from; :class:`l2l_fast.problems.ModuleProblem` wraps any module and loss.
         horizon, unroll: steps of an episode and of a segment (the paper: 100 and 20).
         lr: Adam's learning rate on phi. The good window is narrow, about 3e-3 to 1e-2.
@@ -62,7 +76,7 @@ class MetaTrainer:
         device: where tasks live; default: the network's device.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range; the message names it.
+        TypeError, ValueError: an argument of the wrong type or out of range, or nothing to train; it is named.
     """
 
     def __init__(
@@ -90,28 +104,16 @@ class MetaTrainer:
         device: torch.device | str | None = None,
     ) -> None:
         net = as_networks(net)
+        frozen = frozen_names(net)
         if not isinstance(problem, Problem):
             raise TypeError(f"problem: expected a Problem, got {type(problem).__name__} (ModuleProblem wraps a module)")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed: expected an int, got {seed!r}")
-        if meta_loss is not None and not callable(meta_loss):
-            raise TypeError(f"meta_loss: expected a callable, got {type(meta_loss).__name__}")
-        _check_range("lr", lr, 0.0, math.inf)
-        _check_range("decay_to", decay_to, 0.0, 1.0, closed=True)
-        _check_range("coordinate_fraction", coordinate_fraction, 0.0, 1.0, closed=True)
-        if coordinate_fraction == 0.0:
-            raise ValueError("coordinate_fraction: expected a number above 0, got 0")
-        if clip_norm is not None:
-            _check_range("clip_norm", clip_norm, 0.0, math.inf)
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
-        for name, value in (("decay_episodes", decay_episodes), ("patience", patience)):
-            if value is not None:
-                positive_int(name, value)
-        if validate_every != 0:
-            positive_int("validate_every", validate_every)
-        attach(net, None)  # what it may carry of an earlier training is no longer true
+        seed = checks.integer("seed", seed)
+        decay_episodes = None if decay_episodes is None else positive_int("decay_episodes", decay_episodes)
+        patience = None if patience is None else positive_int("patience", patience)
+        validate_every = 0 if checks.as_int(validate_every) == 0 else positive_int("validate_every", validate_every)
+        check_options(lr, meta_loss, clip_norm, betas, decay_to, validate_every, patience)
         self.net = net
+        self.frozen = frozen
         self.problem = problem
         self.protocol = Protocol.make(horizon, unroll, weights, second_derivatives)
         self.lr = float(lr)
@@ -119,11 +121,7 @@ class MetaTrainer:
         self.meta_loss = meta_loss
         with_memory = any(isinstance(member, NTMBFGS) for member in members(net).values())
         self.autograd = bool(autograd or second_derivatives or meta_loss is not None or with_memory)
-        self.coordinate_fraction = float(coordinate_fraction)
-        if self.autograd and self.coordinate_fraction < 1.0:
-            raise ValueError("coordinate_fraction: expected 1 with autograd, only the fused backward can sample")
-        if self.coordinate_fraction < 1.0 and any(member.communicates for member in members(net).values()):
-            raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
+        self.coordinate_fraction = checked_fraction(coordinate_fraction, self.autograd, net)
         self.clip_norm = None if clip_norm is None else float(clip_norm)
         self.decay_episodes = decay_episodes
         self.decay_to = float(decay_to)
@@ -134,10 +132,15 @@ class MetaTrainer:
         self.device = device_of(net) if device is None else torch.device(device)
         self.counters = Counters()
         self._best: dict[str, Tensor] | None = None
+        self._complete: Complete | None = None
+        self._unsettled = False  # within an episode
+        self._log_is_ours = False
+        self._saved: tuple[Path, int] | None = None  # the last checkpoint written or resumed, and its episode
         self._grad_norms: list[float] = []
-        self._adam = torch.optim.Adam(
-            net.parameters(), lr=self.lr, betas=(float(betas[0]), float(betas[1])), eps=1e-8, fused=True
-        )
+        self.betas = (float(betas[0]), float(betas[1]))
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        self._adam = torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=1e-8, fused=True)
+        attach(net, None)  # what it may carry of an earlier training is no longer true
 
     @property
     def episode(self) -> int:
@@ -146,35 +149,7 @@ class MetaTrainer:
 
     def settings(self) -> dict[str, Any]:
         """Everything the course of a run depends on, JSON-able: what a checkpoint stores and a resume checks."""
-        meta_loss = self.meta_loss
-        if meta_loss is not None:
-            meta_loss = getattr(meta_loss, "__qualname__", type(meta_loss).__name__)
-        settings = {
-            "network": config_of(self.net),
-            "problem": self.problem.config(),
-            "protocol": {
-                **self.protocol.config(),
-                "meta_loss": meta_loss,
-                "autograd": self.autograd,
-                "coordinate_fraction": self.coordinate_fraction,
-            },
-            "meta_optimizer": {
-                "lr": self.lr,
-                "betas": list(self._adam.defaults["betas"]),
-                "clip_norm": self.clip_norm,
-                "decay_episodes": self.decay_episodes,
-                "decay_to": self.decay_to,
-            },
-            "validation": {
-                "every": self.validate_every,
-                "episodes": self.validation_episodes,
-                "patience": self.patience,
-            },
-            "seed": self.seed,
-        }
-        return json.loads(json.dumps(settings))  # tuples become lists, as they will in the file
-
-    # ---- training ----
+        return settings_of(self)
 
     def fit(
         self,
@@ -185,31 +160,75 @@ class MetaTrainer:
         progress: bool = True,
     ) -> MetaTrainer:
         """Train until ``episodes`` episodes are finished in all (a resumed trainer does what is left); returns self.
+        Autocast, grad and inference mode around the call make no difference.
 
         Args:
-            checkpoint: save there every ``checkpoint_every`` episodes, and at the end.
+            checkpoint: save there at the start, every ``checkpoint_every`` episodes, at the end, and when interrupted.
             progress: show a bar (tqdm) or, without a terminal, a line every few seconds.
 
+        An interrupt (Ctrl-C, any exception) at any moment leaves the trainer, its log and ``checkpoint`` as they were
+        after the last complete episode: going on, here or from the file, ends as if there had been none.
+
         Raises:
-            ValueError: the log holds another run's lines (resume that run, or give another file).
+            ValueError: the log holds another run's lines (resume that run, or give another file), a task has nothing to
+                optimise, or the learning rate has fallen to 0 already (``decay_to=0``).
         """
         episodes = positive_int("episodes", episodes)
         checkpoint_every = positive_int("checkpoint_every", checkpoint_every)
-        self._open_log()
+        check_can_train(self, episodes)
+        with own_loop():
+            self._fit(episodes, None if checkpoint is None else Path(checkpoint), checkpoint_every, progress)
+        # So that the network remembers its protocol if it is saved itself; it is the last one, not the best.
+        last = dataclasses.replace(self.counters, best_episode=None, best_loss=None)
+        attach(self.net, checkpoints.record(self.settings(), last))
+        return self
+
+    def _fit(self, episodes: int, checkpoint: Path | None, checkpoint_every: int, progress: bool) -> None:
+        if self._unsettled:
+            self._roll_back()
+        if self.log is not None and not (self.episode or self._log_is_ours):
+            self.log.check_unused()
+        if self.episode >= episodes or self.counters.stopped:
+            why = "stopped early, as patience demands" if self.counters.stopped else "fit counts episodes in all"
+            note(f"nothing left to train: {self.episode} episodes are finished ({why})", progress)
+        else:
+            self.counters.planned = episodes
+        self._complete = capture(self.net, self._adam, self._best, self.counters)
         display = Progress(f"meta-training on {self.problem.name}", episodes, self.episode, progress)
-        saved = self.episode if self.episode else None
         try:
+            # Before anything else, so that a run can be resumed whenever it was stopped.
+            self._save_if_new(checkpoint)
+            self._open_log()
             while self.episode < episodes and not self.counters.stopped:
-                note = self._one_episode()
-                display.update(self.episode, note)
-                if checkpoint is not None and self.episode % checkpoint_every == 0:
-                    self.save(checkpoint)
-                    saved = self.episode
+                self._unsettled = True
+                line = self._one_episode()
+                self._complete = capture(self.net, self._adam, self._best, self.counters)
+                self._unsettled = False
+                display.update(self.episode, line)
+                if self.episode % checkpoint_every == 0:
+                    self._save_if_new(checkpoint)
+        except BaseException as error:
+            # Wherever in an episode an interrupt lands: the run is as it was after the last complete one.
+            if self._unsettled:
+                self._roll_back()
+            if self.episode or not isinstance(error, Exception):
+                self._save_if_new(checkpoint)
+            raise
         finally:
             display.close()
-        if checkpoint is not None and saved != self.episode:
+        self._save_if_new(checkpoint)
+
+    def _roll_back(self) -> None:
+        # Undoes any part of an episode, and may itself be interrupted and done again.
+        assert self._complete is not None
+        self._best, self.counters = checkpoints.put_back(self._complete, self.net, self._adam)
+        if self.log is not None:
+            self.log.cut_back(self.episode)
+        self._unsettled = False
+
+    def _save_if_new(self, checkpoint: Path | None) -> None:
+        if checkpoint is not None and self._saved != (checkpoint, self.episode):
             self.save(checkpoint)
-        return self
 
     def _one_episode(self) -> str:
         begin = time.monotonic()
@@ -294,9 +313,10 @@ class MetaTrainer:
     def best_net(self) -> Networks:
         """A copy of the network with the lowest final validation loss; of the present one before any validation. It
         carries :meth:`record`."""
-        net = copy.deepcopy(self.net)
-        if self._best is not None:
-            net.load_state_dict(self._best)
+        with own_loop():
+            net = copy.deepcopy(self.net)
+            if self._best is not None:
+                net.load_state_dict(self._best)
         attach(net, self.record())
         return net
 
@@ -328,11 +348,43 @@ class MetaTrainer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, atomically. A run resumed from it ends bit for bit where it would have ended anyway."""
+        if self._unsettled:
+            self._roll_back()
         tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         tensors.update({f"best.{name}": value for name, value in (self._best or {}).items()})
         tensors.update(checkpoints.adam_tensors(self.net, self._adam))
         checkpoints.write(path, Checkpoint(self.settings(), self.counters, tensors))
+        self._saved = Path(path), self.episode
 
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        problem: Problem | None = None,
+        *,
+        meta_loss: MetaLoss | None = None,
+        log: str | os.PathLike[str] | None = None,
+        device: torch.device | str | None = None,
+    ) -> MetaTrainer:
+        """A trainer that continues the run of a checkpoint, with the settings that are in the file.
+
+        Args:
+            problem: needed where ``l2l_fast.problems.get`` cannot build it; meta_loss: where the run had one.
+            log, device: as for the class.
+
+        Raises:
+            FileNotFoundError, ValueError, TypeError: see :meth:`resume`; or an argument is missing.
+        """
+        saved = checkpoints.read(path)
+        if meta_loss is None and saved.settings["protocol"]["meta_loss"] is not None:
+            raise ValueError(f"meta_loss: the run had one ({saved.settings['protocol']['meta_loss']}); give it again")
+        with own_loop():
+            net = network_of(saved, "cpu" if device is None else device)
+            problem = problem_of(saved.settings) if problem is None else problem
+        options = arguments_of(saved.settings)
+        return cls(net, problem, meta_loss=meta_loss, log=log, device=device, **options).resume(path)
+
+    @own_loop()
     def resume(self, path: str | os.PathLike[str]) -> MetaTrainer:
         """Continue from a checkpoint of a run with these very settings; returns self. Lines that the log gained after
         the checkpoint are dropped (they will be written again).
@@ -343,46 +395,23 @@ class MetaTrainer:
                 Nothing has been changed then.
         """
         saved = checkpoints.read(path)
-        different = checkpoints.differences(saved.settings, self.settings())
-        if different:
-            raise ValueError(f"{os.fspath(path)!r} belongs to another run:\n  " + "\n  ".join(different))
-        parameters = self.net.state_dict()
-        for part in ("net", "best"):
-            weights = saved.part(part)
-            if part == "best" and not weights:
-                continue
-            shapes = {name: value.shape for name, value in weights.items()}
-            if shapes != {name: value.shape for name, value in parameters.items()}:
-                raise ValueError(f"{os.fspath(path)!r}: the tensors of {part!r} do not fit the network")
+        checkpoints.check_same_run(path, saved, self.settings(), self.net)
         checkpoints.restore_adam(self.net, self._adam, saved.part("adam"))
         self.net.load_state_dict(saved.part("net"))
         best = saved.part("best")
         self._best = {name: value.to(device_of(self.net)) for name, value in best.items()} or None
         self.counters = saved.counters
+        self._unsettled = False
+        self._saved, self._log_is_ours = (Path(path), self.episode), True
         if self.log is not None:
             self.log.cut_back(self.episode)
         return self
 
-    # ---- log ----
-
     def _open_log(self) -> None:
-        if self.log is None:
-            return
-        if self.log.is_empty():
+        self._log_is_ours = True
+        if self.log is not None and self.log.is_empty():
             self.log.append({"event": "settings", "torch": torch.__version__, **self.settings()})
-        elif self.episode == 0:
-            raise ValueError(
-                f"log: {str(self.log.path)!r} already holds a run; resume that one from its checkpoint or give another "
-                "file"
-            )
 
     def _write_log(self, **record: Any) -> None:
         if self.log is not None:
             self.log.append(record)
-
-
-def _check_range(name: str, value: Any, low: float, high: float, closed: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (low <= value <= high if closed else low < value < high):
-        raise ValueError(f"{name}: expected a number between {low:g} and {high:g}, got {value}")

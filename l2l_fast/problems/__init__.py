@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-from l2l_fast.problems.base import SPLITS, Problem, Task
+from l2l_fast.problems.base import SPLITS, Problem, Task, one_of
 from l2l_fast.problems.conv import ConvNet
 from l2l_fast.problems.custom import ModuleProblem
 from l2l_fast.problems.mnist import MNIST
@@ -23,6 +24,7 @@ __all__ = [
     "Task",
     "available",
     "get",
+    "options",
     "register",
 ]
 
@@ -46,9 +48,27 @@ def get(name: str, **options: Any) -> Problem:
         ValueError: no such problem, or an option is out of its range.
         TypeError: the problem has no such option.
     """
-    if name not in _REGISTRY:
-        raise ValueError(f"name must be one of {available()}, got {name!r}")
-    return _REGISTRY[name](**options)
+    make = _REGISTRY[one_of("name", name, available())]
+    try:
+        inspect.signature(make).bind(**options)
+    except TypeError as error:
+        known = _options_of(make)
+        unknown = [option for option in options if option not in known]
+        if unknown:
+            raise TypeError(f"{name!r} has no option {unknown[0]!r}; expected some of {', '.join(known)}") from None
+        raise TypeError(f"{name!r}: {error}") from None
+    return make(**options)
+
+
+def options(name: str) -> tuple[str, ...]:
+    """The options of the problem of that name. ValueError if there is none."""
+    return _options_of(_REGISTRY[one_of("name", name, available())])
+
+
+def _options_of(make: Callable[..., Problem]) -> tuple[str, ...]:
+    # What takes any keywords has options of its own, which only it knows.
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(name for name, each in inspect.signature(make).parameters.items() if each.kind in kinds)
 
 
 def register(name: str, make: Callable[..., Problem]) -> None:

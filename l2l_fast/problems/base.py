@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-import operator
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from l2l_fast import checks
+
 SPLITS = ("train", "validation", "test")
+
+# How tasks draw their numbers: whatever torch.set_default_dtype and torch.set_default_device say.
+FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
 class Task(nn.Module):
@@ -31,6 +36,7 @@ class Task(nn.Module):
     """
 
     num_problems: int = 1
+    origin: str = ""  # where it comes from, in words, for error messages
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -44,6 +50,11 @@ class Task(nn.Module):
     def forward(self) -> torch.Tensor:
         """The loss at the present parameters: a scalar, differentiable in them."""
         raise TypeError(f"{type(self).__name__} must define forward()")
+
+    def hidden_modules(self) -> list[nn.Module]:
+        """Modules that ``forward()`` evaluates although they are no submodules: theta is not in them, functions of it
+        are."""
+        return []
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """The names of all parameters by kind, for optimizers that treat kinds differently; one kind by default."""
@@ -71,7 +82,9 @@ class Problem(ABC):
             ValueError: ``split`` is none of the three.
             TypeError: ``seed`` is not an integer.
         """
-        return self.make_task(task_generator(seed, split), split, torch.device("cpu" if device is None else device))
+        task = self.make_task(task_generator(seed, split), split, torch.device("cpu" if device is None else device))
+        task.origin = f"problem {self.name!r}, task {seed} of split {split!r}"
+        return task
 
     @abstractmethod
     def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> Task:
@@ -99,14 +112,10 @@ def task_generator(seed: int, split: str) -> torch.Generator:
         ValueError: ``split`` is not "train", "validation" or "test".
         TypeError: ``seed`` is not an integer.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    if isinstance(seed, bool):
-        raise TypeError("seed must be an integer, got bool")
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"seed must be an integer, got {type(seed).__name__}") from None
+    split = one_of("split", split, SPLITS)
+    number = checks.as_int(seed)
+    if number is None:
+        raise TypeError(f"seed must be an integer, got {type(seed).__name__}")
     digest = hashlib.blake2b(str(number).encode(), digest_size=4).digest()
     bits = (SPLITS.index(split) << 30) | (int.from_bytes(digest, "big") >> 2)
     return torch.Generator().manual_seed(bits)
@@ -119,12 +128,9 @@ def positive_int(name: str, value: int) -> int:
         TypeError: it is not an integer.
         ValueError: it is not positive.
     """
-    if isinstance(value, bool):
+    number = checks.as_int(value)
+    if number is None:
         raise TypeError(f"{name} must be a positive integer, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a positive integer, got {value!r}") from None
     if number < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
     return number
@@ -137,9 +143,37 @@ def non_negative(name: str, value: float) -> float:
         TypeError: it is not a number.
         ValueError: it is negative, infinite or NaN.
     """
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+    number = checks.as_float(value)
+    if number is None:
         raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {value!r}")
     return number
+
+
+def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
+    """``value`` as a plain string.
+
+    Raises:
+        ValueError: it is not one of the ``allowed``.
+    """
+    allowed = tuple(allowed)
+    if not checks.chosen(value, allowed):
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    return str(value)
+
+
+def widths(name: str, values: Iterable[int], what: str) -> tuple[int, ...]:
+    """``values`` as a tuple of positive ints; ``what`` they are is for the message.
+
+    Raises:
+        TypeError: not a sequence, or not of integers.
+        ValueError: one of them is not positive.
+    """
+    try:
+        if isinstance(values, (str, bytes, dict)):
+            raise TypeError
+        found = tuple(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of {what}, got {values!r}") from None
+    return tuple(positive_int(name, value) for value in found)

@@ -12,13 +12,14 @@ from torch import nn
 
 from l2l_fast.data.images import load_cifar10, load_fashion_mnist
 from l2l_fast.data.mnist import ImageSplit, MNISTData, load_mnist
-from l2l_fast.problems.base import Problem, Task, non_negative, positive_int
+from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
 
 _DATA: dict[str, Callable[[Any], MNISTData]] = {
     "fashion-mnist": load_fashion_mnist,
     "cifar-10": load_cifar10,
     "mnist": load_mnist,
 }
+DATA_SETS = tuple(_DATA)
 _CLASSES = 10
 _KERNEL = 5
 _EPS = 1e-3  # of the batch normalisation in the authors' library
@@ -60,10 +61,10 @@ class ConvTask(Task):
         offsets.append(("hidden_offset", hidden))
         shapes.update({"out": (_CLASSES, hidden), "out_bias": (_CLASSES,)})
         for name, size in shapes.items():
-            value = torch.randn(size, generator=generator) * init_std
+            value = torch.randn(size, generator=generator, **FLOAT32) * init_std
             self.register_parameter(name, nn.Parameter(value.to(device)))
         for name, width in offsets:
-            self.register_parameter(name, nn.Parameter(torch.zeros(width, device=device)))
+            self.register_parameter(name, nn.Parameter(torch.zeros(width, dtype=torch.float32, device=device)))
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """ "conv": the kernels; "fc": everything else, biases and offsets included (as in the authors' code)."""
@@ -72,7 +73,7 @@ class ConvTask(Task):
 
     def minibatch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next minibatch: pixels in [0, 1] ``[batch, channels, side, side]`` and labels int64 ``[batch]``."""
-        indices = torch.randint(len(self._labels), (self._batch_size,), generator=self.generator)
+        indices = torch.randint(len(self._labels), (self._batch_size,), generator=self.generator, device="cpu")
         indices = indices.to(self._labels.device)
         pixels = self._images.index_select(0, indices).to(self.out.dtype).mul_(1 / 255)
         return (pixels.unsqueeze(1) if pixels.dim() == 3 else pixels), self._labels.index_select(0, indices)
@@ -122,9 +123,8 @@ class ConvNet(Problem):
         batch_size: int = 128,
         init_std: float = 0.01,
     ) -> None:
-        if data not in _DATA:
-            raise ValueError(f"data must be one of {tuple(_DATA)}, got {data!r}")
-        self.channels = tuple(positive_int("channels", width) for width in channels)
+        data = one_of("data", data, _DATA)
+        self.channels = widths("channels", channels, "filters")
         if not self.channels:
             raise ValueError("channels must name at least one block, got none")
         self.hidden = positive_int("hidden", hidden)

@@ -68,7 +68,7 @@ class ModuleProblem(Problem):
                 raise TypeError(f"{argument} must be callable, got {type(value).__name__}")
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, got {type(name).__name__}")
-        self.name = name
+        self.name = str(name)
         self._make = make
         self._loss = loss
 
@@ -96,7 +96,7 @@ def _split_option(function: Callable[..., object], split: str) -> dict[str, str]
 @contextmanager
 def _own_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
     """Inside, the global CPU generator (and the one of a CUDA ``device``) is a stream that ``generator`` seeds."""
-    seed = int(torch.randint(2**31, (), generator=generator))
+    seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from l2l_fast.data import ImageSplit, MNISTData, load_mnist
-from l2l_fast.problems.base import Problem, Task, non_negative, positive_int
+from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -53,12 +53,12 @@ class MNISTTask(Task):
         self._names = tuple((f"weight_l{k}", f"bias_l{k}") for k in range(len(widths) - 1))
         for (weight, bias), (fan_in, fan_out) in zip(self._names, pairwise(widths), strict=True):
             for name, shape in ((weight, (fan_out, fan_in)), (bias, (fan_out,))):
-                value = torch.randn(shape, generator=generator) * init_std
+                value = torch.randn(shape, generator=generator, **FLOAT32) * init_std
                 self.register_parameter(name, nn.Parameter(value.to(device)))
 
     def minibatch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next minibatch: pixels in [0, 1] ``[batch, 784]`` in theta's dtype, and labels int64 ``[batch]``."""
-        indices = torch.randint(len(self._labels), (self._batch_size,), generator=self.generator)
+        indices = torch.randint(len(self._labels), (self._batch_size,), generator=self.generator, device="cpu")
         indices = indices.to(self._labels.device)
         # Gathering rows of bytes and converting them is faster than gathering floats, in a quarter of the memory.
         pixels = self._pixels.index_select(0, indices).to(self.bias_l0.dtype).mul_(1 / 255)
@@ -103,12 +103,8 @@ class MNIST(Problem):
         data: str | os.PathLike[str] | None = None,
         init_std: float | tuple[float, float] = 0.01,
     ) -> None:
-        if isinstance(hidden, str) or not isinstance(hidden, Iterable):
-            raise TypeError(f"hidden must be a sequence of layer widths, got {hidden!r}")
-        self.hidden = tuple(positive_int("hidden", width) for width in hidden)
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {tuple(_ACTIVATIONS)}, got {activation!r}")
-        self.activation = activation
+        self.hidden = widths("hidden", hidden, "layer widths")
+        self.activation = one_of("activation", activation, _ACTIVATIONS)
         self.batch_size = positive_int("batch_size", batch_size)
         self.init_std = _std("init_std", init_std)
         self.data: MNISTData = load_mnist(data)
@@ -146,4 +142,4 @@ def _std(name: str, value: float | tuple[float, float]) -> float | tuple[float, 
 
 
 def _draw(low: float, high: float, generator: torch.Generator) -> float:
-    return low * (high / low) ** torch.rand((), generator=generator).item()
+    return low * (high / low) ** torch.rand((), generator=generator, **FLOAT32).item()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from l2l_fast.data import photographs
 from l2l_fast.data.vgg import FILES, VGG16, load_vgg16
-from l2l_fast.problems.base import Problem, Task, non_negative, positive_int
+from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative, positive_int
 
 CONTENT_LAYER = "conv4_2"
 STYLE_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
@@ -49,7 +49,7 @@ class NeuralArtTask(Task):
         self.content = content
         with torch.no_grad():
             self._content = vgg.features(content, (CONTENT_LAYER,))[CONTENT_LAYER]
-        value = torch.randn(content.shape, generator=generator) * init_std
+        value = torch.randn(content.shape, generator=generator, **FLOAT32) * init_std
         self.pixels = nn.Parameter(value.to(content.device))
         self.num_problems = content.numel()
 
@@ -135,7 +135,7 @@ class NeuralArt(Problem):
         self.init_std = non_negative("init_std", init_std)
         if not isinstance(style, str):
             raise TypeError(f"style must be a name, got {style!r}")
-        self.style = style
+        self.style = str(style)
         place = photographs.neural_art_folder(folder)
         found = [place / name for name in FILES if (place / name).is_file()]
         if not found:

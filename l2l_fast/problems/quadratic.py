@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2l_fast.problems.base import Problem, Task, non_negative, positive_int
+from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative, one_of, positive_int
 
 _FAMILIES: dict[str, Callable[..., torch.Tensor]] = {"uniform": torch.rand, "gaussian": torch.randn}
 ILL_CONDITIONED = "ill_conditioned"
@@ -18,13 +18,13 @@ ILL_CONDITIONED = "ill_conditioned"
 def ill_conditioned_matrix(batch: int, dim: int, condition: float, generator: torch.Generator) -> torch.Tensor:
     """W ``[batch, dim, dim]`` such that the eigenvalues of W^T W, half the Hessian of f, are spaced geometrically from
     1 down to ``1 / condition``, in random directions: W = U S V^T with U and V uniform over the orthogonal group."""
-    exponents = torch.linspace(0.0, -0.5 * math.log10(condition), dim, dtype=torch.float64)
+    exponents = torch.linspace(0.0, -0.5 * math.log10(condition), dim, dtype=torch.float64, device="cpu")
     u, v = (_orthogonal(batch, dim, generator) for _ in range(2))
     return ((u * 10**exponents) @ v.mT).float()
 
 
 def _orthogonal(batch: int, dim: int, generator: torch.Generator) -> torch.Tensor:
-    q, r = torch.linalg.qr(torch.randn(batch, dim, dim, generator=generator, dtype=torch.float64))
+    q, r = torch.linalg.qr(torch.randn(batch, dim, dim, generator=generator, dtype=torch.float64, device="cpu"))
     return q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # without it Q is not uniform
 
 
@@ -47,10 +47,10 @@ class QuadraticTask(Task):
             draw, matrix = torch.randn, ill_conditioned_matrix(batch, dim, condition, generator)
         else:
             draw = _FAMILIES[family]
-            matrix = draw(batch, dim, dim, generator=generator)
+            matrix = draw(batch, dim, dim, generator=generator, **FLOAT32)
         self.register_buffer("W", matrix.to(device))
-        self.register_buffer("y", draw(batch, dim, 1, generator=generator).to(device))
-        self.theta = nn.Parameter((torch.randn(batch, dim, generator=generator) * init_std).to(device))
+        self.register_buffer("y", draw(batch, dim, 1, generator=generator, **FLOAT32).to(device))
+        self.theta = nn.Parameter((torch.randn(batch, dim, generator=generator, **FLOAT32) * init_std).to(device))
 
     def forward(self) -> torch.Tensor:
         """The sum of the ``batch`` losses."""
@@ -87,9 +87,7 @@ class Quadratic(Problem):
     ) -> None:
         self.dim = positive_int("dim", dim)
         self.batch = positive_int("batch", batch)
-        if family not in (*_FAMILIES, ILL_CONDITIONED):
-            raise ValueError(f"family must be one of {(*_FAMILIES, ILL_CONDITIONED)}, got {family!r}")
-        self.family = family
+        self.family = one_of("family", family, (*_FAMILIES, ILL_CONDITIONED))
         self.init_std = non_negative("init_std", init_std)
         self.condition = non_negative("condition", condition)
         if self.condition < 1.0:

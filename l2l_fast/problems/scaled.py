@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2l_fast.problems.base import Problem, Task, non_negative
+from l2l_fast import checks
+from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative
+from l2l_fast.problems.theta import places_of, put, trainable
 
 
 class ScaledTask(Task):
@@ -24,16 +26,25 @@ class ScaledTask(Task):
         super().__init__(task.generator)
         self._loss_scale = math.exp(log_loss_scale)
         self.num_problems = task.num_problems * self._loss_scale  # type: ignore[assignment]
-        self._names = {name.replace(".", "_"): name for name, _ in task.named_parameters()}
+        self._theta = trainable(task)  # frozen parameters of f stay with f, as they are
+        self._places = places_of(task, self._theta)
+        self._names = {name.replace(".", "_"): name for name in self._theta}
         self._scales = {name: math.exp(log_scales[old]) for name, old in self._names.items()}
-        values = dict(task.named_parameters())
         for name, old in self._names.items():
-            self.register_parameter(name, nn.Parameter(values[old].detach() / self._scales[name]))
+            self.register_parameter(name, nn.Parameter(self._theta[old].detach() / self._scales[name]))
+        listed = dict(task.named_parameters(remove_duplicate=False))
+        own_name = {id(value): name for name, value in self._theta.items()}
         self._groups = {
-            kind: [name.replace(".", "_") for name in names] for kind, names in task.parameter_groups().items()
+            kind: list(
+                dict.fromkeys(own_name[id(listed[n])].replace(".", "_") for n in names if id(listed[n]) in own_name)
+            )
+            for kind, names in task.parameter_groups().items()
         }
         # Hidden from parameters(): only z is optimised.
         object.__setattr__(self, "_task", task)
+
+    def hidden_modules(self) -> list[nn.Module]:
+        return [self._task, *self._task.hidden_modules()]
 
     def parameter_groups(self) -> dict[str, list[str]]:
         return self._groups
@@ -41,7 +52,13 @@ class ScaledTask(Task):
     def forward(self) -> torch.Tensor:
         """a f(c * z) on the next minibatch."""
         theta = {old: getattr(self, name) * self._scales[name] for name, old in self._names.items()}
-        return self._loss_scale * torch.func.functional_call(self._task, theta, ())
+        # They stay there afterwards: what f recomputes during the backward pass must see them too.
+        put(self._places, theta)
+        return self._loss_scale * self._task()
+
+    def __getstate__(self) -> dict[str, Any]:
+        put(self._places, self._theta)  # copies and pickles hold no tensors with a graph
+        return self.__dict__.copy()
 
 
 class Scaled(Problem):
@@ -61,7 +78,7 @@ class Scaled(Problem):
             raise TypeError(f"problem: expected a Problem, got {type(problem).__name__}")
         self.problem = problem
         self.width = non_negative("width", width)
-        low, high = (float(bound) for bound in loss)
+        low, high = (checks.real("loss", bound) for bound in loss)
         if not -20.0 <= low <= high <= 20.0:
             raise ValueError(f"loss: expected two rising bounds within -20..20, got {loss!r}")
         self.loss = (low, high)
@@ -76,10 +93,12 @@ class Scaled(Problem):
         task = self.problem.make_task(generator, split, device)
         if split != "train":
             return task
+        task.origin = f"problem {self.name!r}"
         names = [name for name, _ in task.named_parameters()]
-        draws = (2 * torch.rand(len(names), generator=generator) - 1) * self.width
+        draws = (2 * torch.rand(len(names), generator=generator, **FLOAT32) - 1) * self.width
         low, high = self.loss
-        log_loss_scale = low + (high - low) * torch.rand((), generator=generator).item() if low < high else low
+        place = torch.rand((), generator=generator, **FLOAT32).item() if low < high else 0.0
+        log_loss_scale = low + (high - low) * place
         return ScaledTask(task, dict(zip(names, draws.tolist())), log_loss_scale)
 
     def config(self) -> dict[str, Any]:

@@ -85,8 +85,8 @@ def test_segment_backward_twice_bit_for_bit(steps: int) -> None:
     generator = torch.Generator().manual_seed(2)
     records = [torch.randn(state.shape[0] * 64, generator=generator) for _ in range(steps + 1)]
     coefficients = ([1.0] * steps, [0.1] * steps, [0.99] * steps)
-    expected = ops.lstm_segment_backward([state], [0], records, *coefficients, phi, *config, [state], True)
-    on_gpu = [state.cuda()], [0], [record.cuda() for record in records], *coefficients, phi.cuda(), *config
+    expected = ops.lstm_segment_backward([state], [3000], [0], records, *coefficients, phi, *config, [state], True)
+    on_gpu = [state.cuda()], [3000], [0], [record.cuda() for record in records], *coefficients, phi.cuda(), *config
     first = ops.lstm_segment_backward(*on_gpu, [state.cuda()], True)
     second = ops.lstm_segment_backward(*on_gpu, [state.cuda()], True)
     close(first[0], expected[0], 1e-4)

@@ -59,7 +59,7 @@ def test_compiled_in_place_step_and_segment() -> None:
         places = [0, 2]
         ops.lstm_step_(params, grads, states, phi, *net.config, 0.5, 0.1, False, record, places)
         grad_phi, starts = ops.lstm_segment_backward(
-            states, places, [record, 2 * record], [1.0], [0.5], [0.9], phi, *net.config, [], True
+            states, [70, 20], places, [record, 2 * record], [1.0], [0.5], [0.9], phi, *net.config, [], True
         )
         return params[0] * 2, grad_phi, starts
 

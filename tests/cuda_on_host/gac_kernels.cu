@@ -48,7 +48,7 @@ extern "C" {
 // scalars: p, output_scale, lr, decay. Per tensor in `stream`: parameter address, dtype, gradient address, dtype,
 // state, new state, record, numel; contiguous all of them.
 int gac_step(const int64_t* sizes, const float* scalars, const float* phi, int64_t tensors, const int64_t* stream,
-             const float* extra, float* out, float* means, double* sums, double* count) {
+             const float* extra, float* out, float* means, double* sums) {
   const Config config = config_from(sizes, scalars);
   TableBuilder<GacEntry> builder;
   int64_t tiles = 0, first = 0;
@@ -76,7 +76,6 @@ int gac_step(const int64_t* sizes, const float* scalars, const float* phi, int64
   options.out = out;
   options.means = means;
   options.sums = sums;
-  options.count = *count;
   Memory memory;
   return run_gac_step(config, phi, builder, first, options, memory.workspace(), nullptr);
 }

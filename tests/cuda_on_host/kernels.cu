@@ -87,7 +87,7 @@ int step(const int64_t* sizes, const float* scalars, const float* phi, const int
   return run_step(config, phi, builder, o, memory.workspace(), nullptr);
 }
 
-// Per tensor: tiles, record tile, state, gradient of the end state, gradient of the start state. Per step and for
+// Per tensor: numel, record tile, state, gradient of the end state, gradient of the start state. Per step and for
 // theta_T: record in `records`, weight, lr, decay in `coefficients`.
 int segment_backward(const int64_t* sizes, const float* scalars, const float* phi, int64_t tensors,
                      const int64_t* stream, int64_t steps, const int64_t* records, const float* coefficients,
@@ -97,8 +97,8 @@ int segment_backward(const int64_t* sizes, const float* scalars, const float* ph
   int64_t tiles = 0;
   for (int64_t k = 0; k < tensors; k++, stream += 5)
     if (stream[0] > 0)
-      builder.add({tiles += stream[0], stream[1], pointer<float>(stream[2]), pointer<float>(stream[3]),
-                   pointer<float>(stream[4])});
+      builder.add({tiles += tiles_for(stream[0]), stream[0], stream[1], pointer<float>(stream[2]),
+                   pointer<float>(stream[3]), pointer<float>(stream[4])});
   std::vector<SegmentStep> segment;
   for (int64_t t = 0; t <= steps; t++)
     segment.push_back(

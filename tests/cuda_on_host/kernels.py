@@ -126,6 +126,7 @@ class Kernels:
         config: Config,
         phi: np.ndarray,
         states: Sequence[np.ndarray],
+        numels: Sequence[int],
         record_tiles: Sequence[int],
         records: Sequence[np.ndarray],
         loss_weights: Sequence[float],
@@ -139,8 +140,8 @@ class Kernels:
         ends = [library.array(end) for end in grad_ends] if grad_ends else None
         starts = [library.array(np.full_like(state, np.nan)) for state in states]
         stream: list[int] = []
-        for k, state in enumerate(states):
-            stream += [state.shape[0], record_tiles[k], held[k].pointer]
+        for k in range(len(states)):
+            stream += [numels[k], record_tiles[k], held[k].pointer]
             stream += [ends[k].pointer if ends else 0, starts[k].pointer]
         recorded = [library.array(record) for record in records]
         steps = len(records) - 1

@@ -39,7 +39,8 @@ def exercise(kernels: Kernels, full: bool) -> str:
     for config in configs:
         phi = (rng.standard_normal(phi_size(config)) * 0.3).astype(np.float32)
         shapes = [(1,), (65,), (5, 9)]
-        tiles = [-(-int(np.prod(shape)) // TILE) for shape in shapes]
+        numels = [int(np.prod(shape)) for shape in shapes]
+        tiles = [-(-numel // TILE) for numel in numels]
         states = [rng.uniform(-1, 1, (n, config.rows, TILE)).astype(np.float32) for n in tiles]
         for mapping in (NARROW, WIDE):
             values = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
@@ -56,7 +57,7 @@ def exercise(kernels: Kernels, full: bool) -> str:
         for budget in (0, 1):
             coefficients = ([1.0] * 3, [0.5] * 3, [0.9] * 3)
             grad_phi, grads_start = kernels.segment_backward(
-                config, phi, states, starts, records, *coefficients, states, scratch_budget=budget
+                config, phi, states, numels, starts, records, *coefficients, states, scratch_budget=budget
             )
             for array in [grad_phi, *grads_start]:
                 digest.update(array.tobytes())

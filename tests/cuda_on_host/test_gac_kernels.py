@@ -27,16 +27,27 @@ def library() -> Library:
 
 
 def relative(got: np.ndarray, expected: torch.Tensor) -> float:
+    """The error of what is finite; infinite if that is not the same in both."""
     want = expected.detach().double().numpy().reshape(got.shape)
-    return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30))
+    finite = np.isfinite(want)
+    if not np.array_equal(np.isfinite(got), finite):
+        return float("inf")
+    return float(np.linalg.norm((got - want)[finite]) / max(np.linalg.norm(want[finite]), 1e-30))
 
 
 class Case:
     """Some tensors of an optimizee, on the device and for the reference."""
 
     def __init__(
-        self, library: Library, config: GacConfig, numels: list[int], groups: int, dtypes: tuple[int, int]
+        self,
+        library: Library,
+        config: GacConfig,
+        numels: list[int],
+        groups: int,
+        dtypes: tuple[int, int],
+        bad: tuple[tuple[int, int], ...] = (),
     ) -> None:
+        """bad: tensor and coordinate of gradients that are NaN."""
         rng = np.random.default_rng(0)
         self.library, self.config, self.numels, self.groups = library, config, numels, groups
         self.total = sum(numels)
@@ -44,6 +55,8 @@ class Case:
         self.phi = (rng.standard_normal(size) * 0.3).astype(np.float32)
         self.param_values = [rng.standard_normal(n).astype(np.float32) for n in numels]
         grads = [(rng.standard_normal(n) * np.exp(rng.uniform(-14, 3, n))).astype(np.float32) for n in numels]
+        for k, i in bad:
+            grads[k][i] = np.nan
         self.params = [Tensor(library, x, dtypes[0]) for x in self.param_values]
         self.grads = [Tensor(library, x, dtypes[1]) for x in grads]
         self.extra = rng.standard_normal((config.extra_inputs, self.total)).astype(np.float32)
@@ -73,7 +86,7 @@ class Case:
             stream += [self.params[k].array.pointer, self.params[k].dtype, self.grads[k].array.pointer]
             stream += [self.grads[k].dtype, self.states[k].pointer, self.states[k].pointer, self.records[k].pointer, n]
         means = self.library.array(self.means)
-        sums = self.library.array(np.full((self.groups, c.gac_cells), np.nan, np.float64))
+        sums = self.library.array(np.full((2, self.groups, c.gac_cells), np.nan, np.float64))
         self.library.call(
             "gac_step",
             np.array(sizes, np.int64),
@@ -85,7 +98,6 @@ class Case:
             self.out,
             means,
             sums,
-            np.array([self.total / self.groups]),
         )
         self.means = means.numpy()
         return sums.numpy()
@@ -114,7 +126,7 @@ class Case:
             rounded = [1e-6, 8e-3, 1e-3][self.params[k].dtype]
             start = torch.from_numpy(self.param_values[k]).double()
             assert relative(self.params[k].numpy(), decay * start + lr * separate[0][k]) < tolerance + rounded
-            assert np.array_equal(self.records[k].numpy()[:n], self.grads[k].numpy())
+            assert np.array_equal(self.records[k].numpy()[:n], self.grads[k].numpy(), equal_nan=True)
             assert not self.records[k].numpy()[n:].any()
 
 
@@ -134,6 +146,36 @@ def test_step(library: Library, config: GacConfig, numels: list[int], groups: in
     case.check()
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(("numels", "groups"), [([63, 65, 300], 1), ([10, 40, 130], 5)])
+def test_bad_coordinates_stay_alone(library: Library, config: GacConfig, numels: list[int], groups: int) -> None:
+    """In two steps, the second without a bad gradient, whole and cut into phases; no average knows of them."""
+    bad = ((0, 0), (2, 3), (2, numels[2] - 1))
+    whole, cut = (Case(library, config, numels, groups, (FLOAT32, FLOAT32), bad) for _ in range(2))
+    for _ in range(2):
+        sums = whole.run(0, config.num_layers + 1)
+        for phase in range(config.num_layers + 1):
+            parts = cut.run(phase, phase + 1)
+            if phase < config.num_layers:
+                cut.means[phase] = parts[0] / np.maximum(parts[1], 1)
+        assert np.isfinite(whole.means).all() and np.isfinite(sums).all()
+        assert np.array_equal(cut.means, whole.means)
+        assert np.array_equal(cut.out.numpy(), whole.out.numpy(), equal_nan=True)
+        assert sums[1].sum() == (whole.total - len(bad)) * config.gac_cells
+    whole = Case(library, config, numels, groups, (FLOAT32, FLOAT32), bad)
+    whole.run(0, config.num_layers + 1)
+    whole.check()
+
+
+def test_a_group_of_bad_coordinates(library: Library) -> None:
+    bad = tuple((k, i) for k, n in enumerate([10, 40]) for i in range(n // 5))
+    for groups, numels in ((1, [2, 8]), (5, [10, 40])):
+        case = Case(library, CONFIGS[0], numels, groups, (FLOAT32, FLOAT32), bad)
+        case.run(0, 3)
+        assert np.isfinite(case.means).all()
+        case.check()
+
+
 @pytest.mark.parametrize("dtypes", [(BFLOAT16, FLOAT32), (FLOAT16, BFLOAT16), (FLOAT32, FLOAT16)])
 def test_dtypes(library: Library, dtypes: tuple[int, int]) -> None:
     case = Case(library, CONFIGS[1], [70, 9], 1, dtypes)
@@ -150,7 +192,7 @@ def test_cut_into_phases(library: Library, groups: int) -> None:
     for phase in range(3):
         sums = cut.run(phase, phase + 1)
         if phase < config.num_layers:
-            cut.means[phase] = sums / (295 / groups)
+            cut.means[phase] = sums[0] / sums[1]
     cut.check()
     assert np.array_equal(cut.out.numpy(), whole.out.numpy())
     assert np.array_equal(cut.means, whole.means)
@@ -178,11 +220,15 @@ def test_the_same_in_any_order_of_threads(library: Library) -> None:
         assert np.array_equal(out, results[0][0]) and np.array_equal(means, results[0][1])
 
 
-def run_step_backward(library: Library, config: GacConfig, numel: int, groups: int) -> None:
-    """The functional step's gradients against autograd through the reference."""
+def run_step_backward(
+    library: Library, config: GacConfig, numel: int, groups: int, bad: tuple[int, ...] = ()
+) -> None:
+    """The functional step's gradients against autograd through the reference. bad: coordinates whose gradient is NaN;
+    d phi contains them."""
     rng = np.random.default_rng(1)
     phi = (rng.standard_normal(reference.phi_size(config)) * 0.3).astype(np.float32)
     grad = (rng.standard_normal(numel) * np.exp(rng.uniform(-12, 2, numel))).astype(np.float32)
+    grad[list(bad)] = np.nan
     extra = rng.standard_normal((config.extra_inputs, numel)).astype(np.float32)
     upstream = rng.standard_normal((config.num_outputs, numel)).astype(np.float32)
     shape = (config.num_layers, 2, numel, config.hidden_size)
@@ -217,9 +263,10 @@ def run_step_backward(library: Library, config: GacConfig, numel: int, groups: i
         grad_phi,
     )
     grad_state = State(torch.from_numpy(results[2].numpy()), numel, config.hidden_size, config.num_layers).to_logical()
-    assert relative(results[0].numpy(), expected[0]) < TOLERANCE
+    good = np.delete(np.arange(numel), bad)
+    assert relative(results[0].numpy()[good], expected[0][good]) < TOLERANCE
     assert not extra.size or relative(results[1].numpy(), expected[1]) < TOLERANCE
-    assert relative(grad_phi.numpy(), expected[2]) < TOLERANCE
+    assert bad or relative(grad_phi.numpy(), expected[2]) < TOLERANCE
     assert relative(torch.stack([torch.stack(pair) for pair in grad_state]).numpy(), expected[3]) < TOLERANCE
 
 
@@ -235,8 +282,17 @@ def test_step_backward(library: Library, config: GacConfig, numel: int, groups: 
     run_step_backward(library, config, numel, groups)
 
 
-def run_segment_backward(library: Library, config: GacConfig, numels: list[int], groups: int, steps: int) -> np.ndarray:
-    """d phi and the gradients of the start states of a segment, against the reference."""
+@pytest.mark.parametrize("config", CONFIGS[:3])
+@pytest.mark.parametrize(("numel", "groups"), [(70, 1), (130, 5)])
+def test_step_backward_with_bad_coordinates(library: Library, config: GacConfig, numel: int, groups: int) -> None:
+    run_step_backward(library, config, numel, groups, (0, 5, numel - 1))
+
+
+def run_segment_backward(
+    library: Library, config: GacConfig, numels: list[int], groups: int, steps: int, bad: int | None = None
+) -> np.ndarray:
+    """d phi and the gradients of the start states of a segment, against the reference. bad: a coordinate whose
+    gradients are NaN; d phi contains it."""
     rng = np.random.default_rng(2)
     hidden, layers = config.hidden_size, config.num_layers
     phi = (rng.standard_normal(reference.phi_size(config)) * 0.3).astype(np.float32)
@@ -249,6 +305,9 @@ def run_segment_backward(library: Library, config: GacConfig, numels: list[int],
     logical, ends = random_states(), random_states()
     weights, lrs, decays = rng.uniform(0, 2, steps), rng.uniform(0.5, 1, steps), rng.uniform(0.9, 1, steps)
     grads = [[torch.from_numpy(g.astype(np.float32)).double() for g in row] for row in grads]
+    for row in grads:
+        if bad is not None:
+            row[0][bad] = torch.nan
     expected, expected_starts = reference.segment_backward(
         logical, grads, weights, lrs, decays, torch.from_numpy(phi).double(), config, ends, groups
     )
@@ -259,20 +318,25 @@ def run_segment_backward(library: Library, config: GacConfig, numels: list[int],
         _, state = reference.lstm_step(
             reference.join(row, groups), state, torch.from_numpy(phi).double(), config, groups
         )
-        cells = [h.view(groups, -1, hidden)[:, 0, : config.gac_cells] for h, _ in state]
+        # That of the finite coordinates, any of which has it.
+        cells = [h.view(groups, -1, hidden)[:, :, : config.gac_cells].nanmean(dim=1) for h, _ in state]
         averages.append(library.array(torch.stack(cells).float().numpy()))
 
     tiles = [-(-n // TILE) for n in numels]
     places = np.cumsum([0, *tiles])
     records = []
     for row in grads:
-        record = np.zeros(places[-1] * TILE, np.float32)
+        record = np.full(places[-1] * TILE, np.nan, np.float32)  # what is in the padding must not matter
         for place, g in zip(places, row):
             record[place * TILE : place * TILE + len(g)] = g.numpy()
         records.append(library.array(record))
 
     def on_device(states: list) -> list:
-        return [library.array(State.from_logical([(h.float(), c.float()) for h, c in x]).data.numpy()) for x in states]
+        data = [State.from_logical([(h.float(), c.float()) for h, c in x]).data.numpy() for x in states]
+        for n, x in zip(numels, data):
+            if n % TILE:
+                x[-1, :, n % TILE :] = np.nan
+        return [library.array(x) for x in data]
 
     starts, ends_held = on_device(logical), on_device(ends)
     results = [library.array(np.full(x.numpy().shape, np.nan, np.float32)) for x in starts]
@@ -295,12 +359,13 @@ def run_segment_backward(library: Library, config: GacConfig, numels: list[int],
         coefficients,
         grad_phi,
     )
-    assert relative(grad_phi.numpy(), expected) < 1e-4
+    assert bad is not None or relative(grad_phi.numpy(), expected) < 1e-4
     for n, result, logical_start in zip(numels, results, expected_starts):
         got = State(torch.from_numpy(result.numpy()), n, hidden, layers).to_logical()
         for pair, want in zip(got, logical_start):
             for a, b in zip(pair, want):
                 assert relative(a.numpy(), b) < 1e-4
+        assert n % TILE == 0 or not result.numpy()[-1, :, n % TILE :].any()
     return grad_phi.numpy()
 
 
@@ -315,6 +380,14 @@ def test_segment_backward(
     library: Library, config: GacConfig, numels: list[int], groups: int, steps: int
 ) -> None:
     run_segment_backward(library, config, numels, groups, steps)
+
+
+@pytest.mark.parametrize("config", SEGMENT_CONFIGS)
+@pytest.mark.parametrize(("numels", "groups", "steps"), [([63, 70], 1, 5), ([10, 130], 5, 3)])
+def test_segment_backward_with_a_bad_coordinate(
+    library: Library, config: GacConfig, numels: list[int], groups: int, steps: int
+) -> None:
+    run_segment_backward(library, config, numels, groups, steps, bad=4)
 
 
 def test_segment_backward_is_one_launch_and_repeats(library: Library) -> None:

@@ -89,6 +89,7 @@ class Segment:
             self.config,
             self.phi,
             self.states,
+            self.numels,
             self.record_tiles,
             self.records,
             self.weights,
@@ -120,7 +121,7 @@ def test_segment_networks(kernels: Kernels, config: Config, steps: int) -> None:
 def test_segment_without_tensors(kernels: Kernels) -> None:
     config = Config(8, 1)
     segment = Segment(config, [64], 1, 0, end=False)
-    grad_phi, _ = kernels.segment_backward(config, segment.phi, [], [], segment.records, [1.0], [1.0], [1.0])
+    grad_phi, _ = kernels.segment_backward(config, segment.phi, [], [], [], segment.records, [1.0], [1.0], [1.0])
     assert not grad_phi.any()
 
 
@@ -208,3 +209,26 @@ def test_backward_all_networks(all_kernels: Kernels, config: Config) -> None:
     for preprocess in ("log_sign", "identity"):
         Segment(config._replace(preprocess=preprocess), [130], 3, 5, end=True).check(all_kernels)
         check_step_backward(all_kernels, config._replace(preprocess=preprocess), (70,), FLOAT32, False)
+
+
+@pytest.mark.parametrize("config", [Config(8, 1), Config(20, 2)], ids=str)
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
+def test_padding_reaches_nothing(kernels: Kernels, config: Config, poison: float) -> None:
+    """Whatever states, gradients of states and records hold beyond the last coordinate."""
+    results = []
+    for value in (0.0, poison):
+        segment = Segment(config, [5, 64, 70], 3, 1, end=True)
+        for k, n in enumerate(segment.numels):
+            if n % TILE:
+                segment.states[k][-1, :, n % TILE :] = segment.ends[k][-1, :, n % TILE :] = value
+                first = segment.record_tiles[k] * TILE
+                for record in segment.records:
+                    record[first + n : first + n + -n % TILE] = value
+        grad_phi, starts = segment.run(kernels)
+        for n, start in zip(segment.numels, starts):
+            assert n % TILE == 0 or not start[-1, :, n % TILE :].any()
+        grads = [Tensor(kernels.library, np.linspace(-1, 1, 70, dtype=np.float32)) for _ in range(2)]
+        step = kernels.step_backward(config, segment.phi, *grads, segment.states[2], segment.ends[2])
+        results.append([grad_phi, *starts, *step])
+    for clean, dirty in zip(*results):
+        assert np.array_equal(clean, dirty) and np.isfinite(clean).all()

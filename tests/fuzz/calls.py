@@ -14,11 +14,15 @@ import l2l_fast as l2l
 from tests.fuzz.cases import OPS, blocked_state, memory_of, phi_of
 from tests.helpers import random_network, structured_gradient
 
-OPERATORS = ("lstm_step", "lstm_step_backward", "lstm_step_", "lstm_segment_backward", "_vector_math")
+PLAIN = ("lstm_step", "lstm_step_backward", "lstm_step_", "lstm_segment_backward")
+GAC = ("gac_step", "gac_step_backward", "gac_step_", "gac_segment_backward")
+OPERATORS = (*PLAIN, *GAC, "_vector_math")
 
 
 def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
     """Arguments by name, in the order of the schema, that the operator accepts."""
+    if operator in GAC:
+        return _valid_gac_call(operator, seed)
     net = random_network(seed, hidden_size=5, num_layers=2)
     config = net.config._asdict()
     grad, state, phi = structured_gradient((70,), seed=seed), blocked_state(net, 70, seed), phi_of(net).clone()
@@ -44,6 +48,7 @@ def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
         record = torch.nn.functional.pad(grad, (0, 58))
         return {
             "start_states": [state, blocked_state(net, 60, seed + 2)],
+            "numels": [70, 60],
             "record_tiles": [0, 0],
             "records": [record, record * 2, record * 3],
             "loss_weights": [1.0, 0.5],
@@ -57,13 +62,52 @@ def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
     return {"function": "exp2", "x": structured_gradient((70,))}
 
 
+def _valid_gac_call(operator: str, seed: int) -> dict[str, Any]:
+    """That of the plain operator, with two groups, averaging cells and, but for segments, extra inputs and outputs."""
+    extras = {} if operator == "gac_segment_backward" else {"extra_inputs": 2, "num_outputs": 3}
+    net = random_network(seed, hidden_size=5, num_layers=2, gac_cells=2, **extras)
+    arguments = valid_call(operator.replace("gac", "lstm"), seed) | {"phi": phi_of(net).clone()}
+    # Of a segment the record's places are no options.
+    after = _AFTER_CONFIG if operator == "gac_step_" else _AFTER_CONFIG[-2:]
+    tail = {name: arguments.pop(name) for name in after if name in arguments}
+    shapes = {"extra": (2, 70), "out": (3, 72), "grad_out": (3, 70)}
+    more = {name: structured_gradient(shape, seed=seed + 5) for name, shape in shapes.items()}
+    # A record and two steps' averages.
+    means = [structured_gradient((2, 2, 2), seed=seed + k).clamp(-1, 1) for k in (7, 8)]
+    sums = structured_gradient((2, 2, 2), seed=seed + 9).double()
+    if operator == "gac_step_":
+        arguments["params"][0] = torch.ones(2, 1)
+        arguments["grads"][0] = structured_gradient((2, 1))
+        more["extra"] = structured_gradient((2, 72), seed=seed + 6)
+        tail |= {"groups": 2, "means": means[0], "sums": sums, "first_phase": 0, "last_phase": 3}
+    elif operator == "gac_segment_backward":
+        ends = {name: tail.pop(name) for name in ("grad_end_states", "need_grad_start")}
+        more["means"], tail = means, {**tail, "groups": 2, **ends}
+    else:
+        tail["groups"] = 2
+    named = {**arguments, **net.config._asdict(), **more}
+    return {name: named[name] for name in (*_HEADS[operator], *net.config._fields)} | tail
+
+
+_AFTER_CONFIG = ("lr", "weight_decay", "maximize", "record", "record_tiles", "grad_end_states", "need_grad_start")
+_HEADS = {
+    "gac_step": ("grad", "extra", "state", "phi"),
+    "gac_step_backward": ("grad_out", "grad_new_state", "grad", "extra", "state", "phi"),
+    "gac_step_": ("params", "grads", "states", "extra", "out", "phi"),
+    "gac_segment_backward": (
+        "start_states", "numels", "record_tiles", "records", "means", "loss_weights", "lrs", "decays", "phi",
+    ),
+}  # fmt: skip
+
+
 def call(operator: str, arguments: dict[str, Any]) -> list[Tensor]:
     """Runs the operator itself, without the Python layer; returns all tensors that it returned or wrote."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = getattr(OPS, operator)(*arguments.values())
-    if operator == "lstm_step_":
-        return tensors([arguments["params"], arguments["states"], arguments["record"]])
+    if operator in ("lstm_step_", "gac_step_"):
+        written = ("params", "states", "record", "out", "means", "sums")
+        return tensors([arguments[name] for name in written if name in arguments])
     return tensors(result)
 
 
@@ -131,8 +175,8 @@ TENSORS: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
     "meta": (lambda t: t.to("meta"), False),
     "sparse": (lambda t: t.to_sparse(), False),
     "sparse csr": (_quietly(lambda t: t.reshape(1, -1).to_sparse_csr()), False),
-    "quantized": (_quietly(lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)), False),
-    "mkldnn": (lambda t: t.to_mkldnn(), False),
+    "quantized": (_quietly(lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8)), False),
+    "mkldnn": (lambda t: t.float().to_mkldnn(), False),
     "nested": (_quietly(lambda t: torch.nested.nested_tensor([t])), False),
     "zero tensor": (lambda t: torch._efficientzerotensor(t.shape), True),
     "freed": (_freed, False),

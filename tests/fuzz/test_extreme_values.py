@@ -46,7 +46,7 @@ def everything(net, grad, data, grad_update, grad_data):
     others[:numel] = 1.0
     ones = [1.0, 1.0]
     _, starts = OPS.lstm_segment_backward(
-        [data], [0], [record, record, others], ones, ones, ones, phi, *net.config, [grad_data], True
+        [data], [numel], [0], [record, record, others], ones, ones, ones, phi, *net.config, [grad_data], True
     )
     rows = [logical(x, numel, net) for x in (new_data, state, grads[1], starts[0])]
     return [update, param, grads[0], *rows]

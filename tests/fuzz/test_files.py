@@ -235,7 +235,7 @@ def test_a_damaged_state_dict(data):
             break
     target, params = optimizer_and_params()
     take_step(target, params, 5)
-    before = [(p.detach().clone(), target.state[p]["lstm_state"].data.clone()) for p in params]
+    before = [(p.detach().clone(), target.state_of(p).data.clone()) for p in params]
     groups = [{k: v for k, v in group.items() if k != "params"} for group in target.param_groups]
     try:
         with warnings.catch_warnings():  # another p, say, is allowed, with a warning
@@ -244,7 +244,7 @@ def test_a_damaged_state_dict(data):
     except (ValueError, TypeError) as error:
         assert str(error)
         for param, (value, state) in zip(params, before):
-            assert identical(param.detach(), value) and identical(target.state[param]["lstm_state"].data, state)
+            assert identical(param.detach(), value) and identical(target.state_of(param).data, state)
         assert groups == [{k: v for k, v in group.items() if k != "params"} for group in target.param_groups]
     take_step(target, params, 9)
 

@@ -186,7 +186,7 @@ def test_segment_backward(net, sizes, steps, seed, injected, need_start, isa):
     ends = [blocked_state(net, n, seed + 10 + k) for k, n in enumerate(sizes)] if injected else []
     phi = phi_of(net)
     grad_phi, grad_starts = OPS.lstm_segment_backward(
-        starts, places, records, weights, lrs, decays, phi, *net.config, ends, need_start
+        starts, sizes, places, records, weights, lrs, decays, phi, *net.config, ends, need_start
     )
 
     def wide(states):
@@ -215,7 +215,7 @@ def test_a_long_segment(steps, isa):
         record[:70] = structured_gradient((70,), seed=t)
     ones, phi = [1.0] * steps, phi_of(net)
     start = blocked_state(net, 70, 3)
-    grad_phi, _ = OPS.lstm_segment_backward([start], [0], records, ones, ones, ones, phi, *net.config, [], False)
+    grad_phi, _ = OPS.lstm_segment_backward([start], [70], [0], records, ones, ones, ones, phi, *net.config, [], False)
     logical_start = l2l.State(start, 70, 20, 2).to(torch.float64).to_logical()
     expected, _ = reference.segment_backward(
         [logical_start], [[r[:70].double()] for r in records], ones, ones, ones, phi.double(), net.config

@@ -131,7 +131,7 @@ def test_the_environment_names_the_folder(folder, monkeypatch):
     assert get("neural-art", style="y", side=32).config()["style"] == "y"
 
 
-def test_the_experiment_draws_its_pictures(folder, tmp_path):
+def test_the_experiment_draws_its_pictures(folder, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     setting = {"name": "test", "title": "Small", "horizon": 2, "baselines": ["adam"], "tuning_episodes": 1}
     content = {
@@ -150,8 +150,32 @@ def test_the_experiment_draws_its_pictures(folder, tmp_path):
     }
     (tmp_path / "art.json").write_text(json.dumps(content))
     experiment = experiments.load(tmp_path / "art.json")
+    figures = []
+    save = l2l.plots.save_figure
+    keep = lambda figure, *a, **k: figures.append(figure) or save(figure, *a, **k)  # noqa: E731
+    monkeypatch.setattr(l2l.plots, "save_figure", keep)
     outcome = experiments.run(experiment, tmp_path / "out", data=str(folder), progress=False)
     assert (tmp_path / "out" / "pictures.png").read_bytes().startswith(b"\x89PNG")
+    # The photograph, the style, and what two optimizers make of them, each from theta_0 of the first test task.
+    shown = {axes.get_title(): torch.from_numpy(axes.images[0].get_array().data) for axes in figures[0].axes}
+    problem, net = make(folder), l2l.load(tmp_path / "out" / "optimizer.safetensors")
+    comparison = outcome.comparisons["test"]
+    rate = comparison.learning_rates["adam"]
+    expected = {"photograph, 32 x 32": problem.sample(0, "test").content, "style": problem.picture}
+    for label, start in (
+        (f"Adam, lr {rate:.3g}", lambda task: torch.optim.Adam(task.parameters(), lr=rate)),
+        ("learned LSTM", lambda task: l2l.LearnedOptimizer(task.parameters(), net)),
+    ):
+        task = problem.sample(0, "test")
+        optimizer = start(task)
+        for _ in range(2):
+            optimizer.zero_grad()
+            task().backward()
+            optimizer.step()
+        expected[f"{label}: loss {task().item() / task.num_problems:.3f}"] = task.picture()
+    assert list(shown) == list(expected)
+    for title, picture in expected.items():
+        torch.testing.assert_close(shown[title], picture.permute(1, 2, 0), rtol=1e-3, atol=1e-3, msg=title)
     text = outcome.table.read_text()
     assert "2 fresh test tasks, test images, 1 per learning rate tried; photographs (images: train 4" in text
     assert "| Adam |" in text and "| NAG |" not in text

@@ -1,0 +1,131 @@
+"""Numbers, flags and choices that users give: accepted in every form that means one, kept as plain Python values.
+
+A number may be an int or a float, a scalar of numpy, an array or tensor without dimensions, a fraction. What is kept is
+always Python's own int or float: JSON, pickles and ``torch.load(weights_only=True)`` know nothing else. A bool is not a
+number, and neither NaN nor an infinity is ever accepted.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+
+def as_int(value: Any) -> int | None:
+    """``value`` as a plain int; None if it is not a whole number by type (a float never is, nor a bool)."""
+    if type(value) is int:
+        return value
+    value = _scalar(value)
+    if isinstance(value, (bool, str, bytes)):
+        return None
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        return None
+
+
+def as_float(value: Any) -> float | None:
+    """``value`` as a plain float, perhaps NaN or infinite (as a number beyond the range of a float is); None if it is
+    not a real number by type."""
+    value = _scalar(value)
+    if isinstance(value, (bool, str, bytes, bytearray)):
+        return None
+    if not isinstance(value, numbers.Real) and (isinstance(value, numbers.Complex) or not hasattr(value, "__float__")):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, 1 if value > 0 else -1)
+    except (TypeError, ValueError):
+        return None
+
+
+def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """``value`` as a plain int within ``low..high``.
+
+    Raises:
+        TypeError: it is not a whole number.
+        ValueError: it is out of range.
+    """
+    number = as_int(value)
+    span = f" in {low}..{high}" if low is not None and high is not None else ""
+    span = span or ("" if low is None else f" >= {low}") or ("" if high is None else f" <= {high}")
+    if number is None:
+        raise TypeError(f"{name}: expected an int{span}, got {value!r}")
+    if (low is not None and number < low) or (high is not None and number > high):
+        short = f"{low}..{high}" if low is not None and high is not None else f"an int{span}"
+        raise ValueError(f"{name}: expected {short}, got {number}")
+    return number
+
+
+def real(
+    name: str,
+    value: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    expected: str | None = None,
+) -> float:
+    """``value`` as a plain, finite float with ``low <= value <= high`` and ``above < value < below``.
+
+    Args:
+        expected: the words for the range in the message; by default made of the bounds.
+
+    Raises:
+        TypeError: it is not a real number.
+        ValueError: it is NaN, infinite or out of range.
+    """
+    number = as_float(value)
+    if number is None:
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    fits = (
+        math.isfinite(number)
+        and (low is None or number >= low)
+        and (high is None or number <= high)
+        and (above is None or number > above)
+        and (below is None or number < below)
+    )
+    if not fits:
+        signs = ((">=", low), (">", above), ("<=", high), ("<", below))
+        bounds = " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
+        expected = expected or f"a finite number {bounds}".rstrip()
+        raise ValueError(f"{name}: expected {expected}, got {number}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value`` as a plain bool; TypeError unless it is a bool, Python's or numpy's."""
+    value = _scalar(value)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {value!r}")
+    return value
+
+
+def chosen(value: Any, allowed: Iterable[str]) -> bool:
+    """Whether ``value`` is one of the ``allowed`` names; what is not a string, or cannot be hashed, is not."""
+    return isinstance(value, str) and value in set(allowed)
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """``value`` as a plain string; ValueError unless it is one of the ``allowed``."""
+    allowed = tuple(allowed)
+    if not chosen(value, allowed):
+        raise ValueError(f"{name}: expected {' or '.join(map(_quoted, allowed))}, got {value!r}")
+    return str(value)
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
+
+
+def _scalar(value: Any) -> Any:
+    # numpy's scalars, and arrays and tensors without dimensions; .item() of a long double is a long double.
+    dimensions = getattr(value, "ndim", None)
+    if dimensions == 0 and callable(getattr(value, "item", None)):
+        return value.item()
+    return None if dimensions else value  # an array of one element is an array

@@ -1,0 +1,161 @@
+"""The measuring layer: which tasks training, validation, selection, tuning and evaluation see, and what they log."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import l2l_fast as l2l
+from l2l_fast import baselines, comparison
+from l2l_fast.experiments import running
+from l2l_fast.meta import evaluate, evaluation
+from l2l_fast.meta.protocol import episode_seed
+from l2l_fast.problems import Problem, Quadratic
+from tests.meta.test_trainer import log_of, network, trainer, weights_of
+from tests.test_experiments import small
+
+Calls = list[tuple[int, str]]
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Calls:
+    """Every ``sample(seed, split)``, in order."""
+    seen: Calls = []
+    sample = Problem.sample
+
+    def recording(self, seed, split="train", device=None):
+        seen.append((seed, split))
+        return sample(self, seed, split, device)
+
+    monkeypatch.setattr(Problem, "sample", recording)
+    return seen
+
+
+def test_training_and_validation_tasks(calls):
+    trainer(validate_every=2, validation_episodes=3, seed=7).fit(5, progress=False)
+    validation = [(seed, "validation") for seed in range(3)]
+    episodes = [(episode_seed(7, k), "train") for k in range(5)]
+    assert calls == [*episodes[:2], *validation, *episodes[2:4], *validation, episodes[4]]
+
+
+def test_evaluation_and_baselines(calls):
+    run = trainer()
+    run.evaluate(3)
+    run.evaluate(seeds=[5], split="validation")
+    assert calls == [(0, "test"), (1, "test"), (2, "test"), (5, "validation")]
+    calls.clear()
+    evaluate(network(), Quadratic(dim=3, batch=2), [4, 9], 2)
+    baselines.run(Quadratic(dim=3, batch=2), "sgd", 0.1, [4, 9], 2)
+    baselines.run(Quadratic(dim=3, batch=2), "sgd", 0.1, [4], 2, split="train")
+    assert calls == [(4, "test"), (9, "test")] * 2 + [(4, "train")]
+    calls.clear()
+    baselines.search(Quadratic(dim=3, batch=2), "sgd", 4, seeds=[2, 3])
+    assert set(calls) == {(2, "validation"), (3, "validation")}
+    calls.clear()
+    baselines.compare(Quadratic(dim=3, batch=2), 4, [8, 9], names=["sgd"], tuning_seeds=[6], split="train")
+    assert set(calls[:-2]) == {(6, "validation")} and calls[-2:] == [(8, "train"), (9, "train")]
+
+
+def test_a_comparison_sees_the_same_test_tasks_for_all(calls):
+    comparison.compare(network(), Quadratic(dim=3, batch=2), 4, 3, tuning_episodes=2, names=["sgd", "adam"])
+    tests = [call for call in calls if call[1] == "test"]
+    assert tests == [*[(seed, "test") for seed in range(3)] * 3, (0, "test")]  # the last counts the problems
+    assert {call for call in calls if call[1] != "test"} == {(0, "validation"), (1, "validation")}
+
+
+def test_selection_uses_tasks_that_no_trainer_validated_on(calls, tmp_path):
+    experiment = small(tmp_path)
+    running.train(experiment, tmp_path / "out", progress=False)
+    validation = {seed for seed, split in calls if split == "validation"}
+    used = {seed for seed in validation if seed < 10_000}
+    assert used == set(range(experiment.training["validation_episodes"]))
+    assert validation - used == set(running._SELECTION_SEEDS) and len(running._SELECTION_SEEDS) >= 20
+    assert {split for _, split in calls} == {"train", "validation"}
+
+
+@pytest.mark.parametrize("autograd", [False, True])
+def test_the_log_says_what_happened(autograd, tmp_path):
+    options = {"problem": Quadratic(dim=3, batch=4), "horizon": 5, "unroll": 2, "autograd": autograd, "lr": 1e-2}
+    run = trainer(log=tmp_path / "log", validate_every=2, **options).fit(4, progress=False)
+    records = log_of(tmp_path / "log")
+    assert records[0].pop("torch") == torch.__version__ and records[0].pop("event") == "settings"
+    assert records[0] == run.settings()
+    for record in records[1:]:
+        # The network does not stand still within an episode: followed by hand, episode by episode.
+        before = trainer(**options, validate_every=0)
+        count = record["episode"]
+        if record["event"] == "validation":
+            net = before.fit(count, progress=False).net
+            losses = evaluate(net, options["problem"], range(2), 5, split="validation")
+            assert record["loss_final"] == pytest.approx(losses[:, 5].mean().item(), rel=1e-6)
+            assert record["loss_mean"] == pytest.approx(losses[:, 1:].mean().item(), rel=1e-6)
+        else:
+            if count > 1:
+                before.fit(count - 1, progress=False)
+            curve = _episode_by_hand(before, count)
+            assert record["loss_first"] == pytest.approx(curve[0], rel=1e-5)
+            assert record["loss_final"] == pytest.approx(curve[5], rel=1e-5)
+            assert record["loss_mean"] == pytest.approx(sum(curve[1:]) / 5, rel=1e-5)
+            assert len(record["grad_norms"]) == 3 and record["skipped_updates"] == 0
+            assert record["lr"] == 1e-2
+
+
+def _episode_by_hand(run: l2l.MetaTrainer, count: int) -> list[float]:
+    """f / num_problems along the episode, phi updated after every segment as the trainer does."""
+    task = run.problem.sample(episode_seed(run.seed, count - 1), "train")
+    optimizer = l2l.LearnedOptimizer(task.parameters(), run.net)
+    curve = []
+
+    def value() -> None:
+        optimizer.zero_grad()
+        loss = task()
+        loss.backward()
+        curve.append(loss.item() / task.num_problems)
+
+    value()
+    for start, end in run.protocol.segments():
+        optimizer.start_segment()
+        for _ in range(start, end):
+            optimizer.step()
+            value()
+        optimizer.backward_segment([1 / task.num_problems] * (end - start))
+        run._meta_step()
+    return curve
+
+
+def test_validation_is_of_the_network_as_it_is_and_of_the_whole_horizon(monkeypatch):
+    seen = []
+    original = evaluation.evaluate
+
+    def recording(net, problem, seeds, horizon, **options):
+        seen.append((weights_of(net), list(seeds), horizon, options["split"]))
+        return original(net, problem, seeds, horizon, **options)
+
+    monkeypatch.setattr("l2l_fast.meta.trainer.evaluate", recording)
+    run = trainer(validate_every=3, validation_episodes=4).fit(3, progress=False)
+    assert len(seen) == 1 and seen[0][1:] == ([0, 1, 2, 3], 10, "validation")
+    assert torch.equal(seen[0][0], weights_of(run.net))
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (1, 3), (3, 2)])
+def test_the_heads_of_a_memory_start_ten_times_smaller(heads):
+    net = l2l.NTMBFGS(read_heads=heads[0], write_heads=heads[1])
+    plain = l2l.CoordinatewiseLSTM(gac_cells=2, extra_inputs=heads[0], num_outputs=1 + heads[0] + 2 * heads[1])
+    for each in (net, plain):
+        each.reset_parameters(torch.Generator().manual_seed(3))
+    for (name, value), other in zip(net.named_parameters(), plain.parameters(), strict=True):
+        if name == "weight_out":
+            assert torch.equal(value[0], other[0])
+            torch.testing.assert_close(value[1:], 0.1 * other[1:])
+            assert value[1:].abs().max() > 0
+        else:
+            assert torch.equal(value, other), name
+
+
+def test_the_pretrained_optimizers_were_selected_on_other_tasks_than_they_validate_on():
+    for name, facts in l2l.list_pretrained().items():
+        episodes = (facts["record"] or {}).get("validation", {}).get("episodes", 0)
+        assert episodes <= min(running._SELECTION_SEEDS), name
+        json.dumps(facts)

@@ -1,0 +1,612 @@
+"""LearnedOptimizer where torch's own optimizers are put: schedulers, wrappers, hooks, scalers, processes, tools."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+import l2l_fast as l2l
+from tests.gac_helpers import gac_network
+from tests.helpers import random_network, structured_gradient
+from tests.optimizer_helpers import parameters, run, set_gradients
+
+
+def through_a_file(value):
+    """What ``torch.load`` makes of it with its defaults, which let nothing but plain data in."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def clones(params) -> list[nn.Parameter]:
+    return [nn.Parameter(param.detach().clone()) for param in params]
+
+
+def network() -> l2l.CoordinatewiseLSTM:
+    return random_network(seed=1)
+
+
+# ---- schedulers ----
+
+SCHEDULERS = {
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 0.9**t),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda t: 0.9),
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 2),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [1, 3]),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.5, 3),
+    "LinearLR to zero": lambda o: lr_scheduler.LinearLR(o, end_factor=0.0, total_iters=3),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 4),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 4),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0, 2, cycle_momentum=False),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 1.0, total_steps=20, cycle_momentum=False),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.9)], [2]
+    ),
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+    "SWALR": lambda o: torch.optim.swa_utils.SWALR(o, 0.05, anneal_epochs=3),
+}
+
+
+def scheduled(optimizer, params, scheduler, first: int, steps: int) -> None:
+    for t in range(first, first + steps):
+        set_gradients(params, t)
+        optimizer.step()
+        scheduler.step(1.0) if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else scheduler.step()
+
+
+@pytest.mark.parametrize("kind", ["float", "tensor"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedules_resume_from_a_file(name, kind):
+    make_lr = lambda: torch.tensor(0.5) if kind == "tensor" else 0.5  # noqa: E731
+    net, params = network(), parameters((70,), (4, 5))
+    optimizer = l2l.LearnedOptimizer(params, net, make_lr())
+    scheduler = SCHEDULERS[name](optimizer)
+    scheduled(optimizer, params, scheduler, 0, 4)
+    saved = through_a_file({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()})
+    others = clones(params)
+    other = l2l.LearnedOptimizer(others, net, make_lr())
+    other_scheduler = SCHEDULERS[name](other)
+    other_scheduler.load_state_dict(saved["scheduler"])
+    other.load_state_dict(saved["optimizer"])
+    scheduled(optimizer, params, scheduler, 4, 3)
+    scheduled(other, others, other_scheduler, 4, 3)
+    assert float(optimizer.param_groups[0]["lr"]) == float(other.param_groups[0]["lr"])
+    assert all(torch.equal(a, b) for a, b in zip(params, others, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": -1.85e-17},
+        {"lr": np.float32(0.25)},
+        {"lr": 1},
+        {"lr": torch.tensor(0.25)},
+        {"weight_decay": torch.tensor(0.1)},
+        {"weight_decay": np.float64(0.1)},
+        {"maximize": 1},
+        {"note": np.int64(3), "initial_lr": torch.ones(1)},
+    ],
+)
+def test_what_step_accepts_a_checkpoint_accepts(change):
+    net, params = network(), parameters((6,))
+    optimizer = l2l.LearnedOptimizer(params, net)
+    optimizer.param_groups[0].update(change)
+    run(optimizer, params, 2)
+    others = clones(params)
+    other = l2l.LearnedOptimizer(others, net)
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    run(optimizer, params, 2, seed=5)
+    run(other, others, 2, seed=5)
+    assert torch.equal(params[0], others[0]) and other.param_groups[0].keys() == optimizer.param_groups[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [({"lr": float("nan")}, ValueError), ({"lr": torch.tensor(float("inf"))}, ValueError), ({"lr": "0.1"}, TypeError)]
+    + [({"lr": torch.ones(2)}, ValueError), ({"weight_decay": None}, TypeError), ({"lr": 1j}, TypeError)]
+    + [({"maximize": torch.ones(2)}, ValueError), ({"maximize": "yes"}, TypeError)],
+)
+def test_what_step_refuses_a_checkpoint_refuses(change, error):
+    net, params = network(), parameters((6,))
+    optimizer = l2l.LearnedOptimizer(params, net)
+    run(optimizer, params, 1)
+    saved, kept = optimizer.state_dict(), params[0].detach().clone()
+    saved["param_groups"][0].update(change)
+    with pytest.raises(error, match=next(iter(change))):
+        optimizer.load_state_dict(saved)
+    optimizer.param_groups[0].update(change)
+    with pytest.raises(error, match=next(iter(change))):
+        run(optimizer, params, 1)
+    assert torch.equal(params[0], kept)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, torch.tensor, lambda x: np.array(x)])
+def test_numbers_of_any_kind_are_options(kind):
+    params = parameters((6,))
+    optimizer = l2l.LearnedOptimizer(params, network(), lr=kind(1), weight_decay=kind(0))
+    run(optimizer, params, 1)
+    through_a_file(optimizer.state_dict())
+
+
+def test_a_tensor_lr_in_a_state_dict_is_a_snapshot():
+    params, lr = parameters((6,)), torch.tensor(0.5)
+    optimizer = l2l.LearnedOptimizer(params, network(), lr)
+    saved = optimizer.state_dict()
+    lr.fill_(0.25)
+    assert optimizer.param_groups[0]["lr"] is lr and saved["param_groups"][0]["lr"] == 0.5
+    optimizer.load_state_dict(saved)
+    saved["param_groups"][0]["lr"].fill_(7)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+# ---- state dicts ----
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def test_state_dicts_are_deterministic_and_survive_loading():
+    net, params = network(), parameters((70,), (4, 5), (), (0, 3), (64,))
+    optimizer = l2l.LearnedOptimizer([{"params": params[:2]}, {"params": params[2:], "lr": 0.5}], net)
+    run(optimizer, params, 2)
+    saved = optimizer.state_dict()
+    assert equal(saved, optimizer.state_dict())
+    other = l2l.LearnedOptimizer([{"params": clones(params[:2])}, {"params": clones(params[2:])}], net)
+    other.load_state_dict(saved)
+    assert equal(saved, other.state_dict())
+    assert [tuple(entry["lstm_state"].shape) for entry in saved["state"].values()] == [
+        (*param.shape, 80) for param in params
+    ]
+    # What is saved takes no more room than it needs.
+    states = [entry["lstm_state"] for entry in saved["state"].values()]
+    assert all(state.untyped_storage().nbytes() == 4 * state.numel() for state in states)
+
+
+def test_hooks_may_return_anything_and_foreign_keys_are_kept_as_they_are():
+    params = parameters((6,))
+    optimizer = l2l.LearnedOptimizer(params, network())
+    note = [torch.ones(2)]
+    optimizer.state["note"] = note
+    saved = optimizer.state_dict()
+    assert saved["state"]["note"] is note
+    optimizer.load_state_dict(saved)
+    assert optimizer.state["note"] is note
+    hook = optimizer.register_state_dict_post_hook(lambda o, d: {})
+    assert optimizer.state_dict() == {}
+    hook.remove()
+    optimizer.register_load_state_dict_pre_hook(lambda o, d: {})
+    with pytest.raises(ValueError, match="state_dict"):
+        optimizer.load_state_dict(saved)
+
+
+def test_repeated_groups_are_saved_as_torch_saves_them():
+    a, b = parameters((2,), (3,))
+    optimizer, adam = l2l.LearnedOptimizer([a, b], network()), torch.optim.Adam([a, b])
+    saved = []
+    for each in (optimizer, adam):
+        each.param_groups.extend(each.param_groups)
+        saved.append([group["params"] for group in each.state_dict()["param_groups"]])
+    assert saved[0] == saved[1] == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "Adagrad", "RMSprop", "Adam", "NAdam", "Rprop"])
+@pytest.mark.parametrize("stepped", [True, False])
+def test_other_optimizers_checkpoints_are_refused(kind, stepped):
+    params = parameters((5, 2), (2,))
+    other = getattr(torch.optim, kind)(params)
+    if stepped:
+        run(other, params, 1)
+    optimizer = l2l.LearnedOptimizer(params, network())
+    run(optimizer, params, 1)
+    kept = optimizer.state_dict()
+    with pytest.raises(ValueError, match="state_dict: .*of another optimizer"):
+        optimizer.load_state_dict(other.state_dict())
+    assert equal(kept, optimizer.state_dict())
+
+
+@pytest.mark.parametrize("change", [{"add_read": False}, {"initial": "zero"}, {"memory": "low_rank"}, {"gac_cells": 1}])
+def test_a_memory_of_another_meaning_is_not_loaded_in_silence(change):
+    options = {"hidden_size": 4, "read_heads": 1, "write_heads": 1, "add_read": True, "initial": "identity"}
+    params, others = parameters((6,)), parameters((6,))
+    optimizer = l2l.LearnedOptimizer(params, l2l.NTMBFGS(**options))
+    run(optimizer, params, 1)
+    other = l2l.LearnedOptimizer(others, l2l.NTMBFGS(**{**options, **change}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((ValueError, UserWarning), match=next(iter(change))):
+            other.load_state_dict(optimizer.state_dict())
+        with pytest.raises(ValueError, match="type='NTMBFGS', now type='CoordinatewiseLSTM'"):
+            l2l.LearnedOptimizer(others, random_network(hidden_size=4)).load_state_dict(optimizer.state_dict())
+
+
+def test_other_weights_are_told_apart():
+    params = parameters((6,))
+    optimizer = l2l.LearnedOptimizer(params, random_network(seed=1))
+    with pytest.warns(UserWarning, match="other weights"):
+        l2l.LearnedOptimizer(params, random_network(seed=2)).load_state_dict(optimizer.state_dict())
+
+
+def test_checkpoints_of_earlier_releases_load():
+    """Before 0.2: the state [numel, num_layers, 2, hidden_size], the memory a dict, only the kernel's numbers of the
+    network; and pickles of whole optimizers with objects in state and groups."""
+    for net in (network(), l2l.NTMBFGS(memory="low_rank", history=3, add_read=True), l2l.NTMBFGS()):
+        params = parameters((7,), (4, 5))
+        optimizer = l2l.LearnedOptimizer(params, net, 0.5)
+        run(optimizer, params, 4)
+        old = optimizer.state_dict()
+        old["param_groups"][0]["network"] = net.config._asdict()
+        pickled = copy.deepcopy(optimizer)
+        pickled.__dict__.pop("_registry"), pickled.__dict__.pop("_kept"), pickled.__dict__.pop("_failure")
+        pickled.param_groups[0]["network"] = net
+        for k, (param, other) in enumerate(zip(params, pickled.param_groups[0]["params"], strict=True)):
+            entry, live = old["state"][k], pickled.state[other]
+            entry["lstm_state"] = entry["lstm_state"].reshape(param.numel(), 2, 2, 20)
+            live["lstm_state"] = l2l.State(live.pop("lstm_tiles"), live.pop("numel"), 20, 2)
+            memory = {key: entry.pop(key) for key in list(entry) if key.startswith("memory_") or key == "step"}
+            if memory:
+                live["memory"] = net.memory_from({key: live.pop(key) for key in memory}, 27)
+                entry["memory"] = {
+                    "written" if key == "step" else key.removeprefix("memory_"): value for key, value in memory.items()
+                }
+        others = clones(params)
+        loaded = l2l.LearnedOptimizer(others, net)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded.load_state_dict(through_a_file(old))
+            pickled.__setstate__({key: pickled.__dict__[key] for key in ("defaults", "state", "param_groups")})
+        run(optimizer, params, 3, seed=9)
+        run(loaded, others, 3, seed=9)
+        run(pickled, pickled.param_groups[0]["params"], 3, seed=9)
+        for a, b, c in zip(params, others, pickled.param_groups[0]["params"], strict=True):
+            assert torch.equal(a, b) and torch.equal(a, c)
+
+
+# ---- live state ----
+
+
+def test_the_live_state_is_tensors_and_what_is_done_to_them_counts():
+    net, params = network(), parameters((70,), (4, 5))
+    optimizer = l2l.LearnedOptimizer(params, net)
+    run(optimizer, params, 2)
+    for param in params:
+        tensors = [value for value in optimizer.state[param].values() if isinstance(value, torch.Tensor)]
+        assert sum(value.numel() for value in tensors) >= 80 * param.numel()
+    # Replaced by copies, as code does that moves an optimizer to another device: nothing changes.
+    twin_params, twin = copy.deepcopy((params, optimizer))
+    for entry in twin.state.values():
+        for key, value in entry.items():
+            entry[key] = value.clone() if isinstance(value, torch.Tensor) else value
+    # Zeroed in place, which is how torch's own tests reset momentum: a new start.
+    reset_params, reset = copy.deepcopy((params, optimizer))
+    fresh_params = clones(params)
+    for entry in reset.state.values():
+        for value in entry.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+    fresh = l2l.LearnedOptimizer(fresh_params, net)
+    for each, its in ((optimizer, params), (twin, twin_params), (reset, reset_params), (fresh, fresh_params)):
+        run(each, its, 2, seed=7)
+    for a, b, c, d in zip(params, twin_params, reset_params, fresh_params, strict=True):
+        assert torch.equal(a, b) and torch.equal(c, d) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("shape", [(70,), (3, 64), (), (2, 64, 80)])
+def test_the_saved_form_is_understood_in_the_live_state(shape):
+    """ZeRO puts what was saved into the state as it is. (3, 64) with 16 x 2 units looks the same in both forms."""
+    net = random_network(hidden_size=16)
+    params = parameters(shape)
+    optimizer = l2l.LearnedOptimizer(params, net)
+    run(optimizer, params, 2)
+    others = clones(params)
+    other = l2l.LearnedOptimizer(others, net)
+    other.state[others[0]] = optimizer.state_dict()["state"][0]
+    assert equal(other.state_dict(), optimizer.state_dict())
+    run(optimizer, params, 2, seed=4)
+    run(other, others, 2, seed=4)
+    assert torch.equal(params[0], others[0])
+
+
+def test_groups_are_plain_data_and_a_network_may_be_assigned():
+    a, b = random_network(seed=1), random_network(seed=2)
+    params = parameters((6,), (6,))
+    optimizer = l2l.LearnedOptimizer([{"params": params[:1]}, {"params": params[1:], "network": b}], a)
+    assert optimizer.networks == [a, b]
+    through_a_file([{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups])
+    optimizer.param_groups[1]["network"] = a
+    run(optimizer, params, 1)
+    assert optimizer.networks == [a, a]
+    optimizer.param_groups[1]["network"] = {"id": 0, "hidden_size": 8}
+    with pytest.raises(ValueError, match="hidden_size=8"):
+        run(optimizer, params, 1)
+    optimizer.param_groups[1]["network"] = {"id": 7}
+    with pytest.raises(ValueError, match="network: expected one of"):
+        run(optimizer, params, 1)
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As implementations of SAM and Lookahead wrap an optimizer: its groups and state are the wrapper's own, saved and
+    loaded by the methods of torch.optim.Optimizer."""
+
+    def __init__(self, params, make, **options):
+        super().__init__(params, dict(options))
+        self.base = make(self.param_groups, **options)
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.base.param_groups, self.base.state = self.param_groups, self.state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wrappers_save_and_load_it_as_any_optimizer(dtype):
+    net = network()
+    params = parameters((70,), (4, 5), dtype=dtype)
+    wrapper = Wrapper(params, l2l.LearnedOptimizer, network=net)
+    run(wrapper, params, 2)
+    others = clones(params)
+    other = Wrapper(others, l2l.LearnedOptimizer, network=net)
+    other.load_state_dict(through_a_file(wrapper.state_dict()))
+    run(wrapper, params, 2, seed=4)
+    run(other, others, 2, seed=4)
+    for a, b in zip(params, others, strict=True):
+        # torch rounds all state to the parameter's dtype when it loads.
+        torch.testing.assert_close(a, b, rtol=0, atol=0 if dtype == torch.float32 else 0.05)
+
+
+def test_the_memory_profiler_sees_the_state():
+    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler._memory_profiler import Category
+
+    model = nn.Linear(64, 50)
+    optimizer = l2l.LearnedOptimizer(model.parameters(), network())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True, with_stack=True) as prof:
+        for _ in range(2):
+            model(torch.ones(3, 64)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    memory = prof._memory_profile()
+    sizes = {}
+    for _, action, (key, version), size in memory.timeline:
+        if action.name in ("CREATE", "PREEXISTING"):
+            sizes[memory._categories.get(key, version)] = sizes.get(memory._categories.get(key, version), 0) + size
+    assert sizes[Category.OPTIMIZER_STATE] >= 4 * 80 * 64 * 50
+
+
+# ---- copies ----
+
+
+def test_a_copy_keeps_the_process_group():
+    calls = []
+    params = parameters((8,))
+    optimizer = l2l.LearnedOptimizer(params, gac_network(), process_group=lambda tensor: calls.append(1))
+    run(optimizer, params, 1)
+    each = len(calls)
+    others, other = copy.deepcopy((params, optimizer))
+    run(other, others, 1)
+    assert len(calls) == 2 * each and other.process_group is optimizer.process_group
+
+
+def test_an_unpickled_optimizer_says_that_its_process_group_is_lost():
+    params = parameters((8,))
+    optimizer = l2l.LearnedOptimizer(params, gac_network(), process_group=lambda tensor: None)
+    run(optimizer, params, 1)
+    data = pickle.dumps((params, optimizer))
+    with pytest.warns(UserWarning, match="process_group"):
+        others, other = pickle.loads(data)
+    kept = others[0].detach().clone()
+    with pytest.raises(RuntimeError, match="process_group: lost"):
+        run(other, others, 1)
+    assert torch.equal(others[0], kept)
+    state = optimizer.state_dict()
+    other.process_group = lambda tensor: None
+    other.load_state_dict(state)
+    run(other, others, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = l2l.LearnedOptimizer(params, gac_network(), process_group=torch.neg_)  # a function with a name
+        assert pickle.loads(pickle.dumps(plain)).process_group is torch.neg_
+
+
+def test_a_reduction_that_fails_stops_further_steps():
+    fail = True
+
+    def reduce(tensor):
+        if fail:
+            raise ConnectionError("peer is gone")
+
+    params = parameters((8,))
+    optimizer = l2l.LearnedOptimizer(params, gac_network(), process_group=reduce)
+    saved, kept = optimizer.state_dict(), params[0].detach().clone()
+    with pytest.raises(ConnectionError):
+        run(optimizer, params, 1)
+    fail = False
+    for each in (optimizer, copy.deepcopy(optimizer)):
+        with pytest.raises(RuntimeError, match="half-way .*peer is gone.*load_state_dict"):
+            each.step()
+    assert torch.equal(params[0], kept)
+    optimizer.load_state_dict(saved)
+    run(optimizer, params, 1)
+
+
+# ---- loops ----
+
+
+def test_optimizer_in_backward():
+    """One optimizer per parameter, stepped when its gradient is there (torch's tutorial on saving memory)."""
+    net = network()
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
+    twin = copy.deepcopy(model)
+    optimizers = {param: l2l.LearnedOptimizer([param], net) for param in model.parameters()}
+
+    def hook(param):
+        optimizers[param].step()
+        optimizers[param].zero_grad()
+
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(hook)
+    whole = l2l.LearnedOptimizer(twin.parameters(), net)
+    x = torch.randn(9, 5)
+    for _ in range(3):
+        model(x).square().mean().backward()
+        whole.zero_grad()
+        twin(x).square().mean().backward()
+        whole.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_gradient_scaler_skips_steps_that_overflow():
+    model = nn.Linear(5, 1)
+    optimizer = l2l.LearnedOptimizer(model.parameters(), network())
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = copy.deepcopy(model.state_dict())
+    scaler.scale(model(torch.full((2, 5), float("inf"))).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert equal(dict(before), dict(model.state_dict())) and len(optimizer.state) == 0
+    optimizer.zero_grad()
+    twin = copy.deepcopy(model)
+    scaler.scale(model(torch.ones(2, 5)).sum()).backward()
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    scaler.step(optimizer)
+    twin(torch.ones(2, 5)).sum().backward()
+    nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+    l2l.LearnedOptimizer(twin.parameters(), network()).step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_schedule_does_not_recompile_the_step():
+    for lr in (torch.tensor(0.5), 0.5):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        params = parameters((3,))
+        optimizer = l2l.LearnedOptimizer(params, network(), lr)
+        scheduler = lr_scheduler.ExponentialLR(optimizer, 0.9)
+        step = torch.compile(lambda: optimizer.step(), backend="eager")  # noqa: B023
+        for t in range(12):
+            set_gradients(params, t)
+            step()
+            scheduler.step()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+@pytest.mark.parametrize("name", ["l2l_fast", "torch"])
+def test_autocast_and_default_dtype_do_not_reach_the_step(name):
+    shapes = [(3, 10), (3,)]
+    grads = [[structured_gradient(shape, seed=10 * t + k) for k, shape in enumerate(shapes)] for t in range(3)]
+
+    def go() -> list[torch.Tensor]:
+        results = []
+        for net in (network(), gac_network(), l2l.NTMBFGS(add_read=True), l2l.NTMBFGS(memory="low_rank")):
+            with torch.no_grad():
+                for k, parameter in enumerate(net.parameters()):
+                    generator = torch.Generator().manual_seed(k)
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * 0.3)
+            generator = torch.Generator().manual_seed(0)
+            model = nn.Linear(10, 3, dtype=torch.float32)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32))
+            optimizer = l2l.LearnedOptimizer(model.parameters(), net)
+            for each in grads:
+                model.weight.grad, model.bias.grad = each
+                optimizer.step()
+            results += [parameter.detach() for parameter in model.parameters()]
+        return results
+
+    expected = go()
+    if name == "torch":
+        torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=name != "torch"):
+            actual = go()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
+
+
+def test_a_state_made_under_inference_mode_lives_on():
+    net, params = network(), parameters((70,))
+    others = clones(params)
+    optimizer, other = l2l.LearnedOptimizer(params, net), l2l.LearnedOptimizer(others, net)
+    set_gradients(params, 0)
+    with torch.inference_mode():
+        optimizer.step()
+    run(other, others, 1)
+    run(optimizer, params, 2, seed=1)
+    run(other, others, 2, seed=1)
+    assert torch.equal(params[0], others[0])
+
+
+# ---- arguments ----
+
+
+def test_several_networks_are_refused_with_the_way_to_give_them():
+    nets = nn.ModuleDict({"conv": network(), "fc": network()})
+    with pytest.raises(TypeError, match=r"\['conv', 'fc'\].*'network': networks\['conv'\]"):
+        l2l.LearnedOptimizer(nn.Linear(2, 2).named_parameters(), nets)
+
+
+@pytest.mark.parametrize("key", ["betas", "momentum", "learning_rate", "eps"])
+def test_options_of_other_optimizers_are_named(key):
+    with pytest.warns(UserWarning, match=f"no option '{key}'"):
+        l2l.LearnedOptimizer([{"params": parameters((2,)), key: 0.9}], network())
+
+
+def test_bookkeeping_of_schedulers_is_not():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        l2l.LearnedOptimizer([{"params": parameters((2,)), "initial_lr": 0.1, "name": "head"}], network())
+
+
+def test_a_process_group_without_communication_is_named():
+    with pytest.warns(UserWarning, match="process_group: has no effect"):
+        l2l.LearnedOptimizer(parameters((2,)), network(), process_group=lambda tensor: None)
+
+
+# ---- processes ----
+
+
+@pytest.mark.parametrize("case", ["zero", "ddp", "dtensor"])
+def test_two_processes(case, tmp_path):
+    script = Path(__file__).parent / "contract_worker.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(l2l.__file__).parents[1])}
+    command = [sys.executable, str(script), case, str(tmp_path)]
+    workers = [
+        subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for rank in range(2)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=120)[0].decode() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert all(worker.returncode == 0 for worker in workers), "\n".join(outputs)

@@ -1,0 +1,141 @@
+"""LearnedOptimizer.step is whole or nothing: what is wrong in one group leaves all groups and all state alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import l2l_fast as l2l
+from tests.gac_helpers import gac_network
+from tests.helpers import random_network
+
+Kind = str
+
+
+def good(n: int, dtype=torch.float32) -> torch.Tensor:
+    param = nn.Parameter(torch.ones(n, dtype=dtype))
+    param.grad = torch.full_like(param, 0.5)
+    return param
+
+
+def bad(kind: Kind, other: torch.Tensor) -> torch.Tensor:
+    """A parameter with a gradient that no step may take; ``other`` is a parameter of an earlier group."""
+    if kind.startswith("expanded"):
+        param = torch.zeros(1, dtype=torch.float64 if "float64" in kind else torch.float32).expand(5)
+        param.grad = torch.ones(5, dtype=param.dtype)
+        return param
+    if kind == "overlapping itself":
+        param = torch.zeros(70).as_strided((64, 3), (1, 1))
+        param.grad = torch.ones(64, 3)
+        return param
+    if kind == "memory of an earlier group":
+        param = other.detach()[1:]
+        param.grad = torch.ones(param.shape)
+        return param
+    param = good(6, torch.float64 if "float64" in kind else torch.float32)
+    if kind == "gradient in an earlier group's memory":
+        param.grad = other.detach()[:6]
+    elif kind == "gradient shares memory with the parameter":
+        base = torch.ones(7)
+        param = nn.Parameter(base[:6])
+        param.grad = base[1:]
+    elif kind.startswith("resized"):
+        param.data = torch.zeros(3, dtype=param.dtype)
+    elif kind == "inference":
+        with torch.inference_mode():
+            param = torch.ones(6)
+            param.grad = torch.ones(6)
+    elif kind == "freed":
+        param.untyped_storage().resize_(0)
+    elif kind == "sparse":
+        param.grad = torch.ones(6).to_sparse()
+    elif kind == "sparse float64":
+        param.grad = torch.ones(6, dtype=torch.float64).to_sparse()
+    elif kind == "integer":
+        param = torch.ones(6)
+        param.grad = torch.ones(6)
+    elif kind == "meta":
+        param = nn.Parameter(torch.ones(6, device="meta"))
+        param.grad = torch.ones(6, device="meta")
+    return param
+
+
+KINDS = [
+    *("expanded", "expanded float64", "overlapping itself", "memory of an earlier group"),
+    *("gradient in an earlier group's memory", "gradient shares memory with the parameter"),
+    *("resized", "resized float64", "inference", "freed", "sparse", "sparse float64", "integer", "meta"),
+    *("lr", "state", "network", "groups"),
+]
+
+
+@pytest.mark.parametrize("first", ["plain", "gac", "float64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_in_the_last_group_leaves_everything_as_it_was(kind, first):
+    a = good(70, torch.float64 if first == "float64" else torch.float32)
+    other = a if first != "float64" else good(70)
+    b = bad(kind, other)
+    groups = [{"params": [a]}, {"params": [b], "network": gac_network() if kind == "groups" else random_network()}]
+    if first == "float64":
+        groups.insert(1, {"params": [other]})
+    optimizer = l2l.LearnedOptimizer(groups, gac_network() if first == "gac" else random_network())
+    if kind == "integer":  # a tensor can change its dtype after it has been given to the optimizer
+        b.data = torch.ones(6, dtype=torch.int32)
+    elif kind == "lr":
+        optimizer.param_groups[-1]["lr"] = float("nan")
+    elif kind == "state":
+        optimizer.state[b]["lstm_tiles"] = torch.zeros(1, 7, 64)
+    elif kind == "network":
+        optimizer.networks[-1].to("meta")
+    elif kind == "groups":
+        optimizer.param_groups[-1]["groups"] = 4
+    keep = [p for p in (a, other, b) if not p.is_meta and kind != "freed" or p is not b]
+    before = [p.detach().clone() for p in keep]
+    states = {key: dict(entry) for key, entry in optimizer.state.items()}
+    with pytest.raises((ValueError, TypeError, RuntimeError, NotImplementedError)) as caught:
+        optimizer.step()
+    assert "half-way" not in str(caught.value)
+    assert all(torch.equal(p.detach(), value) for p, value in zip(keep, before, strict=True))
+    assert {key: dict(entry) for key, entry in optimizer.state.items()} == states
+    # And without the culprit it goes on.
+    b.grad = None
+    optimizer.param_groups[-1]["lr"] = 1.0
+    if kind not in ("network", "groups"):
+        optimizer.step()
+        assert not torch.equal(a, before[0])
+
+
+def test_parts_of_one_tensor_are_accepted_across_groups():
+    base, grads = torch.zeros(50, 4), torch.randn(50, 4)
+    parts = [nn.Parameter(base[:, :2]), nn.Parameter(base[:, 2:])]
+    for param, grad in zip(parts, (grads[:, :2], grads[:, 2:]), strict=True):
+        param.grad = grad
+    net = random_network()
+    l2l.LearnedOptimizer([{"params": [parts[0]]}, {"params": [parts[1]]}], net).step()
+    whole = nn.Parameter(torch.zeros(50, 4))
+    whole.grad = grads
+    l2l.LearnedOptimizer([whole], net).step()
+    assert torch.equal(base, whole)
+
+
+def test_a_launch_that_fails_after_another_stops_further_steps(monkeypatch):
+    from l2l_fast import ops
+
+    a, b = good(6), good(7)
+    optimizer = l2l.LearnedOptimizer([{"params": [a]}, {"params": [b]}], random_network())
+    saved, step, calls = optimizer.state_dict(), ops.lstm_step_, []
+
+    def fails_second(*args, check_only=False):
+        if not check_only:
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+        return step(*args, check_only=check_only)
+
+    monkeypatch.setattr(ops, "lstm_step_", fails_second)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match=r"half-way \(KeyboardInterrupt"):
+        optimizer.step()
+    optimizer.load_state_dict(saved)
+    optimizer.step()

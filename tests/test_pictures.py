@@ -1,0 +1,197 @@
+"""Pictures hold what was computed: their axes are read back."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import l2l_fast as l2l
+from l2l_fast import decisions, plots
+from l2l_fast.comparison import LEARNED, Comparison
+from l2l_fast.experiments import config, report
+from l2l_fast.problems import MNIST, Quadratic
+from tests.test_decisions import made
+from tests.test_experiments import small
+
+pytest.importorskip("matplotlib")
+LABELS = {LEARNED: "learned LSTM", "sgd": "SGD, lr 0.125", "nag": "NAG, lr 0.5"}
+
+
+def skewed(names=(LEARNED, "sgd", "nag"), episodes=7, horizon=5, problem=None) -> Comparison:
+    """Curves of which no two statistics agree."""
+    generator = torch.Generator().manual_seed(1)
+    losses = {
+        name: (2 * torch.randn(episodes, horizon + 1, generator=generator, dtype=torch.float64)).exp() for name in names
+    }
+    rates = {name: rate for name, rate in (("sgd", 0.125), ("nag", 0.5)) if name in names}
+    return Comparison(problem or Quadratic(dim=3, batch=4), losses, rates, 4)
+
+
+def lines(axes):
+    """Curves by label; those of the paper, which have none, by the colour of the optimizer's."""
+    named = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    others = [line for line in axes.lines if line.get_label().startswith("_")]
+    return named, others
+
+
+@pytest.mark.parametrize("centre", ["median", "mean"])
+def test_curves_are_the_statistic_that_the_legend_names(centre):
+    comparison = skewed()
+    (axes,) = plots.curves_figure([comparison], centre=centre).axes
+    named, others = lines(axes)
+    assert set(named) == set(LABELS.values()) and not others
+    statistic = {"median": np.median, "mean": np.mean}[centre]
+    for name, label in LABELS.items():
+        losses = comparison.losses[name].numpy()
+        np.testing.assert_allclose(named[label].get_ydata(), statistic(losses, axis=0))
+        assert list(named[label].get_xdata()) == list(range(6))
+        assert named[label].get_color() == plots.COLOURS[name]
+    legend = axes.get_legend()
+    assert legend.get_title().get_text() == (
+        f"{centre} and 10-90 % band over\n7 fresh test tasks (the mean of 4 problems each)"
+    )
+    assert [text.get_text() for text in legend.get_texts()] == [
+        LABELS[LEARNED], LABELS["nag"], LABELS["sgd"]
+    ]  # fmt: skip
+    assert named[LABELS[LEARNED]].get_zorder() > max(named[LABELS[name]].get_zorder() for name in ("sgd", "nag"))
+
+
+def test_bands_are_the_10th_and_the_90th_percentile():
+    comparison = skewed()
+    (axes,) = plots.curves_figure([comparison]).axes
+    assert len(axes.collections) == 3
+    found = {}
+    for band in axes.collections:
+        points = band.get_paths()[0].vertices
+        columns = [points[np.isclose(points[:, 0], t), 1] for t in range(6)]
+        found[tuple(band.get_facecolor()[0][:3])] = [(column.min(), column.max()) for column in columns]
+    from matplotlib.colors import to_rgb
+
+    for name, losses in comparison.losses.items():
+        expected = np.quantile(losses.numpy(), [0.1, 0.9], axis=0).T
+        np.testing.assert_allclose(found[to_rgb(plots.COLOURS[name])], expected)
+
+
+def test_axes_titles_and_heading():
+    mnist = MNIST(data="mnist-10k-embedded", hidden=(3,))
+    both = [skewed(), skewed(horizon=9, problem=mnist)]
+    figure = plots.curves_figure(both, titles=["first", "second"], heading="A heading")
+    assert figure.get_suptitle() == "A heading"
+    for axes, comparison, title in zip(figure.axes, both, ("first", "second")):
+        assert axes.get_title() == f"{title}\n{l2l.comparison.data_set(comparison.problem)}"
+        assert axes.get_xlim() == (0, comparison.horizon)
+        assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("step", "loss", "log")
+    assert "3,334" in figure.axes[1].get_title() and "random problems" in figure.axes[0].get_title()
+    assert plots.curves_figure(both[:1]).axes[0].get_title().startswith("quadratic\n")
+    assert len(plots.curves_figure(both * 2, columns=3).axes) == 4
+    low, high = figure.axes[0].get_ylim()
+    shown = torch.cat(list(both[0].losses.values()))
+    assert low <= shown.quantile(0.1, 0).min() and high >= shown.quantile(0.9, 0).max()
+
+
+def test_diverged_curves_stop():
+    comparison = skewed()
+    comparison.losses["sgd"][:, 3:] = math.inf
+    (axes,) = plots.curves_figure([comparison], centre="mean").axes
+    found = lines(axes)[0][LABELS["sgd"]].get_ydata()
+    assert np.isfinite(found[:3]).all() and np.isnan(found[3:]).all()
+
+
+def test_references_are_dotted_and_the_legend_says_so():
+    comparison = skewed()
+    curves = {LEARNED: ([0, 2], [3.0, 1.0]), "nag": ([1, 4], [2.0, 0.5]), "adam": ([0, 1], [9.0, 9.0])}
+    plain, dotted = plots.curves_figure([comparison] * 2, references=[None, curves]).axes
+    assert not lines(plain)[1] and "dotted" not in plain.get_legend().get_title().get_text()
+    others = {line.get_color(): line for line in lines(dotted)[1]}
+    assert set(others) == {plots.COLOURS[LEARNED], plots.COLOURS["nag"]}  # Adam did not take part here
+    for name in (LEARNED, "nag"):
+        line = others[plots.COLOURS[name]]
+        assert line.get_linestyle() == ":" and (list(line.get_xdata()), list(line.get_ydata())) == curves[name]
+    assert dotted.get_legend().get_title().get_text().endswith("; dotted: the paper")
+
+
+def captured(monkeypatch) -> list:
+    """Figures that are going to be written."""
+    figures = []
+    save = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *a, **k: figures.append(figure) or save(figure, *a, **k))
+    return figures
+
+
+def test_the_picture_of_an_experiment(tmp_path, monkeypatch):
+    names = sorted(json.loads((config._FOLDER / config._PAPER).read_text())["curves"])
+    settings = [
+        {"name": "b", "title": "With the paper's", "horizon": 5, "paper": names[0]},
+        {"name": "a", "title": "Without", "horizon": 5},
+    ]
+    experiment = small(tmp_path, settings=settings, selection=["a"], about="What it is. More.")
+    results = {"a": skewed(), "b": skewed(episodes=4)}
+    figures = captured(monkeypatch)
+    report.draw(experiment, results, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    (figure,) = figures
+    assert figure.get_suptitle() == "What it is"
+    for axes, setting in zip(figure.axes, experiment.settings):
+        assert axes.get_title().startswith(setting.title + "\n")
+        named, others = lines(axes)
+        for name, label in LABELS.items():  # the paper's curves are means
+            expected = results[setting.name].losses[name].mean(0).numpy()
+            np.testing.assert_allclose(named[label].get_ydata(), expected)
+        assert len(others) == (3 if setting.name == "b" else 0)
+    curves = config.paper_curves(names[0])
+    drawn = {line.get_color(): list(line.get_ydata()) for line in lines(figure.axes[0])[1]}
+    assert drawn == {plots.COLOURS[name]: curves[name][1] for name in LABELS}
+
+
+def test_decisions_are_drawn_as_they_were_made():
+    _, found = made()
+    figure = decisions.decisions_figure(found, "A heading")
+    assert figure.get_suptitle() == "A heading" and len(figure.axes) == 2 * 4
+    labels = {"learned": "learned LSTM", "adam": "Adam", "sgd": "SGD"}
+    for k, (name, index) in enumerate(found.coordinates):
+        row = figure.axes[4 * k : 4 * k + 4]
+        assert row[0].get_title() == f"updates of {name}[{index}]" and row[0].get_xlabel() == "step"
+        by_label = {line.get_label(): line for line in row[0].lines}
+        for optimizer, label in labels.items():
+            assert list(by_label[label].get_xdata()) == list(range(1, 10))
+            np.testing.assert_allclose(by_label[label].get_ydata(), found.updates[optimizer][:, k])
+            assert by_label[label].get_color() == plots.COLOURS[optimizer]
+        for j, (axes, step) in enumerate(zip(row[1:], found.steps)):
+            assert axes.get_title() == f"step {step}" and axes.get_xlabel() == "gradient"
+            by_label = {line.get_label(): line for line in axes.lines}
+            for optimizer, label in labels.items():
+                np.testing.assert_allclose(by_label[label].get_xdata(), found.grids[k])
+                np.testing.assert_allclose(by_label[label].get_ydata(), found.proposals[optimizer][j, k])
+            (dot,) = [line for line in axes.lines if line.get_marker() == "o"]
+            point = found.gradients[step - 1, k], found.updates["learned"][step - 1, k]
+            np.testing.assert_allclose([*dot.get_xdata(), *dot.get_ydata()], point)
+
+
+@pytest.mark.parametrize(
+    "name, start", [("x.png", b"\x89PNG"), ("x", b"\x89PNG"), ("x.PNG", b"\x89PNG"), ("x.pdf", b"%PDF")]
+)
+def test_the_ending_is_the_format(tmp_path, name, start):
+    path = tmp_path / "new" / name
+    assert plots.learning_curves([skewed()], path) == path
+    assert path.read_bytes().startswith(start) and [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("path", ["sub/x.txt", "sub/x.pngg", "sub/", ""])
+def test_a_picture_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, OSError), match="path: expected"):
+        plots.learning_curves([skewed()], path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_experiments_without_pictures(tmp_path):
+    from l2l_fast.experiments import pictures
+
+    experiment = small(tmp_path)
+    results = {setting.name: skewed() for setting in experiment.settings}
+    assert pictures.draw(experiment, results, l2l.CoordinatewiseLSTM(), tmp_path / "x.png") is None
+    assert not (tmp_path / "x.png").exists()
