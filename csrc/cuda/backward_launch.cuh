@@ -24,7 +24,7 @@ LaunchStatus dispatch_backward(const Config& config, const F& f) {
 
 // tiles > 0. A scratch_budget other than the default is for tests of long segments.
 inline LaunchStatus plan_backward(const Config& config, int64_t tiles, int steps, BackwardPlan& plan,
-                                 int64_t scratch_budget = kScratchBudget) {
+                                  int64_t scratch_budget = kScratchBudget) {
   return dispatch_backward(config, [&](auto hidden, auto layers) -> LaunchStatus {
     constexpr int H = decltype(hidden)::value, L = decltype(layers)::value;
     using Layout = BackwardLayout<H, L>;
@@ -44,8 +44,8 @@ inline LaunchStatus plan_backward(const Config& config, int64_t tiles, int steps
 
 // One launch for all entries, then one that adds the blocks' sums into grad_phi. `words` is the table unless it is in
 // device memory already.
-inline LaunchStatus launch_backward(BackwardScalars scalars, const std::vector<int64_t>& words, const BackwardPlan& plan,
-                                   float* grad_phi, cudaStream_t stream) {
+inline LaunchStatus launch_backward(BackwardScalars scalars, const std::vector<int64_t>& words,
+                                    const BackwardPlan& plan, float* grad_phi, cudaStream_t stream) {
   scalars.chunk = plan.chunk;
   return dispatch_backward(scalars.config, [&](auto hidden, auto layers) -> LaunchStatus {
     constexpr int H = decltype(hidden)::value, L = decltype(layers)::value;

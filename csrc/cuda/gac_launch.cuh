@@ -31,7 +31,7 @@ cudaError_t launch_cooperative(void (*kernel)(P...), int blocks, int threads, si
 // allocate(bytes): device memory that lives until the stream has done the work.
 template <int H, class Allocate>
 LaunchStatus launch_gac_kernel(GacScalars scalars, const std::vector<int64_t>& words, const Allocate& allocate,
-                              cudaStream_t stream) {
+                               cudaStream_t stream) {
   constexpr int C = gac_coordinates(H), kTilesPerBlock = kStepThreads / (kTile / C);
   const Config& config = scalars.step.config;
   const size_t shared = GacPacked<H>::bytes(config) + sizeof(float) * config.gac * kStepThreads;
@@ -51,7 +51,7 @@ LaunchStatus launch_gac_kernel(GacScalars scalars, const std::vector<int64_t>& w
 // One launch for all entries. `words` is the table unless it is in device memory already.
 template <class Allocate>
 LaunchStatus launch_gac_step(const GacScalars& scalars, const std::vector<int64_t>& words, const Allocate& allocate,
-                            cudaStream_t stream) {
+                             cudaStream_t stream) {
   if (scalars.step.tiles == 0) return cudaSuccess;
   return dispatch_hidden(scalars.step.config.hidden, [&](auto hidden) {
     return launch_gac_kernel<decltype(hidden)::value>(scalars, words, allocate, stream);
@@ -60,8 +60,8 @@ LaunchStatus launch_gac_step(const GacScalars& scalars, const std::vector<int64_
 
 // Back-propagation for all entries: one launch. The pointers to temporary memory are filled in here.
 template <class Allocate>
-LaunchStatus launch_gac_backward(GacBackwardScalars scalars, const std::vector<int64_t>& words, const Allocate& allocate,
-                                cudaStream_t stream) {
+LaunchStatus launch_gac_backward(GacBackwardScalars scalars, const std::vector<int64_t>& words,
+                                 const Allocate& allocate, cudaStream_t stream) {
   const Config& c = scalars.config;
   const size_t shared = static_cast<size_t>(GacShared(c).bytes);
   int resident = 0;

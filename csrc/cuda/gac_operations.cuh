@@ -19,8 +19,8 @@ struct GacOptions {
 
 // One launch for all entries, or nothing if there are none.
 inline LaunchStatus run_gac_step(const Config& config, const float* phi, const TableBuilder<GacEntry>& builder,
-                                int64_t coordinates, const GacOptions& options, const Workspace& workspace,
-                                cudaStream_t stream) {
+                                 int64_t coordinates, const GacOptions& options, const Workspace& workspace,
+                                 cudaStream_t stream) {
   if (builder.entries().empty()) return cudaSuccess;
   GacScalars scalars{};
   scalars.step.config = config;
@@ -45,11 +45,11 @@ inline LaunchStatus run_gac_step(const Config& config, const float* phi, const T
 
 // One launch: d phi of a segment. averages[t]: [layers][groups][gac] of step t.
 inline LaunchStatus run_gac_segment_backward(const Config& config, const float* phi,
-                                            TableBuilder<GacBackwardEntry> builder,
-                                            const std::vector<SegmentStep>& segment,
-                                            const std::vector<const float*>& averages, int64_t groups, float* grad_phi,
-                                            GacBackwardScalars functional, const Workspace& workspace,
-                                            cudaStream_t stream) {
+                                             TableBuilder<GacBackwardEntry> builder,
+                                             const std::vector<SegmentStep>& segment,
+                                             const std::vector<const float*>& averages, int64_t groups, float* grad_phi,
+                                             GacBackwardScalars functional, const Workspace& workspace,
+                                             cudaStream_t stream) {
   if (builder.entries().empty()) return cudaMemsetAsync(grad_phi, 0, sizeof(float) * config.phi_size(), stream);
   GacBackwardScalars scalars = functional;
   scalars.config = config;
@@ -81,8 +81,8 @@ struct GacStepBackward {
 
 // Three launches: the gradient gathered into tiles, the step again for its averages, back-propagation.
 inline LaunchStatus run_gac_step_backward(const Config& config, const float* phi, TableBuilder<GatherEntry> views,
-                                         const GacStepBackward& b, int64_t groups, float* grad_phi,
-                                         const Workspace& workspace, cudaStream_t stream) {
+                                          const GacStepBackward& b, int64_t groups, float* grad_phi,
+                                          const Workspace& workspace, cudaStream_t stream) {
   const int64_t tiles = tiles_for(b.numel), cells = config.gac;
   const auto floats = [&](int64_t n) { return static_cast<float*>(workspace.allocate(sizeof(float) * (n + 4))); };
   float* const gathered = floats(tiles * kTile);

@@ -99,8 +99,7 @@ LaunchStatus resident_blocks(void (*kernel)(P...), int threads, size_t shared_by
 
 // Why a launch failed, for people. status: not cudaSuccess.
 inline std::string launch_failure(const LaunchStatus& status, const Config& config) {
-  if (status.shared_needed == 0)
-    return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
+  if (status.shared_needed == 0) return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
   return "a network with hidden_size=" + std::to_string(config.hidden) +
          ", num_layers=" + std::to_string(config.layers) + " needs " + std::to_string(status.shared_needed) +
          " bytes of shared memory per block, but a block of this GPU has " + std::to_string(status.shared_available) +

@@ -39,7 +39,7 @@ struct StepOptions {
 
 // One launch: the step for all entries, or nothing if there are none.
 inline LaunchStatus run_step(const Config& config, const float* phi, const TableBuilder<StepEntry>& builder,
-                            const StepOptions& options, const Workspace& workspace, cudaStream_t stream) {
+                             const StepOptions& options, const Workspace& workspace, cudaStream_t stream) {
   if (builder.entries().empty()) return cudaSuccess;
   StepScalars scalars{};
   scalars.config = config;
@@ -56,9 +56,9 @@ inline LaunchStatus run_step(const Config& config, const float* phi, const Table
 
 // Two launches: back-propagation, and the sum of d phi. The table holds entries only; functional: see FunctionalStep.
 inline LaunchStatus run_backward(const Config& config, const float* phi, TableBuilder<BackwardEntry> builder,
-                                const std::vector<SegmentStep>& segment, const FunctionalStep& functional,
-                                float* grad_phi, const Workspace& workspace, int64_t scratch_budget,
-                                cudaStream_t stream) {
+                                 const std::vector<SegmentStep>& segment, const FunctionalStep& functional,
+                                 float* grad_phi, const Workspace& workspace, int64_t scratch_budget,
+                                 cudaStream_t stream) {
   if (builder.entries().empty()) return cudaMemsetAsync(grad_phi, 0, sizeof(float) * config.phi_size(), stream);
   BackwardScalars scalars{};
   scalars.config = config;
@@ -83,10 +83,10 @@ inline LaunchStatus run_backward(const Config& config, const float* phi, TableBu
 }
 
 inline LaunchStatus run_segment_backward(const Config& config, const float* phi,
-                                        const TableBuilder<BackwardEntry>& builder,
-                                        const std::vector<SegmentStep>& segment, float* grad_phi,
-                                        const Workspace& workspace, cudaStream_t stream,
-                                        int64_t scratch_budget = kScratchBudget) {
+                                         const TableBuilder<BackwardEntry>& builder,
+                                         const std::vector<SegmentStep>& segment, float* grad_phi,
+                                         const Workspace& workspace, cudaStream_t stream,
+                                         int64_t scratch_budget = kScratchBudget) {
   return run_backward(config, phi, builder, segment, FunctionalStep{}, grad_phi, workspace, scratch_budget, stream);
 }
 
@@ -101,8 +101,8 @@ struct StepBackward {
 
 // Three launches: gradients gathered into tiles, back-propagation, the sum of d phi.
 inline LaunchStatus run_step_backward(const Config& config, const float* phi, TableBuilder<GatherEntry> views,
-                                     const StepBackward& step, float* grad_phi, const Workspace& workspace,
-                                     cudaStream_t stream) {
+                                      const StepBackward& step, float* grad_phi, const Workspace& workspace,
+                                      cudaStream_t stream) {
   const int64_t tiles = tiles_for(step.numel);
   float* const gathered = static_cast<float*>(workspace.allocate(sizeof(float) * 2 * tiles * kTile));
   if (!gathered) return cudaErrorMemoryAllocation;

@@ -32,7 +32,7 @@ LaunchStatus launch_step_kernel(const StepScalars& scalars, const std::vector<in
 
 // One launch for all entries. `words` is the table unless it is in device memory already.
 inline LaunchStatus launch_step(const StepScalars& scalars, const std::vector<int64_t>& words, StepMapping mapping,
-                               cudaStream_t stream) {
+                                cudaStream_t stream) {
   if (scalars.tiles == 0) return cudaSuccess;
   if (mapping == StepMapping::automatic) {
     int processors = 0;

@@ -21,7 +21,7 @@ struct Device {
   int shared_multiprocessor = 228 * 1024;
   int threads_multiprocessor = 2048, blocks_multiprocessor = 32;
   int multiprocessors = 4;
-  int registers_thread = 128;  // assumed of every kernel whose launch bounds leave it as many
+  int registers_thread = 0;  // of every kernel; 0: 128, or fewer where a block has too many threads for that
   int devices = 1, cooperative = 1;
   int parameters = 32764;  // bytes of kernel parameters, from compute capability 7.0 and CUDA 12.1 on
   static constexpr int shared_default = 48 * 1024, registers_multiprocessor = 65536;
@@ -31,9 +31,9 @@ struct Device {
 
 // Programming guide, table "Technical specifications per compute capability".
 inline const Device kDevices[] = {
-    {75, 64 * 1024, 64 * 1024, 1024, 16},   {80, 163 * 1024, 164 * 1024, 2048, 32},
-    {86, 99 * 1024, 100 * 1024, 1536, 16},  {87, 163 * 1024, 164 * 1024, 1536, 16},
-    {89, 99 * 1024, 100 * 1024, 1536, 24},  {90, 227 * 1024, 228 * 1024, 2048, 32},
+    {75, 64 * 1024, 64 * 1024, 1024, 16},    {80, 163 * 1024, 164 * 1024, 2048, 32},
+    {86, 99 * 1024, 100 * 1024, 1536, 16},   {87, 163 * 1024, 164 * 1024, 1536, 16},
+    {89, 99 * 1024, 100 * 1024, 1536, 24},   {90, 227 * 1024, 228 * 1024, 2048, 32},
     {100, 227 * 1024, 228 * 1024, 2048, 32}, {103, 227 * 1024, 228 * 1024, 2048, 32},
     {110, 227 * 1024, 228 * 1024, 1536, 24}, {120, 99 * 1024, 100 * 1024, 1536, 24},
     {121, 99 * 1024, 100 * 1024, 1536, 24},
@@ -150,10 +150,10 @@ cudaError_t set_function_attribute(const void* function, cudaFuncAttribute attri
   return cudaSuccess;
 }
 
-// Registers of a thread: as assumed, or as many as its launch bounds leave it.
-inline int registers_of(const void* function) {
-  const int threads = (kernel_table.find(function).most_threads() + 31) / 32 * 32;
-  return std::min({device.registers_thread, Device::registers_multiprocessor / threads / 8 * 8, 255});
+// Registers of a thread, in a block of so many. How many a kernel takes, only nvcc knows: bench/sass.py reads it.
+inline int registers_of(int threads) {
+  if (device.registers_thread > 0) return device.registers_thread;
+  return std::min(128, Device::registers_multiprocessor / ((threads + 31) / 32 * 32) / 8 * 8);
 }
 
 // Resident blocks per multiprocessor, by threads, registers (in units of 256 of a warp, a quarter of them for each of
@@ -161,7 +161,7 @@ inline int registers_of(const void* function) {
 inline int resident_blocks(const void* function, int threads, size_t dynamic_bytes) {
   const int warps = (threads + 31) / 32;
   const int by_threads = device.threads_multiprocessor / (warps * 32);
-  const int registers_warp = (registers_of(function) * 32 + 255) / 256 * 256;
+  const int registers_warp = (registers_of(threads) * 32 + 255) / 256 * 256;
   const int by_registers = Device::registers_multiprocessor / 4 / registers_warp * 4 / warps;
   const size_t asked = dynamic_bytes + kernel_table.find(function).static_shared;
   const size_t shared = (asked + 127) / 128 * 128 + static_cast<size_t>(device.shared_reserved());
@@ -175,8 +175,7 @@ cudaError_t occupancy(int* blocks, const void* function, int threads, size_t dyn
   if (const cudaError_t error = check_kernel(function, call); error != cudaSuccess) return error;
   if (threads <= 0 || threads > 1024)
     return record_error(cudaErrorInvalidValue, format("%s: blocks of %d threads", call, threads));
-  const bool fits = dynamic_bytes <= static_cast<size_t>(shared_limit(function)) &&
-                    threads <= kernel_table.find(function).most_threads();
+  const bool fits = dynamic_bytes <= static_cast<size_t>(shared_limit(function));
   *blocks = fits ? resident_blocks(function, threads, dynamic_bytes) : 0;
   return cudaSuccess;
 }
@@ -187,8 +186,8 @@ cudaError_t function_attributes(cudaFuncAttributes* attributes, const void* func
   const auto carveout = carveouts.find({current_device, function});
   *attributes = cudaFuncAttributes{};
   attributes->sharedSizeBytes = info.static_shared;
-  attributes->numRegs = registers_of(function);
-  attributes->maxThreadsPerBlock = info.most_threads();
+  attributes->numRegs = registers_of(1);
+  attributes->maxThreadsPerBlock = 1024;
   attributes->ptxVersion = attributes->binaryVersion = device.architecture;
   attributes->maxDynamicSharedSizeBytes = shared_limit(function);
   attributes->preferredShmemCarveout = carveout == carveouts.end() ? -1 : carveout->second;

@@ -1,12 +1,12 @@
-// What the compiler knows about a kernel and a launch depends on: its static shared memory and its __launch_bounds__.
+// What the compiler knows about a kernel and a launch depends on: that it is one, and its static shared memory.
 //
 // Static shared memory, from the symbol table of this module's file: a __shared__ variable is a thread-local symbol,
 // and the mangled name of one declared inside a function holds that function's name. So the variables of a kernel are
 // known with their sizes before it has ever run. Those declared elsewhere (in a __device__ function, at namespace
 // scope) may be used by any kernel and count in all of them.
 //
-// Kernels and their bounds: __global__ puts one byte of no-operations before the function's entry, __launch_bounds__(n)
-// n bytes (on aarch64 4 n), and the compiler lists where they begin in a section of its own; see qualifiers.h.
+// Kernels: __global__ puts a no-operation before the function's entry, and the compiler lists where it is in a section
+// of its own; see qualifiers.h.
 #pragma once
 
 #include <elf.h>
@@ -16,6 +16,7 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -34,8 +35,6 @@ namespace cuda_on_host {
 struct KernelInfo {
   bool known = false;  // false: this module has no function there, or its file has no symbols
   size_t static_shared = 0;
-  int launch_bound = 0;  // threads of a block at most; 0: not given, 1024
-  int most_threads() const { return launch_bound == 0 ? 1024 : std::min(launch_bound, 1024); }
 };
 
 class KernelTable {
@@ -67,10 +66,8 @@ class KernelTable {
   KernelInfo make(const void* function) const {
     KernelInfo info;
     const auto address = reinterpret_cast<uintptr_t>(function);
-    const auto bound = kernels_.find(address);
-    info.known = bound != kernels_.end();
+    info.known = kernels_.count(address) > 0;
     if (!info.known) return info;
-    info.launch_bound = bound->second;
     const auto range = functions_.equal_range(address);
     size_t own = 0;
     for (auto name = range.first; name != range.second; ++name)  // several: the compiler has merged equal functions
@@ -103,21 +100,14 @@ class KernelTable {
           return 0;
         },
         this);
-#if defined(__aarch64__)
-    constexpr uintptr_t kUnit = 4;
-#else
-    constexpr uintptr_t kUnit = 1;
-#endif
     for (const char* const* entry = cuda_on_host_kernels_begin; entry != cuda_on_host_kernels_end; ++entry) {
       const auto begin = reinterpret_cast<uintptr_t>(*entry);
       const auto function = functions_.upper_bound(begin);
-      if (function == functions_.end()) continue;
-      const auto bound = static_cast<int>((function->first - begin) / kUnit);
-      kernels_[function->first] = bound == 1 ? 0 : bound;
+      if (function != functions_.end()) kernels_.insert(function->first);
     }
     for (const Variable& variable : variables_)
       if (std::none_of(kernels_.begin(), kernels_.end(), [&](const auto& kernel) {
-            const auto range = functions_.equal_range(kernel.first);
+            const auto range = functions_.equal_range(kernel);
             return std::any_of(range.first, range.second, [&](const auto& function) {
               return declared_in(variable.name, scope_of(function.second));
             });
@@ -136,7 +126,7 @@ class KernelTable {
       const char* names = bytes.data() + sections[sections[s].sh_link].sh_offset;
       const auto* symbols = reinterpret_cast<const ElfW(Sym)*>(bytes.data() + sections[s].sh_offset);
       for (size_t i = 0; i < sections[s].sh_size / sizeof(ElfW(Sym)); ++i) {
-        const ElfW(Sym)& symbol = symbols[i];
+        const ElfW(Sym) & symbol = symbols[i];
         if (symbol.st_shndx == SHN_UNDEF) continue;
         const std::string name = names + symbol.st_name;
         if (ELF64_ST_TYPE(symbol.st_info) == STT_FUNC) functions_.emplace(base + symbol.st_value, name);
@@ -148,7 +138,7 @@ class KernelTable {
 
   bool read_ = false;
   size_t unowned_ = 0;
-  std::map<uintptr_t, int> kernels_;  // entry -> threads of a block at most, 0: not given
+  std::set<uintptr_t> kernels_;  // their entries
   std::multimap<uintptr_t, std::string> functions_;
   std::vector<Variable> variables_;
   std::map<const void*, KernelInfo> infos_;

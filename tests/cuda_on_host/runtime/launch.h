@@ -70,9 +70,6 @@ inline cudaError_t check_shape(const Launch& launch, size_t parameter_bytes) {
   const void* function = launch.call->function;
   const KernelInfo& info = kernel_table.find(function);
   const int threads = static_cast<int>(launch.threads_per_block);
-  if (threads > info.most_threads())
-    return bad(cudaErrorInvalidConfiguration,
-               format("a block of %d threads, more than the kernel's launch bound of %d", threads, info.launch_bound));
   if (parameter_bytes > static_cast<size_t>(device.parameters))
     return bad(cudaErrorInvalidValue,
                format("%zu bytes of kernel parameters, more than %d", parameter_bytes, device.parameters));
@@ -84,8 +81,8 @@ inline cudaError_t check_shape(const Launch& launch, size_t parameter_bytes) {
                       launch.dynamic_bytes, allowed, info.static_shared, shared_left(function, device.shared_optin)));
   const int resident = resident_blocks(function, threads, launch.dynamic_bytes);
   if (resident < 1)
-    return bad(cudaErrorLaunchOutOfResources, format("a block of %d threads with %d registers each does not fit", threads,
-                                                     registers_of(function)));
+    return bad(cudaErrorLaunchOutOfResources,
+               format("a block of %d threads with %d registers each does not fit", threads, registers_of(threads)));
   if (!launch.cooperative) return cudaSuccess;
   if (device.cooperative == 0) return bad(cudaErrorNotSupported, "the device has no cooperative launches");
   const auto fitting = static_cast<size_t>(resident) * static_cast<size_t>(device.multiprocessors);

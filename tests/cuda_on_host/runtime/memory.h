@@ -130,8 +130,8 @@ class Allocations {
     if (const cudaError_t error = context_error(); error != cudaSuccess) return error;
     ExactBuffer buffer;
     if (bytes > Device::memory - bytes_ || !buffer.allocate(bytes))
-      return record_error(cudaErrorMemoryAllocation, format("cudaMalloc of %zu bytes, with %zu of %zu in use", bytes,
-                                                            bytes_, Device::memory));
+      return record_error(cudaErrorMemoryAllocation,
+                          format("cudaMalloc of %zu bytes, with %zu of %zu in use", bytes, bytes_, Device::memory));
     if (bytes == 0) return cudaSuccess;
     buffer.device = current_device;
     *pointer = buffer.data();
@@ -214,13 +214,12 @@ cudaError_t release(void* pointer) { return allocations.release(pointer); }
 inline cudaError_t check_range(const char* call, const char* what, const void* pointer, size_t bytes, bool on_device) {
   const bool within = allocations.contains(pointer, bytes);
   if (on_device && !within)
-    return record_error(cudaErrorInvalidValue,
-                        format("%s: the %zu bytes at %p, its %s, are not within one device allocation", call, bytes,
-                               pointer, what));
+    return record_error(
+        cudaErrorInvalidValue,
+        format("%s: the %zu bytes at %p, its %s, are not within one device allocation", call, bytes, pointer, what));
   if (!on_device && (pointer == nullptr || allocations.find(pointer) != nullptr))
-    return record_error(cudaErrorInvalidValue,
-                        format("%s: %p, its %s, is %s, but the kind says host memory", call, pointer, what,
-                               pointer == nullptr ? "null" : "device memory"));
+    return record_error(cudaErrorInvalidValue, format("%s: %p, its %s, is %s, but the kind says host memory", call,
+                                                      pointer, what, pointer == nullptr ? "null" : "device memory"));
   return cudaSuccess;
 }
 
@@ -257,8 +256,8 @@ cudaError_t copy_to_symbol(void* symbol, size_t size, const void* source, size_t
   ++counters.copies;
   if (const cudaError_t error = context_error(); error != cudaSuccess) return error;
   if (offset > size || bytes > size - offset)
-    return record_error(cudaErrorInvalidValue, format("cudaMemcpyToSymbol: %zu bytes at offset %zu of the symbol's %zu",
-                                                      bytes, offset, size));
+    return record_error(cudaErrorInvalidValue,
+                        format("cudaMemcpyToSymbol: %zu bytes at offset %zu of the symbol's %zu", bytes, offset, size));
   std::memcpy(static_cast<char*>(symbol) + offset, source, bytes);
   return cudaSuccess;
 }

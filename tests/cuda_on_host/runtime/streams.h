@@ -24,8 +24,9 @@ cudaError_t check_stream(cudaStream_t stream, const char* call) {
     return record_error(cudaErrorInvalidResourceHandle,
                         format("%s: %p is no stream, or was destroyed", call, static_cast<void*>(stream)));
   if (stream->device == current_device) return cudaSuccess;
-  return record_error(cudaErrorInvalidResourceHandle, format("%s: the stream belongs to device %d, the current one is %d",
-                                                             call, stream->device, current_device));
+  return record_error(
+      cudaErrorInvalidResourceHandle,
+      format("%s: the stream belongs to device %d, the current one is %d", call, stream->device, current_device));
 }
 
 cudaError_t create_stream(cudaStream_t* stream) {

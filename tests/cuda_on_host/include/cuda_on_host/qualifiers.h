@@ -5,9 +5,9 @@
 // code in the same library must not declare thread_local variables of its own. "used" keeps the compiler from reasoning
 // about a variable that nobody seems to write.
 //
-// __global__ and __launch_bounds__ leave no-operations before the kernel's entry, 1 byte or as many as its blocks may
-// have threads, which the runtime finds and counts (../../runtime/kernel_info.h). Of two such attributes the later
-// counts.
+// __global__ leaves a no-operation before the kernel's entry and lists it in a section of its own, so that the runtime
+// knows what is a kernel (../../runtime/kernel_info.h). The bounds of __launch_bounds__ are not known to it: no
+// attribute of GCC takes a number that depends on a template's arguments and keeps it.
 #pragma once
 
 #define CUDA_ON_HOST 1
@@ -17,14 +17,12 @@
 #define CUDA_ON_HOST_ARCH 900
 #endif
 
-#define CUDA_ON_HOST_FIRST(n, ...) n
 #define __global__ __attribute__((patchable_function_entry(1, 1)))
 #define __device__
 #define __host__
 #define __constant__
 #define __shared__ static thread_local __attribute__((used))
 #define __forceinline__ inline __attribute__((always_inline))
-#define __launch_bounds__(...) \
-  __attribute__((patchable_function_entry(CUDA_ON_HOST_FIRST(__VA_ARGS__), CUDA_ON_HOST_FIRST(__VA_ARGS__))))
+#define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
