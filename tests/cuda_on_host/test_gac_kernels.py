@@ -312,7 +312,7 @@ def run_segment_backward(
     logical, ends = random_states(), random_states()
     if alike:
         grads = [[np.full(n, 0.1 + 0.3 * t) for n in numels] for t in range(steps + 1)]
-        logical, ends = ([[(torch.zeros_like(h), torch.zeros_like(c)) for h, c in x] for x in y] for y in (logical, ends))
+        logical = ends = [[(torch.zeros_like(h), torch.zeros_like(c)) for h, c in x] for x in logical]
     weights, lrs, decays = rng.uniform(0, 2, steps), rng.uniform(0.5, 1, steps), rng.uniform(0.9, 1, steps)
     grads = [[torch.from_numpy(g.astype(np.float32)).double() for g in row] for row in grads]
     for row in grads:
@@ -410,11 +410,9 @@ def test_segment_backward_is_one_launch_and_repeats(library: Library) -> None:
     assert np.array_equal(*results)
 
 
-def test_sums_over_many_tiles_of_a_block_are_float64() -> None:
-    """One block visits 1,000 tiles of coordinates that are alike: in float32, each addition would err the same way."""
-    alone = Library.build([SOURCE], flags=SHORT_FLAGS)
-    alone.set_device("sm_90,multiprocessors=1,registers=255")
-    run_segment_backward(alone, SEGMENT_CONFIGS[1], [64_000], 1, 1, alike=True, tolerance=2e-5)
+def test_sums_over_many_tiles_of_a_block_are_float64(library: Library) -> None:
+    """A block visits 1,000 tiles of coordinates that are alike: in float32, each addition would err the same way."""
+    run_segment_backward(library, SEGMENT_CONFIGS[1], [256_000], 1, 1, alike=True, tolerance=2e-5)
 
 
 def test_reads_and_writes_stay_in_bounds_and_do_not_race() -> None:
