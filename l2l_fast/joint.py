@@ -21,7 +21,7 @@ from .optimizer_state import as_state
 from .state import State
 
 if TYPE_CHECKING:
-    from .optimizer import Batch
+    from .optimizer_batch import Batch
 
 Reduce = Callable[[Tensor], Any]
 

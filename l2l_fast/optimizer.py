@@ -4,72 +4,26 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
-from math import isfinite
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from . import joint, ops, reference
-from .config import AnyConfig
-from .joint import Kept, Reduce
-from .memory import NTMBFGS, Memory
-from .network import CoordinatewiseLSTM, check_gradient
-from .ops import KERNEL_DTYPES, Config
-from .optimizer_checks import (
-    check_devices,
-    check_new_options,
-    check_parameters,
-    check_plain,
-    check_problems,
-    check_together,
-    number,
-    plain,
-    truth,
-)
-from .optimizer_networks import Registry, check_network, check_same_network, digest
-from .optimizer_state import (
-    NUMEL_KEY,
-    SAVED_KEY,
-    TILES_KEY,
-    as_state,
-    check_structure,
-    modernize,
-    pack_entry,
-    rows_of,
-    tiles_of,
-    unpack_entry,
-)
+from . import joint, ops
+from .joint import Kept
+from .memory import NTMBFGS
+from .network import CoordinatewiseLSTM
+from .ops import Config
+from .optimizer_batch import Batch, exact_step, gather
+from .optimizer_checkpoints import pack, unpack
+from .optimizer_checks import check_new_options, check_parameters, check_problems, check_together, plain
+from .optimizer_networks import Registry, check_network
+from .optimizer_state import NUMEL_KEY, SAVED_KEY, TILES_KEY, as_state, modernize, tiles_of
 from .segment import Segment
-from .state import TILE, State, num_tiles
+from .state import State
 from .surroundings import without_autocast
-
-
-class Batch(NamedTuple):
-    """What one parameter group does in one step: tensors for the fused kernel, and float64 ones for the reference.
-
-    Where coordinates communicate (a config that is not a :class:`Config`), all tensors are of one of the two kinds."""
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    states: list[Tensor]
-    exact: list[tuple[Tensor, Tensor, Tensor]]
-    fresh: list[tuple[Tensor, Tensor]]  # parameters with states that are not yet among the optimizer's
-    network: CoordinatewiseLSTM
-    phi: Tensor
-    config: AnyConfig
-    lr: float
-    weight_decay: float
-    maximize: bool
-    groups: int = 1
-    memory: Memory | None = None
-    reduce: Reduce | None = None
 
 
 class LearnedOptimizer(Optimizer):
@@ -203,9 +157,14 @@ class LearnedOptimizer(Optimizer):
                 "belong together; call load_state_dict() (and load the parameters) before going on"
             )
         # Everything is collected and checked before the first launch, so that an error leaves all groups untouched.
-        phis: dict[int, Tensor] = {}
-        batches = [self._gather(group, phis) for group in self.param_groups]
-        if len(batches) > 1 or batches[0].exact:
+        networks = self.networks
+        # Rebuilt every step: a copy of 20 kB costs less than a cache that could go stale.
+        phis = {id(network): network.phi() for network in dict.fromkeys(networks)}
+        batches = [
+            gather(group, network, phis[id(network)], self.state, self._kept.reduce)
+            for group, network in zip(self.param_groups, networks, strict=True)
+        ]
+        if len(batches) != 1 or batches[0].exact:
             check_together(batches)
         segment = self._segment
         if segment is not None:
@@ -236,7 +195,7 @@ class LearnedOptimizer(Optimizer):
         for param, grad, state in batch.exact:
             self._keep(batch)
             with without_autocast(batch.phi.device):
-                _exact_step(param, grad, state, batch)
+                exact_step(param, grad, state, batch)
 
     def _run_joint(
         self, group: dict[str, Any], batch: Batch, record: Tensor | None, record_tiles: Sequence[int]
@@ -259,74 +218,6 @@ class LearnedOptimizer(Optimizer):
             entry.update({TILES_KEY: tiles, NUMEL_KEY: param.numel()})
             entry.pop(SAVED_KEY, None)
         batch.fresh.clear()
-
-    def _gather(self, group: dict[str, Any], phis: dict[int, Tensor]) -> Batch:
-        network = self._registry.network_of(group)
-        phi = phis.get(id(network))
-        if phi is None:
-            # Rebuilt every step: a copy of 20 kB costs less than a cache that could go stale.
-            phi = phis[id(network)] = network.phi()
-        lr, decay = group["lr"], group["weight_decay"]
-        lr = lr if type(lr) is float and isfinite(lr) else number("lr", lr)
-        decay = decay if type(decay) is float and isfinite(decay) else number("weight_decay", decay)
-        maximize = group["maximize"]
-        maximize = maximize if type(maximize) is bool else truth("maximize", maximize)
-        batch = Batch([], [], [], [], [], network, phi, network.config, lr, decay, maximize)
-        all_exact = False
-        if not isinstance(batch.config, Config):
-            batch, all_exact = self._gather_joint(group, batch)
-        config, kernel = batch.config, "lstm_step_" if isinstance(batch.config, Config) else "gac_step_"
-        on_cpu, rows = phi.is_cpu, rows_of(config)
-        params, grads, states, state_of = batch.params, batch.grads, batch.states, self.state.get
-        for k, param in enumerate(group["params"]):
-            grad = param.grad
-            if grad is None:
-                continue
-            if type(param) is not Parameter or type(grad) is not Tensor:
-                check_plain(param, group, k, "params")
-                check_plain(grad, group, k, "grad")
-            fused = grad.dtype in KERNEL_DTYPES and param.dtype in KERNEL_DTYPES and not all_exact
-            if not fused or grad.layout is not torch.strided:
-                check_gradient("params", param)
-                check_gradient("grad", grad)
-            if not (on_cpu and param.is_cpu and grad.is_cpu):
-                check_devices(param, grad, phi, fused, kernel)
-            dtype = torch.float32 if fused else torch.float64
-            entry = state_of(param, _EMPTY)
-            tiles, numel = entry.get(TILES_KEY), param.numel()
-            fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.dim() == 3 and tiles.size(1) == rows
-            if not fits or entry.get(NUMEL_KEY) != numel or SAVED_KEY in entry:
-                with torch.inference_mode(False):  # a state outlives the mode that its first step is taken in
-                    tiles = tiles_of(entry, param, config, dtype)
-                    if tiles is None:
-                        shape = (num_tiles(numel), rows, TILE)
-                        tiles = torch.zeros(shape, dtype=dtype, device=param.device)
-                batch.fresh.append((param, tiles))
-            if fused:
-                params.append(param)
-                grads.append(grad)
-                states.append(tiles)
-            else:
-                batch.exact.append((param, grad, tiles))
-        return batch
-
-    def _gather_joint(self, group: dict[str, Any], batch: Batch) -> tuple[Batch, bool]:
-        # One average cannot run over the kernel and the reference: a single float64 tensor takes all to the latter.
-        params, network, reduce = group["params"], batch.network, self._kept.reduce
-        moving = [param for param in params if param.grad is not None]
-        exact = any(torch.float64 in (param.dtype, param.grad.dtype) for param in moving)
-        if exact and reduce is not None:
-            raise NotImplementedError("step: float64 parameters cannot be sharded, only float32, bfloat16 and float16")
-        memory = None
-        if moving and isinstance(network, NTMBFGS):
-            joint.check_all_move(params)
-            dtype = torch.float64 if exact else torch.float32
-            with torch.inference_mode(False):
-                memory = joint.memory_of(self.state.get(params[0], _EMPTY), group, network, dtype)
-                if memory is None:
-                    numel = sum(param.numel() for param in params)
-                    memory = network.init_memory(numel, group["groups"], params[0].device, dtype)
-        return batch._replace(groups=group["groups"], memory=memory, reduce=reduce), exact
 
     # ---- meta-training ----
 
@@ -394,15 +285,12 @@ class LearnedOptimizer(Optimizer):
         states: dict[Tensor, State] = {}
         for group, network in zip(self.param_groups, self.networks, strict=True):
             for param in group["params"]:
-                tiles = self.state.get(param, _EMPTY).get(TILES_KEY)
+                tiles = self.state.get(param, {}).get(TILES_KEY)
                 if tiles is not None:
                     states[param] = as_state(tiles, param.numel(), network.config)
         result = self._segment.backward(states, weights, grad_end_states, return_grad_start_states)
         self._segment = None
         return result
-
-    def _params(self) -> Iterable[Tensor]:
-        return chain.from_iterable(group["params"] for group in self.param_groups)
 
     # ---- checkpoints ----
 
@@ -415,21 +303,7 @@ class LearnedOptimizer(Optimizer):
         :meth:`CoordinatewiseLSTM.save`). An open segment is not stored."""
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        index: dict[int, int] = {}
-        for k, param in enumerate(self._params()):
-            index.setdefault(id(param), k)
-        groups = []
-        for group in self.param_groups:
-            network = self._registry.network_of(group)
-            packed = {key: plain(value) for key, value in group.items() if key != "params"}
-            packed["network"] = {**group["network"], "digest": digest(network)}
-            packed["params"] = [index[id(param)] for param in group["params"]]
-            groups.append(packed)
-        state = {
-            index[id(key)] if isinstance(key, Tensor) else key: pack_entry(value, key)
-            for key, value in self.state.items()
-        }
-        state_dict: dict[str, Any] = {"state": state, "param_groups": groups}
+        state_dict = pack(self.state, self.param_groups, self.networks)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             result = post_hook(self, state_dict)
             state_dict = state_dict if result is None else result
@@ -454,39 +328,7 @@ class LearnedOptimizer(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = pre_hook(self, state_dict)
             state_dict = state_dict if result is None else result
-        check_structure(state_dict)
-        groups = copy.deepcopy(state_dict["param_groups"])
-        counts = [len(group["params"]) for group in groups], [len(group["params"]) for group in self.param_groups]
-        if counts[0] != counts[1]:
-            raise ValueError(
-                f"state_dict: expected groups of {counts[1]} parameters (as in the optimizer), got {counts[0]}"
-            )
-        owners: dict[Any, tuple[Tensor, dict[str, Any]]] = {}
-        for new, old in zip(groups, self.param_groups, strict=True):
-            network = self._registry.network_of(old)
-            check_same_network(new["network"], network, "state_dict")
-            new.setdefault("groups", old["groups"])  # written before there was this option
-            owners.update((key, (param, new)) for key, param in zip(new["params"], old["params"], strict=True))
-            new.update({"params": old["params"], "network": old["network"]})
-            for name in ("lr", "weight_decay"):
-                number(name, new[name])
-            truth("maximize", new["maximize"])
-            check_problems(new, network, self._kept.reduce)
-            if "param_names" in old:
-                new.setdefault("param_names", old["param_names"])
-        state: defaultdict[Any, Any] = defaultdict(dict)
-        for key, entry in state_dict["state"].items():
-            if key not in owners:
-                state[key] = entry
-                continue
-            param, group = owners[key]
-            network = self._registry.network_of(group)
-            state[param] = unpack_entry(entry, param, network.config)
-            if "memory" in entry or any(name in entry for name in Memory.KEYS if name != "step"):
-                if not isinstance(network, NTMBFGS):
-                    raise ValueError("state_dict: a memory was saved, but the group's network has none")
-                memory = joint.memory_of(entry, group, network)
-                state[param].update({name: value.clone() for name, value in memory.entries().items()})
+        state, groups = unpack(state_dict, self.param_groups, self.networks, self._kept.reduce)
         self.__setstate__({"state": state, "param_groups": groups})
         self._failure = None
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -508,14 +350,3 @@ class LearnedOptimizer(Optimizer):
             self._registry.network_of(group)
         for entry in self.state.values():
             modernize(entry)
-
-
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
-
-
-def _exact_step(param: Tensor, grad: Tensor, tiles: Tensor, batch: Batch) -> None:
-    g = -grad if batch.maximize else grad
-    state = as_state(tiles, param.numel(), batch.config)
-    update, logical = reference.lstm_step(g, state.to_logical(), batch.phi, batch.config)
-    param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update, alpha=batch.lr)
-    tiles.copy_(State.from_logical(logical).data)

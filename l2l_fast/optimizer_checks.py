@@ -19,7 +19,7 @@ from .network import CoordinatewiseLSTM, check_gradient
 from .ops import Config
 
 if TYPE_CHECKING:
-    from .optimizer import Batch
+    from .optimizer_batch import Batch
 
 OPTIONS = ("network", "lr", "weight_decay", "maximize", "groups")
 # What schedulers and users keep in a group beside the optimizer's own options.

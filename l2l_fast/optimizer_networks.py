@@ -108,10 +108,10 @@ def check_same_network(saved: Mapping[str, Any], network: CoordinatewiseLSTM, na
         difference = f"{name}: saved with a network of {key}={former[key]!r}, now {key}={value!r}"
         if key in STRUCTURE:
             raise ValueError(difference)
-        warnings.warn(f"{difference}: the optimizer will not continue as before", stacklevel=5)
+        warnings.warn(f"{difference}: the optimizer will not continue as before", stacklevel=6)
     if former.get("digest", "") not in ("", digest(network)):
         warnings.warn(
             f"{name}: saved with a network of the same sizes and other weights: the optimizer will not continue as "
             "before",
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -24,7 +24,7 @@ from .state import TILE, State, num_tiles
 from .surroundings import without_autocast
 
 if TYPE_CHECKING:
-    from .optimizer import Batch
+    from .optimizer_batch import Batch
 
 HALF_WAY = "a step of the open segment failed half-way; call discard_segment() and start anew"
 

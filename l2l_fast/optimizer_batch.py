@@ -1,0 +1,134 @@
+"""What a parameter group does in one step: collected and checked before anything is written, in any group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import joint, reference
+from .config import AnyConfig
+from .joint import Reduce
+from .memory import NTMBFGS, Memory
+from .network import CoordinatewiseLSTM, check_gradient
+from .ops import KERNEL_DTYPES, Config
+from .optimizer_checks import check_devices, check_plain, number, truth
+from .optimizer_state import NUMEL_KEY, SAVED_KEY, TILES_KEY, as_state, rows_of, tiles_of
+from .state import TILE, State, num_tiles
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class Batch(NamedTuple):
+    """What one parameter group does in one step: tensors for the fused kernel, and float64 ones for the reference.
+
+    Where coordinates communicate (a config that is not a :class:`Config`), all tensors are of one of the two kinds."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: list[Tensor]
+    exact: list[tuple[Tensor, Tensor, Tensor]]
+    fresh: list[tuple[Tensor, Tensor]]  # parameters with states that are not yet among the optimizer's
+    network: CoordinatewiseLSTM
+    phi: Tensor
+    config: AnyConfig
+    lr: float
+    weight_decay: float
+    maximize: bool
+    groups: int = 1
+    memory: Memory | None = None
+    reduce: Reduce | None = None
+
+
+def gather(
+    group: Mapping[str, Any],
+    network: CoordinatewiseLSTM,
+    phi: Tensor,
+    state: Mapping[Tensor, Mapping[str, Any]],
+    reduce: Reduce | None,
+) -> Batch:
+    """What a parameter group does in a step, checked as far as Python sees it; ``state`` is the optimizer's, which is
+    only read.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: an option, gradient, parameter or state that does not fit.
+    """
+    lr, decay = group["lr"], group["weight_decay"]
+    lr = lr if type(lr) is float and isfinite(lr) else number("lr", lr)
+    decay = decay if type(decay) is float and isfinite(decay) else number("weight_decay", decay)
+    maximize = group["maximize"]
+    maximize = maximize if type(maximize) is bool else truth("maximize", maximize)
+    batch = Batch([], [], [], [], [], network, phi, network.config, lr, decay, maximize)
+    all_exact = False
+    if not isinstance(batch.config, Config):
+        batch, all_exact = _with_others(group, batch, state, reduce)
+    config, kernel = batch.config, "lstm_step_" if isinstance(batch.config, Config) else "gac_step_"
+    on_cpu, rows = phi.is_cpu, rows_of(config)
+    params, grads, states, state_of = batch.params, batch.grads, batch.states, state.get
+    for k, param in enumerate(group["params"]):
+        grad = param.grad
+        if grad is None:
+            continue
+        if type(param) is not Parameter or type(grad) is not Tensor:
+            check_plain(param, group, k, "params")
+            check_plain(grad, group, k, "grad")
+        fused = grad.dtype in KERNEL_DTYPES and param.dtype in KERNEL_DTYPES and not all_exact
+        if not fused or grad.layout is not torch.strided:
+            check_gradient("params", param)
+            check_gradient("grad", grad)
+        if not (on_cpu and param.is_cpu and grad.is_cpu):
+            check_devices(param, grad, phi, fused, kernel)
+        dtype = torch.float32 if fused else torch.float64
+        entry = state_of(param, _EMPTY)
+        tiles, numel = entry.get(TILES_KEY), param.numel()
+        fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.dim() == 3 and tiles.size(1) == rows
+        if not fits or entry.get(NUMEL_KEY) != numel or SAVED_KEY in entry:
+            with torch.inference_mode(False):  # a state outlives the mode that its first step is taken in
+                tiles = tiles_of(entry, param, config, dtype)
+                if tiles is None:
+                    shape = (num_tiles(numel), rows, TILE)
+                    tiles = torch.zeros(shape, dtype=dtype, device=param.device)
+            batch.fresh.append((param, tiles))
+        if fused:
+            params.append(param)
+            grads.append(grad)
+            states.append(tiles)
+        else:
+            batch.exact.append((param, grad, tiles))
+    return batch
+
+
+def _with_others(
+    group: Mapping[str, Any], batch: Batch, state: Mapping[Tensor, Mapping[str, Any]], reduce: Reduce | None
+) -> tuple[Batch, bool]:
+    """The batch of a group whose coordinates communicate, and whether it goes through the reference as a whole."""
+    # One average cannot run over the kernel and the reference: a single float64 tensor takes all to the latter.
+    params, network = group["params"], batch.network
+    moving = [param for param in params if param.grad is not None]
+    exact = any(torch.float64 in (param.dtype, param.grad.dtype) for param in moving)
+    if exact and reduce is not None:
+        raise NotImplementedError("step: float64 parameters cannot be sharded, only float32, bfloat16 and float16")
+    memory = None
+    if moving and isinstance(network, NTMBFGS):
+        joint.check_all_move(params)
+        dtype = torch.float64 if exact else torch.float32
+        with torch.inference_mode(False):
+            memory = joint.memory_of(state.get(params[0], _EMPTY), group, network, dtype)
+            if memory is None:
+                numel = sum(param.numel() for param in params)
+                memory = network.init_memory(numel, group["groups"], params[0].device, dtype)
+    return batch._replace(groups=group["groups"], memory=memory, reduce=reduce), exact
+
+
+def exact_step(param: Tensor, grad: Tensor, tiles: Tensor, batch: Batch) -> None:
+    """One step of a float64 parameter, through the reference."""
+    g = -grad if batch.maximize else grad
+    state = as_state(tiles, param.numel(), batch.config)
+    update, logical = reference.lstm_step(g, state.to_logical(), batch.phi, batch.config)
+    param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update, alpha=batch.lr)
+    tiles.copy_(State.from_logical(logical).data)
