@@ -134,6 +134,14 @@ void check_step_tensors(const Config& config, at::TensorList params, at::TensorL
   }
 }
 
+void mark_written(at::TensorList params, at::TensorList states,
+                  std::initializer_list<std::optional<at::Tensor>> others) {
+  for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();
+  for (const at::Tensor& state : states) state.unsafeGetTensorImpl()->bump_version();
+  for (const std::optional<at::Tensor>& tensor : others)
+    if (tensor) tensor->unsafeGetTensorImpl()->bump_version();
+}
+
 void check_apart(at::TensorList params, at::TensorList grads, at::TensorList states) {
   for (size_t k = 0; k < params.size(); k++) {
     check_written(params[k], "params", k);

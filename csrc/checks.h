@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <initializer_list>
 #include <string_view>
 
 #include "core/layout.h"
@@ -46,6 +47,11 @@ void check_aliasing(at::TensorList params, at::TensorList grads, at::TensorList 
 // The same of tensors of any dtype that several steps write one after the other, and that they may be written: a later
 // step must not find its gradient overwritten, nor fail when an earlier one is done.
 void check_apart(at::TensorList params, at::TensorList grads, at::TensorList states);
+
+// Counts the tensors that a step is about to write as changed. Before anything is written, as autograd refuses tensors
+// made under inference mode here.
+void mark_written(at::TensorList params, at::TensorList states,
+                  std::initializer_list<std::optional<at::Tensor>> others);
 
 // What the in-place step is given, checked one by one.
 void check_step_tensors(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,

@@ -80,7 +80,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(const at::Tens
   check_state(config, grad_new_state, tiles, "grad_new_state");
 
   const at::Tensor plain_grad = grad.resolve_neg(), plain_upstream = grad_update.resolve_neg();
-  const at::Tensor dense_phi = phi.contiguous();
+  const at::Tensor dense_phi = phi.resolve_neg().contiguous();
   at::Tensor grad_grad = at::empty(grad.sizes(), grad.options().memory_format(at::MemoryFormat::Contiguous));
   at::Tensor grad_state = at::empty_like(state);
   const PackedNetwork net(config, dense_phi.const_data_ptr<float>());
@@ -139,7 +139,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> lstm_segment_backward(
   }
   std::vector<const float*> gradients;
   for (const at::Tensor& record : records) gradients.push_back(record.const_data_ptr<float>());
-  const at::Tensor dense_phi = phi.contiguous();
+  const at::Tensor dense_phi = phi.resolve_neg().contiguous();
   const PackedNetwork net(config, dense_phi.const_data_ptr<float>());
   const Kernels& kernel = kernels();
   const int64_t rows = config.rows(), stride = rows * kTile;

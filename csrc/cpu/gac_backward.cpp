@@ -158,7 +158,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gac_step_backward(
 
   std::vector<int64_t> extra_shape{config.extra};
   extra_shape.insert(extra_shape.end(), grad.sizes().begin(), grad.sizes().end());
-  const at::Tensor plain_grad = grad.resolve_neg(), dense_phi = phi.contiguous();
+  const at::Tensor plain_grad = grad.resolve_neg(), dense_phi = phi.resolve_neg().contiguous();
   at::Tensor grad_grad = at::empty(grad.sizes(), grad.options().memory_format(at::MemoryFormat::Contiguous));
   at::Tensor grad_extra = at::empty(extra_shape, phi.options().memory_format(at::MemoryFormat::Contiguous));
   at::Tensor grad_state = at::empty_like(state);
@@ -245,7 +245,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> gac_segment_backward(
   const int chunk = static_cast<int>(std::ceil(std::sqrt(static_cast<double>(steps))));
   const int chunks = (steps + chunk - 1) / chunk;
   const int64_t rows = config.rows(), size = tiles.total() * rows * kTile, lanes = tiles.total() * kTile;
-  const at::Tensor dense_phi = phi.contiguous();
+  const at::Tensor dense_phi = phi.resolve_neg().contiguous();
   const PackedNetwork net(config, dense_phi.const_data_ptr<float>());
   const Kernels& kernel = kernels();
   std::vector<const float*> gradients, averages;

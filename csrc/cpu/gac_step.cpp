@@ -38,7 +38,7 @@ std::tuple<at::Tensor, at::Tensor> gac_step(const at::Tensor& grad, const std::o
   check_state(config, state, tiles_for(numel), "state");
   check_rows(extra, "extra", config.extra, grad.sizes(), phi);
 
-  const at::Tensor plain_grad = grad.resolve_neg(), dense_phi = phi.contiguous();
+  const at::Tensor plain_grad = grad.resolve_neg(), dense_phi = phi.resolve_neg().contiguous();
   std::vector<int64_t> shape{config.outputs};
   shape.insert(shape.end(), grad.sizes().begin(), grad.sizes().end());
   at::Tensor out = at::empty(shape, phi.options().memory_format(at::MemoryFormat::Contiguous));
@@ -107,11 +107,7 @@ void gac_step_(at::TensorList params, at::TensorList grads, at::TensorList state
     tiles.add(params[k].numel());
   }
 
-  // Before anything is written: it refuses tensors made under inference_mode.
-  for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();
-  for (const at::Tensor& state : states) state.unsafeGetTensorImpl()->bump_version();
-  for (const std::optional<at::Tensor>& tensor : {out, record, std::optional(means), std::optional(sums)})
-    if (tensor) tensor->unsafeGetTensorImpl()->bump_version();
+  mark_written(params, states, {out, record, means, sums});
   if (tiles.total() == 0) {
     if (sums.numel() > 0) std::fill_n(sums.mutable_data_ptr<double>(), sums.numel(), 0.0);
     return;

@@ -41,7 +41,7 @@ std::tuple<at::Tensor, at::Tensor> lstm_step(const at::Tensor& grad, const at::T
   check_state(config, state, tiles_for(grad.numel()), "state");
 
   const at::Tensor plain_grad = grad.resolve_neg();
-  const at::Tensor dense_phi = phi.contiguous();
+  const at::Tensor dense_phi = phi.resolve_neg().contiguous();
   at::Tensor update = at::empty(grad.sizes(), grad.options().memory_format(at::MemoryFormat::Contiguous));
   at::Tensor new_state = at::empty_like(state);
   const PackedNetwork net(config, dense_phi.const_data_ptr<float>());
@@ -74,10 +74,7 @@ void lstm_step_(at::TensorList params, at::TensorList grads, at::TensorList stat
   const Config config = make_config(hidden_size, num_layers, preprocess, p, output_scale);
   check_step_arguments(config, params, grads, states, phi, record, record_tiles);
   if (check_only) return;
-  // Before anything is written: it refuses tensors made under inference_mode.
-  for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();
-  for (const at::Tensor& state : states) state.unsafeGetTensorImpl()->bump_version();
-  if (record) record->unsafeGetTensorImpl()->bump_version();
+  mark_written(params, states, {record});
 
   struct Item {
     StridedView param, grad;

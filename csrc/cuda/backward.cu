@@ -38,7 +38,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_step_backward(const at::Tens
 
   const c10::cuda::CUDAGuard guard(phi.device());
   const at::Tensor plain_grad = grad.resolve_neg(), plain_upstream = grad_update.resolve_neg();
-  const at::Tensor dense_phi = phi.contiguous();
+  const at::Tensor dense_phi = phi.resolve_neg().contiguous();
   at::Tensor grad_grad = at::empty(grad.sizes(), grad.options().memory_format(at::MemoryFormat::Contiguous));
   at::Tensor grad_state = at::empty_like(state);
   if (grad.numel() == 0) return {grad_grad, grad_state, at::zeros(phi.sizes(), phi.options())};
@@ -74,7 +74,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> lstm_segment_backward(
   }
 
   const c10::cuda::CUDAGuard guard(phi.device());
-  const at::Tensor dense_phi = phi.contiguous();
+  const at::Tensor dense_phi = phi.resolve_neg().contiguous();
   std::vector<at::Tensor> grad_start_states;
   TableBuilder<BackwardEntry> builder;
   builder.reserve(start_states.size());

@@ -69,8 +69,11 @@ struct BackwardArguments {
   InlineTable<Bytes> table;
 };
 
-// Whether a multiprocessor has much more than 100 kB of shared memory.
-constexpr bool kLargeShared = L2L_CUDA_ARCH == 800 || L2L_CUDA_ARCH == 900 || L2L_CUDA_ARCH == 1000;
+// Whether a multiprocessor has much more than 100 kB of shared memory: 164 (8.0, 8.7) or 228 (9.0 to 11.x), not 64
+// (7.5) or 100 (8.6, 8.9, 12.x).
+constexpr bool has_large_shared(int arch) { return arch == 800 || arch == 870 || (arch >= 900 && arch < 1200); }
+constexpr bool kLargeShared = has_large_shared(L2L_CUDA_ARCH);
+static_assert(has_large_shared(1030) && has_large_shared(1100) && !has_large_shared(890) && !has_large_shared(1210));
 
 // Sizes and places, in floats unless said otherwise.
 template <int H, int L>

@@ -16,22 +16,22 @@ struct BackwardPlan {
 };
 
 template <class F>
-cudaError_t dispatch_backward(const Config& config, const F& f) {
+LaunchStatus dispatch_backward(const Config& config, const F& f) {
   return dispatch_hidden(config.hidden, [&](auto hidden) {
     return dispatch_layers(config.layers, [&](auto layers) { return f(hidden, layers); });
   });
 }
 
 // tiles > 0. A scratch_budget other than the default is for tests of long segments.
-inline cudaError_t plan_backward(const Config& config, int64_t tiles, int steps, BackwardPlan& plan,
-                                 int64_t scratch_budget = kScratchBudget) {
-  return dispatch_backward(config, [&](auto hidden, auto layers) {
+inline LaunchStatus plan_backward(const Config& config, int64_t tiles, int steps, BackwardPlan& plan,
+                                  int64_t scratch_budget = kScratchBudget) {
+  return dispatch_backward(config, [&](auto hidden, auto layers) -> LaunchStatus {
     constexpr int H = decltype(hidden)::value, L = decltype(layers)::value;
     using Layout = BackwardLayout<H, L>;
     int resident = 0;
-    const cudaError_t error =
+    const LaunchStatus status =
         resident_blocks(&backward_kernel<H, L, kLargeTable>, Layout::kThreads, Layout::kSharedBytes, &resident);
-    if (error != cudaSuccess) return error;
+    if (status != cudaSuccess) return status;
     const int64_t fitting = std::max<int64_t>(1, scratch_budget / (4 * Layout::kStep));
     const int64_t chunks = (steps + fitting - 1) / fitting;
     plan.chunk = static_cast<int>((steps + chunks - 1) / chunks);
@@ -44,10 +44,10 @@ inline cudaError_t plan_backward(const Config& config, int64_t tiles, int steps,
 
 // One launch for all entries, then one that adds the blocks' sums into grad_phi. `words` is the table unless it is in
 // device memory already.
-inline cudaError_t launch_backward(BackwardScalars scalars, const std::vector<int64_t>& words, const BackwardPlan& plan,
-                                   float* grad_phi, cudaStream_t stream) {
+inline LaunchStatus launch_backward(BackwardScalars scalars, const std::vector<int64_t>& words,
+                                    const BackwardPlan& plan, float* grad_phi, cudaStream_t stream) {
   scalars.chunk = plan.chunk;
-  return dispatch_backward(scalars.config, [&](auto hidden, auto layers) {
+  return dispatch_backward(scalars.config, [&](auto hidden, auto layers) -> LaunchStatus {
     constexpr int H = decltype(hidden)::value, L = decltype(layers)::value;
     using Layout = BackwardLayout<H, L>;
     BackwardArguments<kLargeTable> arguments;

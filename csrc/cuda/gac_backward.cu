@@ -34,7 +34,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gac_step_backward(
   const c10::cuda::CUDAGuard guard(phi.device());
   std::vector<int64_t> extra_shape{config.extra};
   extra_shape.insert(extra_shape.end(), grad.sizes().begin(), grad.sizes().end());
-  const at::Tensor plain_grad = grad.resolve_neg(), dense_phi = phi.contiguous();
+  const at::Tensor plain_grad = grad.resolve_neg(), dense_phi = phi.resolve_neg().contiguous();
   at::Tensor grad_grad = at::empty(grad.sizes(), grad.options().memory_format(at::MemoryFormat::Contiguous));
   at::Tensor grad_extra = at::empty(extra_shape, phi.options().memory_format(at::MemoryFormat::Contiguous));
   at::Tensor grad_state = at::empty_like(state);
@@ -72,7 +72,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> gac_segment_backward(
   check_gac_segment(config, numels, records, means, groups, phi);
 
   const c10::cuda::CUDAGuard guard(phi.device());
-  const at::Tensor dense_phi = phi.contiguous();
+  const at::Tensor dense_phi = phi.resolve_neg().contiguous();
   std::vector<at::Tensor> grad_start_states;
   TableBuilder<GacBackwardEntry> builder;
   builder.reserve(start_states.size());

@@ -115,6 +115,9 @@ __device__ __forceinline__ void pack_for_backward(const GacBackwardScalars& s) {
   }
 }
 
+// Tiles whose sums are added in float32.
+constexpr int kTilesInFloat = 64;
+
 struct GacWalk {
   const GacBackwardScalars& s;
   const Table<GacBackwardEntry> table;
@@ -159,6 +162,24 @@ struct GacWalk {
       go_to(t);
       visit();
     }
+  }
+
+  // The same with sums over the tiles: in float32 over a few, in float64 over all that the block visits, which may be
+  // hundreds of thousands.
+  template <class Visit, class Flush>
+  __device__ __forceinline__ void sum_over_tiles(int quadruples, const Visit& visit, const Flush& flush) {
+    int held = 0;
+    clear_sums(quadruples);
+    for_each_tile([&] {
+      if (held == kTilesInFloat) {
+        flush();
+        clear_sums(quadruples);
+        held = 0;
+      }
+      visit();
+      held++;
+    });
+    flush();
   }
 
   // ---- one tile on the way forward
@@ -458,15 +479,11 @@ struct GacWalk {
 
   __device__ __forceinline__ void step_back(int t, int slot, double coordinates, int& turn) {
     const Config& c = config();
-    clear_sums((c.outputs * (c.hidden + 1) + 3) / 4);
-    for_each_tile([&] { read_out_tile(t, slot); });
-    flush_read_out();
+    sum_over_tiles((c.outputs * (c.hidden + 1) + 3) / 4, [&] { read_out_tile(t, slot); }, [&] { flush_read_out(); });
     for (int layer = c.layers - 1; layer >= 0; layer--) {
       average(slot, layer, turn, coordinates);
       turn ^= 1;
-      clear_sums(c.hidden * gac_unit(c, layer));
-      for_each_tile([&] { layer_tile(t, slot, layer); });
-      flush_layer(layer);
+      sum_over_tiles(c.hidden * gac_unit(c, layer), [&] { layer_tile(t, slot, layer); }, [&] { flush_layer(layer); });
     }
   }
 };

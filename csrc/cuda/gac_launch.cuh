@@ -30,14 +30,14 @@ cudaError_t launch_cooperative(void (*kernel)(P...), int blocks, int threads, si
 
 // allocate(bytes): device memory that lives until the stream has done the work.
 template <int H, class Allocate>
-cudaError_t launch_gac_kernel(GacScalars scalars, const std::vector<int64_t>& words, const Allocate& allocate,
-                              cudaStream_t stream) {
+LaunchStatus launch_gac_kernel(GacScalars scalars, const std::vector<int64_t>& words, const Allocate& allocate,
+                               cudaStream_t stream) {
   constexpr int C = gac_coordinates(H), kTilesPerBlock = kStepThreads / (kTile / C);
   const Config& config = scalars.step.config;
   const size_t shared = GacPacked<H>::bytes(config) + sizeof(float) * config.gac * kStepThreads;
   int resident = 0;
-  const cudaError_t error = resident_blocks(&gac_step_kernel<H, C, kLargeTable>, kStepThreads, shared, &resident);
-  if (error != cudaSuccess) return error;
+  const LaunchStatus status = resident_blocks(&gac_step_kernel<H, C, kLargeTable>, kStepThreads, shared, &resident);
+  if (status != cudaSuccess) return status;
   const int64_t needed = (scalars.step.tiles + kTilesPerBlock - 1) / kTilesPerBlock;
   const int blocks = static_cast<int>(std::min<int64_t>(needed, resident));
   scalars.block_sums = static_cast<double*>(allocate(sizeof(double) * 4 * blocks * std::max(config.gac, 1)));
@@ -50,8 +50,8 @@ cudaError_t launch_gac_kernel(GacScalars scalars, const std::vector<int64_t>& wo
 
 // One launch for all entries. `words` is the table unless it is in device memory already.
 template <class Allocate>
-cudaError_t launch_gac_step(const GacScalars& scalars, const std::vector<int64_t>& words, const Allocate& allocate,
-                            cudaStream_t stream) {
+LaunchStatus launch_gac_step(const GacScalars& scalars, const std::vector<int64_t>& words, const Allocate& allocate,
+                             cudaStream_t stream) {
   if (scalars.step.tiles == 0) return cudaSuccess;
   return dispatch_hidden(scalars.step.config.hidden, [&](auto hidden) {
     return launch_gac_kernel<decltype(hidden)::value>(scalars, words, allocate, stream);
@@ -60,13 +60,13 @@ cudaError_t launch_gac_step(const GacScalars& scalars, const std::vector<int64_t
 
 // Back-propagation for all entries: one launch. The pointers to temporary memory are filled in here.
 template <class Allocate>
-cudaError_t launch_gac_backward(GacBackwardScalars scalars, const std::vector<int64_t>& words, const Allocate& allocate,
-                                cudaStream_t stream) {
+LaunchStatus launch_gac_backward(GacBackwardScalars scalars, const std::vector<int64_t>& words,
+                                 const Allocate& allocate, cudaStream_t stream) {
   const Config& c = scalars.config;
   const size_t shared = static_cast<size_t>(GacShared(c).bytes);
   int resident = 0;
-  const cudaError_t error = resident_blocks(&gac_backward_kernel<kLargeTable>, kGacThreads, shared, &resident);
-  if (error != cudaSuccess) return error;
+  const LaunchStatus status = resident_blocks(&gac_backward_kernel<kLargeTable>, kGacThreads, shared, &resident);
+  if (status != cudaSuccess) return status;
   const int blocks = static_cast<int>(std::min<int64_t>(scalars.tiles, resident));
   scalars.chunk = static_cast<int>(std::ceil(std::sqrt(static_cast<double>(scalars.steps))));
   scalars.chunks = (scalars.steps + scalars.chunk - 1) / scalars.chunk;

@@ -18,9 +18,9 @@ struct GacOptions {
 };
 
 // One launch for all entries, or nothing if there are none.
-inline cudaError_t run_gac_step(const Config& config, const float* phi, const TableBuilder<GacEntry>& builder,
-                                int64_t coordinates, const GacOptions& options, const Workspace& workspace,
-                                cudaStream_t stream) {
+inline LaunchStatus run_gac_step(const Config& config, const float* phi, const TableBuilder<GacEntry>& builder,
+                                 int64_t coordinates, const GacOptions& options, const Workspace& workspace,
+                                 cudaStream_t stream) {
   if (builder.entries().empty()) return cudaSuccess;
   GacScalars scalars{};
   scalars.step.config = config;
@@ -44,12 +44,12 @@ inline cudaError_t run_gac_step(const Config& config, const float* phi, const Ta
 }
 
 // One launch: d phi of a segment. averages[t]: [layers][groups][gac] of step t.
-inline cudaError_t run_gac_segment_backward(const Config& config, const float* phi,
-                                            TableBuilder<GacBackwardEntry> builder,
-                                            const std::vector<SegmentStep>& segment,
-                                            const std::vector<const float*>& averages, int64_t groups, float* grad_phi,
-                                            GacBackwardScalars functional, const Workspace& workspace,
-                                            cudaStream_t stream) {
+inline LaunchStatus run_gac_segment_backward(const Config& config, const float* phi,
+                                             TableBuilder<GacBackwardEntry> builder,
+                                             const std::vector<SegmentStep>& segment,
+                                             const std::vector<const float*>& averages, int64_t groups, float* grad_phi,
+                                             GacBackwardScalars functional, const Workspace& workspace,
+                                             cudaStream_t stream) {
   if (builder.entries().empty()) return cudaMemsetAsync(grad_phi, 0, sizeof(float) * config.phi_size(), stream);
   GacBackwardScalars scalars = functional;
   scalars.config = config;
@@ -80,9 +80,9 @@ struct GacStepBackward {
 };
 
 // Three launches: the gradient gathered into tiles, the step again for its averages, back-propagation.
-inline cudaError_t run_gac_step_backward(const Config& config, const float* phi, TableBuilder<GatherEntry> views,
-                                         const GacStepBackward& b, int64_t groups, float* grad_phi,
-                                         const Workspace& workspace, cudaStream_t stream) {
+inline LaunchStatus run_gac_step_backward(const Config& config, const float* phi, TableBuilder<GatherEntry> views,
+                                          const GacStepBackward& b, int64_t groups, float* grad_phi,
+                                          const Workspace& workspace, cudaStream_t stream) {
   const int64_t tiles = tiles_for(b.numel), cells = config.gac;
   const auto floats = [&](int64_t n) { return static_cast<float*>(workspace.allocate(sizeof(float) * (n + 4))); };
   float* const gathered = floats(tiles * kTile);
@@ -92,8 +92,8 @@ inline cudaError_t run_gac_step_backward(const Config& config, const float* phi,
   double* const sums = static_cast<double*>(workspace.allocate(sizeof(double) * (2 * groups * cells + 2)));
   if (!gathered || !new_state || !out || !means || !sums) return cudaErrorMemoryAllocation;
   views.add({tiles, b.numel, b.grad, gathered});
-  cudaError_t error = launch_gather(views, stream);
-  if (error != cudaSuccess) return error;
+  LaunchStatus status = launch_gather(views, stream);
+  if (status != cudaSuccess) return status;
 
   TableBuilder<GacEntry> step;
   step.add(
@@ -105,8 +105,8 @@ inline cudaError_t run_gac_step_backward(const Config& config, const float* phi,
   options.means = means;
   options.sums = sums;
   options.last_phase = config.layers + 1;
-  error = run_gac_step(config, phi, step, b.numel, options, workspace, stream);
-  if (error != cudaSuccess) return error;
+  status = run_gac_step(config, phi, step, b.numel, options, workspace, stream);
+  if (status != cudaSuccess) return status;
 
   TableBuilder<GacBackwardEntry> builder;
   builder.add({tiles, b.numel, 0, b.state, b.grad_new_state, b.grad_state});

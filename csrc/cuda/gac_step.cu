@@ -28,7 +28,7 @@ std::tuple<at::Tensor, at::Tensor> gac_step(const at::Tensor& grad, const std::o
   check_aligned(state, "state");
 
   const c10::cuda::CUDAGuard guard(phi.device());
-  const at::Tensor plain_grad = grad.resolve_neg(), dense_phi = phi.contiguous();
+  const at::Tensor plain_grad = grad.resolve_neg(), dense_phi = phi.resolve_neg().contiguous();
   std::vector<int64_t> shape{config.outputs};
   shape.insert(shape.end(), grad.sizes().begin(), grad.sizes().end());
   at::Tensor out = at::empty(shape, phi.options().memory_format(at::MemoryFormat::Contiguous));
@@ -67,9 +67,10 @@ void gac_step_(at::TensorList params, at::TensorList grads, at::TensorList state
                                                  record_tiles, groups, first_phase, last_phase);
   for (size_t k = 0; k < params.size(); k++) check_aligned(states[k], "states", static_cast<int64_t>(k));
   if (check_only) return;
+  mark_written(params, states, {out, record, means, sums});
 
   const c10::cuda::CUDAGuard guard(phi.device());
-  const at::Tensor dense_phi = phi.contiguous();
+  const at::Tensor dense_phi = phi.resolve_neg().contiguous();
   TableBuilder<GacEntry> builder;
   builder.reserve(params.size());
   std::vector<at::Tensor> plain_grads;
@@ -107,11 +108,6 @@ void gac_step_(at::TensorList params, at::TensorList grads, at::TensorList state
   check_launch(run_gac_step(config, dense_phi.const_data_ptr<float>(), builder, total, options, memory.workspace(),
                             c10::cuda::getCurrentCUDAStream()),
                "gac_step_", config);
-
-  for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();
-  for (const at::Tensor& state : states) state.unsafeGetTensorImpl()->bump_version();
-  for (const std::optional<at::Tensor>& tensor : {out, record, std::optional(means), std::optional(sums)})
-    if (tensor) tensor->unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ __global__ static void __launch_bounds__(kGatherThreads)
 }
 
 // Few tensors of at most some 60 dimensions: their table fits into the arguments.
-inline cudaError_t launch_gather(const TableBuilder<GatherEntry>& table, cudaStream_t stream) {
+inline LaunchStatus launch_gather(const TableBuilder<GatherEntry>& table, cudaStream_t stream) {
   if (table.entries().empty()) return cudaSuccess;
   const std::vector<int64_t> words = table.words();
   if (words.size() * 8 > kSmallTable) return cudaErrorInvalidValue;
@@ -46,8 +46,8 @@ inline cudaError_t launch_gather(const TableBuilder<GatherEntry>& table, cudaStr
   arguments.table = table.ref();
   fill_inline(arguments.words, words);
   int resident = 0;
-  const cudaError_t error = resident_blocks(&gather_kernel, kGatherThreads, 0, &resident);
-  if (error != cudaSuccess) return error;
+  const LaunchStatus status = resident_blocks(&gather_kernel, kGatherThreads, 0, &resident);
+  if (status != cudaSuccess) return status;
   const int64_t needed = (arguments.tiles * kTile + kGatherThreads - 1) / kGatherThreads;
   return launch(&gather_kernel, static_cast<int>(std::min<int64_t>(needed, resident)), kGatherThreads, 0, stream,
                 arguments);

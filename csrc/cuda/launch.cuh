@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -18,8 +19,20 @@ namespace l2l {
 #define L2L_CUDA_LAYERS(X) X(1) X(2) X(3)
 #endif
 
+// What came of a launch. Lack of shared memory is told apart from all other errors, with the numbers; it has the error
+// code that a launch would have had.
+struct LaunchStatus {
+  cudaError_t error = cudaSuccess;
+  size_t shared_needed = 0, shared_available = 0;  // bytes of a block, static and dynamic; 0 unless they are the reason
+
+  LaunchStatus(cudaError_t code) : error(code) {}
+  LaunchStatus(size_t needed, size_t available)
+      : error(cudaErrorInvalidConfiguration), shared_needed(needed), shared_available(available) {}
+  operator cudaError_t() const { return error; }
+};
+
 template <class F>
-cudaError_t dispatch_hidden(int hidden, const F& f) {
+LaunchStatus dispatch_hidden(int hidden, const F& f) {
   switch (hidden) {
 #define L2L_CASE(n) \
   case n:           \
@@ -31,7 +44,7 @@ cudaError_t dispatch_hidden(int hidden, const F& f) {
 }
 
 template <class F>
-cudaError_t dispatch_layers(int layers, const F& f) {
+LaunchStatus dispatch_layers(int layers, const F& f) {
   switch (layers) {
     L2L_CUDA_LAYERS(L2L_CASE)
 #undef L2L_CASE
@@ -42,7 +55,7 @@ cudaError_t dispatch_layers(int layers, const F& f) {
 
 // Whether a configuration is compiled.
 inline bool cuda_supports(const Config& config) {
-  const auto known = [](auto) { return cudaSuccess; };
+  const auto known = [](auto) -> LaunchStatus { return cudaSuccess; };
   return dispatch_hidden(config.hidden, known) == cudaSuccess && dispatch_layers(config.layers, known) == cudaSuccess;
 }
 
@@ -52,10 +65,10 @@ inline cudaError_t device_attribute(cudaDeviceAttr attribute, int* value) {
   return error != cudaSuccess ? error : cudaDeviceGetAttribute(value, attribute, device);
 }
 
-// Blocks of a kernel that the current device runs at a time; lets the kernel use that much shared memory. Asked of the
-// driver once per kernel, size and device.
+// Blocks of a kernel that the current device runs at a time, 1 at least; lets the kernel use as much dynamic shared
+// memory as a block may have. Asked of the driver once per kernel, size and device.
 template <class... P>
-cudaError_t resident_blocks(void (*kernel)(P...), int threads, size_t shared_bytes, int* blocks) {
+LaunchStatus resident_blocks(void (*kernel)(P...), int threads, size_t shared_bytes, int* blocks) {
   static std::mutex mutex;
   static std::map<std::tuple<const void*, int, int, size_t>, int> known;
   int device = 0;
@@ -65,17 +78,32 @@ cudaError_t resident_blocks(void (*kernel)(P...), int threads, size_t shared_byt
   int& found = known[{reinterpret_cast<const void*>(kernel), device, threads, shared_bytes}];
   if (found == 0) {
     int most = 0, processors = 0, each = 0;
+    cudaFuncAttributes attributes{};
     error = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &most);
-    if (error == cudaSuccess && shared_bytes > static_cast<size_t>(most)) error = cudaErrorInvalidConfiguration;
-    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess) return error;
+    // The limit is one of static and dynamic shared memory together.
+    const size_t limit = static_cast<size_t>(most), fixed = attributes.sharedSizeBytes;
+    if (fixed + shared_bytes > limit) return {fixed + shared_bytes, limit};
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit - fixed));
     if (error == cudaSuccess) error = device_attribute(cudaDevAttrMultiProcessorCount, &processors);
     if (error == cudaSuccess)
       error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes);
+    if (error == cudaSuccess && each < 1) error = cudaErrorLaunchOutOfResources;  // registers, or too many threads
     if (error != cudaSuccess) return error;
-    found = processors * std::max(each, 1);
+    found = processors * each;
   }
   *blocks = found;
   return cudaSuccess;
+}
+
+// Why a launch failed, for people. status: not cudaSuccess.
+inline std::string launch_failure(const LaunchStatus& status, const Config& config) {
+  if (status.shared_needed == 0) return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
+  return "a network with hidden_size=" + std::to_string(config.hidden) +
+         ", num_layers=" + std::to_string(config.layers) + " needs " + std::to_string(status.shared_needed) +
+         " bytes of shared memory per block, but a block of this GPU has " + std::to_string(status.shared_available) +
+         "; it runs on the CPU and in l2l_fast.reference";
 }
 
 template <class... P, class... A>

@@ -38,8 +38,8 @@ struct StepOptions {
 };
 
 // One launch: the step for all entries, or nothing if there are none.
-inline cudaError_t run_step(const Config& config, const float* phi, const TableBuilder<StepEntry>& builder,
-                            const StepOptions& options, const Workspace& workspace, cudaStream_t stream) {
+inline LaunchStatus run_step(const Config& config, const float* phi, const TableBuilder<StepEntry>& builder,
+                             const StepOptions& options, const Workspace& workspace, cudaStream_t stream) {
   if (builder.entries().empty()) return cudaSuccess;
   StepScalars scalars{};
   scalars.config = config;
@@ -55,10 +55,10 @@ inline cudaError_t run_step(const Config& config, const float* phi, const TableB
 }
 
 // Two launches: back-propagation, and the sum of d phi. The table holds entries only; functional: see FunctionalStep.
-inline cudaError_t run_backward(const Config& config, const float* phi, TableBuilder<BackwardEntry> builder,
-                                const std::vector<SegmentStep>& segment, const FunctionalStep& functional,
-                                float* grad_phi, const Workspace& workspace, int64_t scratch_budget,
-                                cudaStream_t stream) {
+inline LaunchStatus run_backward(const Config& config, const float* phi, TableBuilder<BackwardEntry> builder,
+                                 const std::vector<SegmentStep>& segment, const FunctionalStep& functional,
+                                 float* grad_phi, const Workspace& workspace, int64_t scratch_budget,
+                                 cudaStream_t stream) {
   if (builder.entries().empty()) return cudaMemsetAsync(grad_phi, 0, sizeof(float) * config.phi_size(), stream);
   BackwardScalars scalars{};
   scalars.config = config;
@@ -74,19 +74,19 @@ inline cudaError_t run_backward(const Config& config, const float* phi, TableBui
   const std::vector<int64_t> words = place_table(builder, workspace, scalars.table);
 
   BackwardPlan plan;
-  const cudaError_t error = plan_backward(config, scalars.tiles, scalars.steps, plan, scratch_budget);
-  if (error != cudaSuccess) return error;
+  const LaunchStatus status = plan_backward(config, scalars.tiles, scalars.steps, plan, scratch_budget);
+  if (status != cudaSuccess) return status;
   scalars.scratch = static_cast<float*>(workspace.allocate(sizeof(float) * plan.scratch_floats));
   scalars.sums = static_cast<double*>(workspace.allocate(sizeof(double) * plan.sums));
   if (!scalars.scratch || !scalars.sums) return cudaErrorMemoryAllocation;
   return launch_backward(scalars, words, plan, grad_phi, stream);
 }
 
-inline cudaError_t run_segment_backward(const Config& config, const float* phi,
-                                        const TableBuilder<BackwardEntry>& builder,
-                                        const std::vector<SegmentStep>& segment, float* grad_phi,
-                                        const Workspace& workspace, cudaStream_t stream,
-                                        int64_t scratch_budget = kScratchBudget) {
+inline LaunchStatus run_segment_backward(const Config& config, const float* phi,
+                                         const TableBuilder<BackwardEntry>& builder,
+                                         const std::vector<SegmentStep>& segment, float* grad_phi,
+                                         const Workspace& workspace, cudaStream_t stream,
+                                         int64_t scratch_budget = kScratchBudget) {
   return run_backward(config, phi, builder, segment, FunctionalStep{}, grad_phi, workspace, scratch_budget, stream);
 }
 
@@ -100,17 +100,17 @@ struct StepBackward {
 };
 
 // Three launches: gradients gathered into tiles, back-propagation, the sum of d phi.
-inline cudaError_t run_step_backward(const Config& config, const float* phi, TableBuilder<GatherEntry> views,
-                                     const StepBackward& step, float* grad_phi, const Workspace& workspace,
-                                     cudaStream_t stream) {
+inline LaunchStatus run_step_backward(const Config& config, const float* phi, TableBuilder<GatherEntry> views,
+                                      const StepBackward& step, float* grad_phi, const Workspace& workspace,
+                                      cudaStream_t stream) {
   const int64_t tiles = tiles_for(step.numel);
   float* const gathered = static_cast<float*>(workspace.allocate(sizeof(float) * 2 * tiles * kTile));
   if (!gathered) return cudaErrorMemoryAllocation;
   float* const updates = gathered + tiles * kTile;
   views.add({tiles, step.numel, step.grad, gathered});
   views.add({2 * tiles, step.numel, step.grad_update, updates});
-  const cudaError_t error = launch_gather(views, stream);
-  if (error != cudaSuccess) return error;
+  const LaunchStatus status = launch_gather(views, stream);
+  if (status != cudaSuccess) return status;
   TableBuilder<BackwardEntry> builder;
   builder.add({tiles, step.numel, 0, step.state, step.grad_new_state, step.grad_state});
   const std::vector<SegmentStep> segment{{gathered, 0.f, 0.f, 0.f, 0.f}, {nullptr, 0.f, 0.f, 0.f, 0.f}};

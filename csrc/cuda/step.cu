@@ -20,7 +20,7 @@ std::tuple<at::Tensor, at::Tensor> lstm_step(const at::Tensor& grad, const at::T
   check_aligned(state, "state");
 
   const c10::cuda::CUDAGuard guard(phi.device());
-  const at::Tensor plain_grad = grad.resolve_neg(), dense_phi = phi.contiguous();
+  const at::Tensor plain_grad = grad.resolve_neg(), dense_phi = phi.resolve_neg().contiguous();
   at::Tensor update = at::empty(grad.sizes(), grad.options().memory_format(at::MemoryFormat::Contiguous));
   at::Tensor new_state = at::empty_like(state);
   TableBuilder<StepEntry> builder;
@@ -43,9 +43,10 @@ void lstm_step_(at::TensorList params, at::TensorList grads, at::TensorList stat
   check_step_arguments(config, params, grads, states, phi, record, record_tiles);
   for (size_t k = 0; k < states.size(); k++) check_aligned(states[k], "states", static_cast<int64_t>(k));
   if (check_only) return;
+  mark_written(params, states, {record});
 
   const c10::cuda::CUDAGuard guard(phi.device());
-  const at::Tensor dense_phi = phi.contiguous();
+  const at::Tensor dense_phi = phi.resolve_neg().contiguous();
   TableBuilder<StepEntry> builder;
   builder.reserve(params.size());
   std::vector<at::Tensor> plain_grads;
@@ -69,10 +70,6 @@ void lstm_step_(at::TensorList params, at::TensorList grads, at::TensorList stat
   check_launch(run_step(config, dense_phi.const_data_ptr<float>(), builder, options, memory.workspace(),
                         c10::cuda::getCurrentCUDAStream()),
                "lstm_step_", config);
-
-  for (const at::Tensor& param : params) param.unsafeGetTensorImpl()->bump_version();
-  for (const at::Tensor& state : states) state.unsafeGetTensorImpl()->bump_version();
-  if (record) record->unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace

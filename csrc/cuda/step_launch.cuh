@@ -16,12 +16,12 @@ constexpr int wide_coordinates(int hidden) { return hidden <= 20 ? 4 : 2; }
 constexpr int kWideTiles = 16;
 
 template <int H, int C, int TableBytes>
-cudaError_t launch_step_kernel(const StepScalars& scalars, const std::vector<int64_t>& words, cudaStream_t stream) {
+LaunchStatus launch_step_kernel(const StepScalars& scalars, const std::vector<int64_t>& words, cudaStream_t stream) {
   constexpr int kTilesPerBlock = kStepThreads / (kTile / C);
   const size_t shared = Packed<H>::bytes(scalars.config.layers);
   int resident = 0;
-  const cudaError_t error = resident_blocks(&step_kernel<H, C, TableBytes>, kStepThreads, shared, &resident);
-  if (error != cudaSuccess) return error;
+  const LaunchStatus status = resident_blocks(&step_kernel<H, C, TableBytes>, kStepThreads, shared, &resident);
+  if (status != cudaSuccess) return status;
   const int64_t needed = (scalars.tiles + kTilesPerBlock - 1) / kTilesPerBlock;
   const int blocks = static_cast<int>(std::min<int64_t>(needed, resident));
   StepArguments<TableBytes> arguments;
@@ -31,8 +31,8 @@ cudaError_t launch_step_kernel(const StepScalars& scalars, const std::vector<int
 }
 
 // One launch for all entries. `words` is the table unless it is in device memory already.
-inline cudaError_t launch_step(const StepScalars& scalars, const std::vector<int64_t>& words, StepMapping mapping,
-                               cudaStream_t stream) {
+inline LaunchStatus launch_step(const StepScalars& scalars, const std::vector<int64_t>& words, StepMapping mapping,
+                                cudaStream_t stream) {
   if (scalars.tiles == 0) return cudaSuccess;
   if (mapping == StepMapping::automatic) {
     int processors = 0;

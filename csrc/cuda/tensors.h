@@ -32,14 +32,10 @@ inline void check_aligned(const at::Tensor& tensor, const char* name, int64_t in
                     ": expected memory aligned to 16 bytes, got a slice that is not; clone it");
 }
 
-inline void check_launch(cudaError_t error, const char* name, const Config& config) {
-  if (error == cudaSuccess) return;
+inline void check_launch(const LaunchStatus& status, const char* name, const Config& config) {
+  if (status == cudaSuccess) return;
   cudaGetLastError();  // so that it is not reported again by the next call
-  TORCH_CHECK(error != cudaErrorInvalidConfiguration, "l2l_fast::", name,
-              ": a network with hidden_size=", config.hidden, ", num_layers=", config.layers,
-              " needs more shared memory than a block of this GPU has; it runs on the CPU and in ",
-              "l2l_fast.reference");
-  TORCH_CHECK(false, "l2l_fast::", name, ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
+  TORCH_CHECK(false, "l2l_fast::", name, ": ", launch_failure(status, config));
 }
 
 inline Dtype dtype_of(const at::Tensor& tensor) {

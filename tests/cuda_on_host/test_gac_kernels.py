@@ -289,10 +289,17 @@ def test_step_backward_with_bad_coordinates(library: Library, config: GacConfig,
 
 
 def run_segment_backward(
-    library: Library, config: GacConfig, numels: list[int], groups: int, steps: int, bad: int | None = None
+    library: Library,
+    config: GacConfig,
+    numels: list[int],
+    groups: int,
+    steps: int,
+    bad: int | None = None,
+    alike: bool = False,
+    tolerance: float = 1e-4,
 ) -> np.ndarray:
     """d phi and the gradients of the start states of a segment, against the reference. bad: a coordinate whose
-    gradients are NaN; d phi contains it."""
+    gradients are NaN; d phi contains it. alike: all coordinates are, so that rounding errors do not cancel."""
     rng = np.random.default_rng(2)
     hidden, layers = config.hidden_size, config.num_layers
     phi = (rng.standard_normal(reference.phi_size(config)) * 0.3).astype(np.float32)
@@ -303,6 +310,9 @@ def run_segment_backward(
         return [[(pair[0], pair[1]) for pair in part] for part in parts]
 
     logical, ends = random_states(), random_states()
+    if alike:
+        grads = [[np.full(n, 0.1 + 0.3 * t) for n in numels] for t in range(steps + 1)]
+        logical = ends = [[(torch.zeros_like(h), torch.zeros_like(c)) for h, c in x] for x in logical]
     weights, lrs, decays = rng.uniform(0, 2, steps), rng.uniform(0.5, 1, steps), rng.uniform(0.9, 1, steps)
     grads = [[torch.from_numpy(g.astype(np.float32)).double() for g in row] for row in grads]
     for row in grads:
@@ -359,7 +369,7 @@ def run_segment_backward(
         coefficients,
         grad_phi,
     )
-    assert bad is not None or relative(grad_phi.numpy(), expected) < 1e-4
+    assert bad is not None or relative(grad_phi.numpy(), expected) < tolerance
     for n, result, logical_start in zip(numels, results, expected_starts):
         got = State(torch.from_numpy(result.numpy()), n, hidden, layers).to_logical()
         for pair, want in zip(got, logical_start):
@@ -398,6 +408,11 @@ def test_segment_backward_is_one_launch_and_repeats(library: Library) -> None:
             results.append(run_segment_backward(library, SEGMENT_CONFIGS[0], [63, 200], 1, 4))
             assert library.cdll.cuda_on_host_counter(b"launches") - before == 1
     assert np.array_equal(*results)
+
+
+def test_sums_over_many_tiles_of_a_block_are_float64(library: Library) -> None:
+    """A block visits 1,000 tiles of coordinates that are alike: in float32, each addition would err the same way."""
+    run_segment_backward(library, SEGMENT_CONFIGS[1], [256_000], 1, 1, alike=True, tolerance=2e-5)
 
 
 def test_reads_and_writes_stay_in_bounds_and_do_not_race() -> None:

@@ -82,6 +82,7 @@ inline Target find(const unsigned char* address, size_t bytes, const void* instr
     if (last != nullptr) last_cells = global_shadows[last->data()].cover(last->data(), last->bytes());
   }
   if (last != nullptr) {
+    if (last->device != current_device) report(cudaErrorIllegalAddress, instruction, describe_address(address));
     const size_t offset = static_cast<size_t>(address - last->data());
     if (!last->contains(address, bytes))
       report(cudaErrorIllegalAddress, instruction,

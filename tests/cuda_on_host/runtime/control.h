@@ -14,7 +14,10 @@ int cuda_on_host_set_device(const char* text) {
 
 const char* cuda_on_host_message() { return cuda_on_host::error_state.message.c_str(); }
 
-int cuda_on_host_take_error() { return cuda_on_host::get_last_error(true); }
+int cuda_on_host_take_error() {
+  cuda_on_host::error_state.sticky = false;
+  return cuda_on_host::get_last_error(true);
+}
 
 unsigned long long cuda_on_host_counter(const char* name) {
   const std::string counter = name;

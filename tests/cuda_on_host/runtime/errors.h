@@ -1,4 +1,6 @@
-// The error state, as cudaGetLastError() and cuda_on_host_message() see it. The first error of a launch is kept.
+// The error state, as cudaGetLastError() and cuda_on_host_message() see it. What a call refuses is its own error only:
+// cudaGetLastError() clears it, and later calls work. An error of device code is the end of the context: every later
+// call returns it, until cuda_on_host_take_error() stands for a new process.
 #pragma once
 
 #include <cxxabi.h>
@@ -16,10 +18,12 @@ namespace cuda_on_host {
 struct ErrorState {
   cudaError_t code = cudaSuccess;
   std::string message;  // of the last error, kept when the code is cleared
+  bool sticky = false;  // device code failed
 };
 inline ErrorState error_state;
 
 inline cudaError_t record_error(cudaError_t code, std::string message) {
+  if (error_state.sticky) return error_state.code;
   error_state.code = code;
   error_state.message = std::move(message);
   static const bool echo = std::getenv("CUDA_ON_HOST_ECHO") != nullptr;
@@ -29,9 +33,12 @@ inline cudaError_t record_error(cudaError_t code, std::string message) {
 
 cudaError_t get_last_error(bool clear) {
   const cudaError_t code = error_state.code;
-  if (clear) error_state.code = cudaSuccess;
+  if (clear && !error_state.sticky) error_state.code = cudaSuccess;
   return code;
 }
+
+// What every call returns once device code has failed.
+inline cudaError_t context_error() { return error_state.sticky ? error_state.code : cudaSuccess; }
 
 inline std::string format_list(const char* format, va_list arguments) {
   va_list copy;
@@ -95,7 +102,10 @@ const char* error_name(cudaError_t error) {
     CUDA_ON_HOST_NAME(cudaErrorMemoryAllocation)
     CUDA_ON_HOST_NAME(cudaErrorInvalidConfiguration)
     CUDA_ON_HOST_NAME(cudaErrorInvalidDevicePointer)
+    CUDA_ON_HOST_NAME(cudaErrorInvalidMemcpyDirection)
+    CUDA_ON_HOST_NAME(cudaErrorInvalidDeviceFunction)
     CUDA_ON_HOST_NAME(cudaErrorInvalidDevice)
+    CUDA_ON_HOST_NAME(cudaErrorInvalidResourceHandle)
     CUDA_ON_HOST_NAME(cudaErrorIllegalAddress)
     CUDA_ON_HOST_NAME(cudaErrorLaunchOutOfResources)
     CUDA_ON_HOST_NAME(cudaErrorLaunchTimeout)

@@ -21,8 +21,13 @@ inline std::string describe_address(const void* address) {
                     block.get() == current->block ? "dynamic" : "another block's",
                     block->dynamic_shared.distance(address).c_str());
   }
+  if (const ExactBuffer* buffer = allocations.find(address); buffer != nullptr && buffer->device != current_device)
+    return format("illegal address %p in the memory of device %d, the kernel runs on device %d", address,
+                  buffer->device, current_device);
   if (const ExactBuffer* buffer = allocations.near(address))
     return format("illegal address %p in device memory, %s", address, buffer->distance(address).c_str());
+  if (allocations.freed(address) != nullptr)
+    return format("illegal address %p in device memory that was freed", address);
   return format("illegal address %p, which is not device memory", address);
 }
 

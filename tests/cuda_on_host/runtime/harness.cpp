@@ -30,7 +30,7 @@ std::string run(const std::string& name_and_variant) {
   } catch (const Failure& error) {
     failure = error.what();
   }
-  if (cudaGetLastError() != cudaSuccess && failure.empty()) failure = cuda_on_host_message();
+  if (cuda_on_host_take_error() != cudaSuccess && failure.empty()) failure = cuda_on_host_message();
   return failure;
 }
 
@@ -44,7 +44,7 @@ void fail(const char* file, int line, const char* condition) {
 
 void check_cuda(cudaError_t error, const char* file, int line) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();
+  cuda_on_host_take_error();
   fail(file, line, (std::string(cudaGetErrorName(error)) + ": " + cuda_on_host_message()).c_str());
 }
 

@@ -9,12 +9,12 @@
 #include "async_copies.h"
 #include "device.h"
 #include "faults.h"
+#include "streams.h"
 #include "warps.h"
 
 namespace cuda_on_host {
 
-constexpr size_t kMaxFibers = 16384;      // two memory mappings each; Linux allows 65530 by default
-constexpr size_t kMaxParameters = 32764;  // bytes, from compute capability 7.0 and CUDA 12.1 on
+constexpr size_t kMaxFibers = 16384;  // two memory mappings each; Linux allows 65530 by default
 
 struct LaunchRecord {
   std::string kernel;
@@ -67,17 +67,25 @@ inline cudaError_t check_shape(const Launch& launch, size_t parameter_bytes) {
   if (g.x == 0 || g.y == 0 || g.z == 0 || g.x > 2147483647u || g.y > 65535 || g.z > 65535)
     return bad(cudaErrorInvalidConfiguration,
                format("a grid of %s blocks; at most (2147483647,65535,65535)", text_of(g).c_str()));
-  if (parameter_bytes > kMaxParameters)
+  const void* function = launch.call->function;
+  const KernelInfo& info = kernel_table.find(function);
+  const int threads = static_cast<int>(launch.threads_per_block);
+  if (parameter_bytes > static_cast<size_t>(device.parameters))
     return bad(cudaErrorInvalidValue,
-               format("%zu bytes of kernel parameters, more than %zu", parameter_bytes, kMaxParameters));
-  const size_t allowed = static_cast<size_t>(shared_limit(launch.call->function));
+               format("%zu bytes of kernel parameters, more than %d", parameter_bytes, device.parameters));
+  const size_t allowed = static_cast<size_t>(shared_limit(function));
   if (launch.dynamic_bytes > allowed)
-    return bad(cudaErrorInvalidValue, format("%zu bytes of dynamic shared memory, more than the %zu allowed to this "
-                                             "kernel (cudaFuncSetAttribute raises it, up to %d)",
-                                             launch.dynamic_bytes, allowed, device.shared_optin));
+    return bad(cudaErrorInvalidValue,
+               format("%zu bytes of dynamic shared memory, more than the %zu allowed to this kernel, which has %zu of "
+                      "static shared memory (cudaFuncSetAttribute raises it, up to %d)",
+                      launch.dynamic_bytes, allowed, info.static_shared, shared_left(function, device.shared_optin)));
+  const int resident = resident_blocks(function, threads, launch.dynamic_bytes);
+  if (resident < 1)
+    return bad(cudaErrorLaunchOutOfResources,
+               format("a block of %d threads with %d registers each does not fit", threads, registers_of(threads)));
   if (!launch.cooperative) return cudaSuccess;
-  const auto fitting = static_cast<size_t>(
-      resident_blocks(static_cast<int>(launch.threads_per_block), launch.dynamic_bytes) * device.multiprocessors);
+  if (device.cooperative == 0) return bad(cudaErrorNotSupported, "the device has no cooperative launches");
+  const auto fitting = static_cast<size_t>(resident) * static_cast<size_t>(device.multiprocessors);
   if (launch.blocks > fitting)
     return bad(cudaErrorCooperativeLaunchTooLarge,
                format("a cooperative grid of %zu blocks, but %zu can be resident", launch.blocks, fitting));
@@ -90,6 +98,9 @@ inline cudaError_t check_shape(const Launch& launch, size_t parameter_bytes) {
 }
 
 inline cudaError_t read_attributes(const cudaLaunchConfig_t& config, Launch* launch) {
+  if (config.numAttrs > 0 && config.attrs == nullptr)
+    return record_error(cudaErrorInvalidValue,
+                        format("launch of %s: %u launch attributes at null", launch->name.c_str(), config.numAttrs));
   for (unsigned i = 0; i < config.numAttrs; ++i) {
     const cudaLaunchAttribute& attribute = config.attrs[i];
     if (attribute.id == cudaLaunchAttributeCooperative)
@@ -256,7 +267,8 @@ cudaError_t launch(const KernelCall& call, const cudaLaunchConfig_t& config, Sit
   static std::mutex one_at_a_time;
   if (current != nullptr) device_error(cudaErrorNotSupported, site, "a launch from device code");
   const std::lock_guard<std::mutex> lock(one_at_a_time);
-  if (error_state.code != cudaSuccess) return error_state.code;  // sticky until cudaGetLastError clears it
+  if (const cudaError_t error = check_kernel(call.function, "a launch"); error != cudaSuccess) return error;
+  if (const cudaError_t error = check_stream(config.stream, "a launch"); error != cudaSuccess) return error;
   Launch launch;
   launch.call = &call;
   launch.name = kernel_name(call.function);
@@ -275,17 +287,24 @@ cudaError_t launch(const KernelCall& call, const cudaLaunchConfig_t& config, Sit
   blockDim = launch.block;
   gridDim = launch.grid;
   access_check::begin_launch();
+  allocations.seal_others(true);
   {
     const FaultHandler handler;
     Runner(launch).run();
   }
+  allocations.seal_others(false);
   launch.end.order_after();
   active = nullptr;
   if (!launch.failed)
-    if (const ExactBuffer* buffer = allocations.damaged())
-      return record_error(cudaErrorIllegalAddress,
-                          format("kernel %s: bytes past the end of an allocation of %zu bytes were written",
-                                 launch.name.c_str(), buffer->bytes()));
+    if (const ExactBuffer* buffer = allocations.damaged()) {
+      launch.failed = true;
+      record_error(cudaErrorIllegalAddress, format("kernel %s: bytes past the end of an allocation of %zu bytes were "
+                                                   "written",
+                                                   launch.name.c_str(), buffer->bytes()));
+    }
+  if (!launch.failed) return cudaSuccess;
+  error_state.sticky = true;
+  allocations.poison();
   return error_state.code;
 }
 

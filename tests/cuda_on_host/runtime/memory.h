@@ -10,10 +10,11 @@
 
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <string>
 
-#include "errors.h"
+#include "device.h"
 #include "sanitizer.h"
 
 namespace cuda_on_host {
@@ -62,6 +63,17 @@ class ExactBuffer {
       if (data_[i] != kCanary) return false;
     return true;
   }
+  // Lets no access through, or again. Under the compiler's sanitizers it is left to them.
+  void seal(bool sealed) {
+    if (mapping_ != nullptr)
+      mprotect(mapping_ + kPage, mapping_bytes_ - 2 * kPage, sealed ? PROT_NONE : PROT_READ | PROT_WRITE);
+  }
+  // Sealed for good, its memory given back, its addresses kept.
+  void retire() {
+    if (mapping_ == nullptr) return release();
+    madvise(mapping_ + kPage, mapping_bytes_ - 2 * kPage, MADV_DONTNEED);
+    seal(true);
+  }
   void release() {
     const Unwatched unwatched;  // a failed launch leaves its threads' accesses unordered
     if (bytes_ != 0) {
@@ -72,6 +84,8 @@ class ExactBuffer {
     }
     data_ = mapping_ = nullptr, bytes_ = mapping_bytes_ = 0;
   }
+
+  int device = 0;  // whose memory it is
 
   unsigned char* data() const { return data_; }
   size_t bytes() const { return bytes_; }
@@ -96,6 +110,7 @@ class ExactBuffer {
   void swap(ExactBuffer& other) noexcept {
     std::swap(data_, other.data_), std::swap(mapping_, other.mapping_);
     std::swap(bytes_, other.bytes_), std::swap(mapping_bytes_, other.mapping_bytes_);
+    std::swap(device, other.device);
   }
   unsigned char* data_ = nullptr;
   unsigned char* mapping_ = nullptr;
@@ -111,26 +126,36 @@ class Allocations {
  public:
   cudaError_t allocate(void** pointer, size_t bytes) {
     ++counters.allocations;
-    ExactBuffer buffer;
     *pointer = nullptr;
-    if (!buffer.allocate(bytes))
-      return record_error(cudaErrorMemoryAllocation, format("cudaMalloc of %zu bytes", bytes));
+    if (const cudaError_t error = context_error(); error != cudaSuccess) return error;
+    ExactBuffer buffer;
+    if (bytes > Device::memory - bytes_ || !buffer.allocate(bytes))
+      return record_error(cudaErrorMemoryAllocation,
+                          format("cudaMalloc of %zu bytes, with %zu of %zu in use", bytes, bytes_, Device::memory));
     if (bytes == 0) return cudaSuccess;
+    buffer.device = current_device;
     *pointer = buffer.data();
+    bytes_ += bytes;
     ++version_;
     buffers_[reinterpret_cast<uintptr_t>(buffer.data())] = std::move(buffer);
     return cudaSuccess;
   }
+  // Frees even when device code has failed, so that tests do not leak. The last addresses freed are not used again for
+  // a while: whoever still has one faults.
   cudaError_t release(void* pointer) {
-    if (pointer == nullptr) return cudaSuccess;
+    if (pointer == nullptr) return context_error();
     const auto found = buffers_.find(reinterpret_cast<uintptr_t>(pointer));
     if (found == buffers_.end())
       return record_error(cudaErrorInvalidValue, format("cudaFree of %p, which cudaMalloc did not return", pointer));
     const bool intact = found->second.intact();
     const size_t bytes = found->second.bytes();
+    bytes_ -= bytes;
     ++version_;
+    found->second.retire();
+    retired_.push_back(std::move(found->second));
+    if (retired_.size() > kRetired) retired_.pop_front();
     buffers_.erase(found);
-    if (intact) return cudaSuccess;
+    if (intact) return context_error();
     return record_error(cudaErrorIllegalAddress,
                         format("bytes past the end of an allocation of %zu bytes were written", bytes));
   }
@@ -146,6 +171,22 @@ class Allocations {
       if (buffer.surrounds(address)) return &buffer;
     return nullptr;
   }
+  // A freed allocation that had the address.
+  const ExactBuffer* freed(const void* address) const {
+    for (auto buffer = retired_.rbegin(); buffer != retired_.rend(); ++buffer)
+      if (buffer->surrounds(address)) return &*buffer;
+    return nullptr;
+  }
+  // The memory of other devices than the current one.
+  void seal_others(bool sealed) {
+    if (device.devices == 1) return;
+    for (auto& [base, buffer] : buffers_)
+      if (buffer.device != current_device) buffer.seal(sealed);
+  }
+  // After an error of device code nothing that was in device memory can be had.
+  void poison() {
+    for (auto& [base, buffer] : buffers_) buffer.poison();
+  }
   bool contains(const void* address, size_t bytes) const {
     const ExactBuffer* buffer = find(address);
     return buffer != nullptr && buffer->contains(address, bytes);
@@ -159,7 +200,10 @@ class Allocations {
   }
 
  private:
+  static constexpr size_t kRetired = 256;
   std::map<uintptr_t, ExactBuffer> buffers_;
+  std::deque<ExactBuffer> retired_;
+  size_t bytes_ = 0;
   uint64_t version_ = 0;
 };
 inline Allocations allocations;
@@ -167,36 +211,60 @@ inline Allocations allocations;
 cudaError_t allocate(void** pointer, size_t bytes) { return allocations.allocate(pointer, bytes); }
 cudaError_t release(void* pointer) { return allocations.release(pointer); }
 
-cudaError_t copy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
-  ++counters.copies;
-  if (bytes == 0) return cudaSuccess;
-  const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-  const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-  if (to_device && !allocations.contains(destination, bytes))
-    return record_error(cudaErrorInvalidValue,
-                        format("cudaMemcpy: the %zu bytes at %p, its destination, are not within one device allocation",
-                               bytes, destination));
-  if (from_device && !allocations.contains(source, bytes))
+inline cudaError_t check_range(const char* call, const char* what, const void* pointer, size_t bytes, bool on_device) {
+  const bool within = allocations.contains(pointer, bytes);
+  if (on_device && !within)
     return record_error(
         cudaErrorInvalidValue,
-        format("cudaMemcpy: the %zu bytes at %p, its source, are not within one device allocation", bytes, source));
+        format("%s: the %zu bytes at %p, its %s, are not within one device allocation", call, bytes, pointer, what));
+  if (!on_device && (pointer == nullptr || allocations.find(pointer) != nullptr))
+    return record_error(cudaErrorInvalidValue, format("%s: %p, its %s, is %s, but the kind says host memory", call,
+                                                      pointer, what, pointer == nullptr ? "null" : "device memory"));
+  return cudaSuccess;
+}
+
+cudaError_t copy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
+  ++counters.copies;
+  if (const cudaError_t error = context_error(); error != cudaSuccess) return error;
+  if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault)
+    return record_error(cudaErrorInvalidMemcpyDirection, format("cudaMemcpy: kind %d", kind));
+  if (bytes == 0) return cudaSuccess;
+  const bool any = kind == cudaMemcpyDefault;
+  const bool to_device = any ? allocations.find(destination) != nullptr
+                             : kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+  const bool from_device =
+      any ? allocations.find(source) != nullptr : kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+  if (const auto error = check_range("cudaMemcpy", "destination", destination, bytes, to_device); error != cudaSuccess)
+    return error;
+  if (const auto error = check_range("cudaMemcpy", "source", source, bytes, from_device); error != cudaSuccess)
+    return error;
   std::memmove(destination, source, bytes);
   return cudaSuccess;
 }
 
 cudaError_t set(void* pointer, int value, size_t bytes) {
   ++counters.copies;
+  if (const cudaError_t error = context_error(); error != cudaSuccess) return error;
   if (bytes == 0) return cudaSuccess;
-  if (!allocations.contains(pointer, bytes))
-    return record_error(cudaErrorInvalidValue,
-                        format("cudaMemset: the %zu bytes at %p are not within one device allocation", bytes, pointer));
+  if (const auto error = check_range("cudaMemset", "destination", pointer, bytes, true); error != cudaSuccess)
+    return error;
   std::memset(pointer, value, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t copy_to_symbol(void* symbol, size_t size, const void* source, size_t bytes, size_t offset) {
+  ++counters.copies;
+  if (const cudaError_t error = context_error(); error != cudaSuccess) return error;
+  if (offset > size || bytes > size - offset)
+    return record_error(cudaErrorInvalidValue,
+                        format("cudaMemcpyToSymbol: %zu bytes at offset %zu of the symbol's %zu", bytes, offset, size));
+  std::memcpy(static_cast<char*>(symbol) + offset, source, bytes);
   return cudaSuccess;
 }
 
 cudaError_t synchronize() {
   ++counters.synchronizations;
-  return error_state.code;
+  return context_error();
 }
 
 }  // namespace cuda_on_host

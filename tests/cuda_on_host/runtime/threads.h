@@ -100,6 +100,7 @@ inline void record_device_error(cudaError_t code, const std::string& where, cons
                             text_of(current->block->index).c_str(), text_of(current->index).c_str(), where.c_str(),
                             message.c_str()));
   active->failed = true;
+  error_state.sticky = true;
 }
 
 // Back to the scheduler for good, in the midst of device code.

@@ -11,7 +11,10 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevicePointer = 17,
+  cudaErrorInvalidMemcpyDirection = 21,
+  cudaErrorInvalidDeviceFunction = 98,
   cudaErrorInvalidDevice = 101,
+  cudaErrorInvalidResourceHandle = 400,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchOutOfResources = 701,
   cudaErrorLaunchTimeout = 702,
@@ -66,6 +69,14 @@ cudaError_t release(void* pointer);
 cudaError_t copy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind);
 cudaError_t set(void* pointer, int value, size_t bytes);
 cudaError_t synchronize();
+cudaError_t synchronize(cudaStream_t stream);
+cudaError_t create_stream(cudaStream_t* stream);
+cudaError_t destroy_stream(cudaStream_t stream);
+cudaError_t check_stream(cudaStream_t stream, const char* call);  // exists, and belongs to the current device
+cudaError_t copy_to_symbol(void* symbol, size_t size, const void* source, size_t bytes, size_t offset);
+cudaError_t device_count(int* count);
+cudaError_t get_device(int* device);
+cudaError_t set_current_device(int device);
 cudaError_t device_attribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t device_properties(cudaDeviceProp* properties, int device);
 }  // namespace cuda_on_host
@@ -84,48 +95,42 @@ cudaError_t cudaMalloc(T** pointer, size_t bytes) {
   return error;
 }
 template <class T>
-cudaError_t cudaMallocAsync(T** pointer, size_t bytes, cudaStream_t) {
-  return cudaMalloc(pointer, bytes);
+cudaError_t cudaMallocAsync(T** pointer, size_t bytes, cudaStream_t stream) {
+  const cudaError_t error = cuda_on_host::check_stream(stream, "cudaMallocAsync");
+  return error != cudaSuccess ? error : cudaMalloc(pointer, bytes);
 }
 inline cudaError_t cudaFree(void* pointer) { return cuda_on_host::release(pointer); }
-inline cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) { return cuda_on_host::release(pointer); }
+inline cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
+  const cudaError_t error = cuda_on_host::check_stream(stream, "cudaFreeAsync");
+  return error != cudaSuccess ? error : cuda_on_host::release(pointer);
+}
 inline cudaError_t cudaMemcpy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
   return cuda_on_host::copy(destination, source, bytes, kind);
 }
 inline cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t = nullptr) {
-  return cuda_on_host::copy(destination, source, bytes, kind);
+                                   cudaStream_t stream = nullptr) {
+  const cudaError_t error = cuda_on_host::check_stream(stream, "cudaMemcpyAsync");
+  return error != cudaSuccess ? error : cuda_on_host::copy(destination, source, bytes, kind);
 }
 inline cudaError_t cudaMemset(void* pointer, int value, size_t bytes) {
   return cuda_on_host::set(pointer, value, bytes);
 }
-inline cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t = nullptr) {
-  return cuda_on_host::set(pointer, value, bytes);
+inline cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t stream = nullptr) {
+  const cudaError_t error = cuda_on_host::check_stream(stream, "cudaMemsetAsync");
+  return error != cudaSuccess ? error : cuda_on_host::set(pointer, value, bytes);
 }
 template <class T>
 cudaError_t cudaMemcpyToSymbol(T& symbol, const void* source, size_t bytes, size_t offset = 0,
                                cudaMemcpyKind = cudaMemcpyHostToDevice) {
-  if (offset > sizeof symbol || bytes > sizeof symbol - offset) return cudaErrorInvalidValue;
-  __builtin_memcpy(reinterpret_cast<char*>(&symbol) + offset, source, bytes);
-  return cudaSuccess;
+  return cuda_on_host::copy_to_symbol(&symbol, sizeof symbol, source, bytes, offset);
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_on_host::synchronize(); }
+inline cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cuda_on_host::create_stream(stream); }
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return cuda_on_host::destroy_stream(stream); }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return cuda_on_host::synchronize(stream); }
 inline cudaError_t cudaDeviceSynchronize() { return cuda_on_host::synchronize(); }
-inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-  *stream = nullptr;
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-
-inline cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
-}
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+inline cudaError_t cudaGetDeviceCount(int* count) { return cuda_on_host::device_count(count); }
+inline cudaError_t cudaGetDevice(int* device) { return cuda_on_host::get_device(device); }
+inline cudaError_t cudaSetDevice(int device) { return cuda_on_host::set_current_device(device); }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   return cuda_on_host::device_attribute(value, attribute, device);
 }

@@ -44,6 +44,12 @@ enum cudaFuncAttribute {
   cudaFuncAttributePreferredSharedMemoryCarveout = 9,
 };
 
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes, constSizeBytes, localSizeBytes;
+  int maxThreadsPerBlock, numRegs, ptxVersion, binaryVersion, cacheModeCA;
+  int maxDynamicSharedSizeBytes, preferredShmemCarveout;
+};
+
 namespace cuda_on_host {
 
 struct KernelCall {
@@ -55,6 +61,7 @@ struct KernelCall {
 };
 cudaError_t launch(const KernelCall& call, const cudaLaunchConfig_t& config, Site site);
 cudaError_t set_function_attribute(const void* function, cudaFuncAttribute attribute, int value);
+cudaError_t function_attributes(cudaFuncAttributes* attributes, const void* function);
 cudaError_t occupancy(int* blocks, const void* function, int threads, size_t dynamic_bytes);
 
 template <class... P>
@@ -120,6 +127,11 @@ cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(P...), dim3 grid, dim3 bl
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
   return cuda_on_host::set_function_attribute(reinterpret_cast<const void*>(kernel), attribute, value);
+}
+
+template <class... P>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(P...)) {
+  return cuda_on_host::function_attributes(attributes, reinterpret_cast<const void*>(kernel));
 }
 
 template <class... P>
