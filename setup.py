@@ -2,8 +2,9 @@
 nvcc and a torch with CUDA, their CUDA kernels; else it says in a line why not (cuda_build.py decides).
 
 FORCE_CUDA=1 insists on CUDA, L2L_FAST_CUDA=0 leaves it out. TORCH_CUDA_ARCH_LIST chooses the architectures; without it
-they are those that torch was built for, as far as nvcc and the kernels support them. The GPU of the building machine is
-never asked, and an extension with CUDA kernels imports on a machine without one.
+they are those that torch was built for, as far as nvcc and the kernels support them. L2L_FAST_CXXFLAGS and
+L2L_FAST_NVCCFLAGS add flags. The GPU of the building machine is never asked, and an extension with CUDA kernels imports
+on a machine without one.
 """
 
 import importlib.util
@@ -49,7 +50,8 @@ def sources() -> list[str]:
     return [*(f"csrc/{name}.cpp" for name in shared), *(f"csrc/cpu/{name}.cpp" for name in cpu)]
 
 
-NVCC_FLAGS = ["-O3", "-std=c++20", "-Werror", "all-warnings", "-Xcompiler", "-fvisibility=hidden"]
+# No warning is an error here: another nvcc, or the headers of another torch, may have warnings of their own.
+NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
 
 
 def load(*path: str) -> ModuleType:
@@ -83,7 +85,7 @@ cxx_flags, nvcc_flags, paths = [*CXX_FLAGS, f'-DL2L_FAST_VERSION="{VERSION}"', *
 if plan.cuda:
     cxx_flags = [*cxx_flags, "-DL2L_FAST_WITH_CUDA", f'-DL2L_FAST_CUDA_ARCHITECTURES="{plan.architectures}"']
     # With architectures among these flags, torch does not choose those of the GPUs it finds.
-    nvcc_flags = [*NVCC_FLAGS, *plan.nvcc_flags]
+    nvcc_flags = [*NVCC_FLAGS, *plan.nvcc_flags, *os.environ.get("L2L_FAST_NVCCFLAGS", "").split()]
     paths += [f"csrc/cuda/{name}.cu" for name in ("step", "backward", "gac_step", "gac_backward")]
 setup(
     ext_modules=[

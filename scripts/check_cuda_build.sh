@@ -18,6 +18,7 @@ venv=${CUDA_VENV:-$PWD/build/cuda/venv}
 py=$venv/bin/python
 tree=$PWD/build/cuda/tree
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST-9.0} FORCE_CUDA=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export L2L_FAST_NVCCFLAGS="-Werror all-warnings ${L2L_FAST_NVCCFLAGS:-}"
 if ! "$py" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null; then
   echo "== installing $torch into $venv ($SECONDS s)"
   python3 -m venv "$venv"

@@ -1,6 +1,7 @@
 """Which CUDA kernels the build makes (cuda_build.py, setup.py): any nvcc with any torch gives an extension, or one line
 that says why it has no CUDA."""
 
+import ast
 import os
 import re
 import shutil
@@ -241,6 +242,15 @@ def test_this_nvcc_compiles_for_what_is_chosen(tmp_path):
     listed = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True).stdout
     supported = [one for one in cuda_build.built_for(listed, "sm") if one >= cuda_build.OLDEST]
     assert sorted(known) == supported, "the table and nvcc disagree"
+
+
+def test_the_build_does_not_fail_on_the_warnings_of_another_compiler():
+    lists = {}
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").endswith("_FLAGS"):
+            lists[node.targets[0].id] = ast.literal_eval(node.value)
+    assert {"CXX_FLAGS", "NVCC_FLAGS"} <= set(lists)
+    assert not [flag for flags in lists.values() for flag in flags if "error" in flag.lower()]
 
 
 def setup_py(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
