@@ -1,22 +1,22 @@
 """Builds l2l_fast._C: the operators, their CPU kernels (one translation unit per instruction set) and, where there are
-nvcc and a torch with CUDA, their CUDA kernels.
+nvcc and a torch with CUDA, their CUDA kernels; else it says in a line why not (cuda_build.py decides).
 
-FORCE_CUDA=1 insists on CUDA, L2L_FAST_CUDA=0 leaves it out. TORCH_CUDA_ARCH_LIST chooses the architectures. The GPU of
-the building machine is never asked, and an extension with CUDA kernels imports on a machine without one.
+FORCE_CUDA=1 insists on CUDA, L2L_FAST_CUDA=0 leaves it out. TORCH_CUDA_ARCH_LIST chooses the architectures; without it
+they are those that torch was built for, as far as nvcc and the kernels support them. L2L_FAST_CXXFLAGS and
+L2L_FAST_NVCCFLAGS add flags. The GPU of the building machine is never asked, and an extension with CUDA kernels imports
+on a machine without one.
 """
 
+import importlib.util
 import os
 import platform
-import runpy
-import shutil
-import subprocess
+import sys
+from types import ModuleType
 
 import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-# By its path: importing the package would want the extension that is to be built.
-VERSION = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "l2l_fast", "version.py"))["VERSION"]
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 # No -march: each csrc/cpu/kernels_*.cpp names its own instruction set and one is chosen at run time.
 # No -ffast-math: the kernels' rounding and NaN handling rely on IEEE semantics.
@@ -50,52 +50,51 @@ def sources() -> list[str]:
     return [*(f"csrc/{name}.cpp" for name in shared), *(f"csrc/cpu/{name}.cpp" for name in cpu)]
 
 
-CUDA_ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
-NVCC_FLAGS = ["-O3", "-std=c++20", "-Werror", "all-warnings", "-Xcompiler", "-fvisibility=hidden"]
+# No warning is an error here: another nvcc, or the headers of another torch, may have warnings of their own.
+NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
 
 
-def with_cuda() -> bool:
-    """Whether to build the CUDA kernels. RuntimeError where they are asked for and cannot be built."""
-    if os.environ.get("L2L_FAST_CUDA") == "0":
-        return False
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin")) if home else None
-    nvcc = nvcc or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    forced = os.environ.get("FORCE_CUDA") == "1"
-    if nvcc is None or torch.version.cuda is None:
-        if forced:
-            missing = "nvcc" if nvcc is None else f"a torch with CUDA (this is {torch.__version__})"
-            raise RuntimeError(f"FORCE_CUDA=1, but there is no {missing}")
-        return False
-    matches = torch.version.cuda.split(".")[0] == nvcc_major(nvcc)
-    if forced and not matches:
-        raise RuntimeError(f"FORCE_CUDA=1, but {nvcc} is not of CUDA {torch.version.cuda}, with which torch was built")
-    return matches
+def load(*path: str) -> ModuleType:
+    """A module of this folder by its path: pip builds without this folder on sys.path, and importing the package would
+    want the extension that is to be built."""
+    spec = importlib.util.spec_from_file_location(path[-1].removesuffix(".py"), os.path.join(HERE, *path))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def nvcc_major(nvcc: str) -> str:
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    return text.split("release ")[1].split(".")[0]
+VERSION = load("l2l_fast", "version.py").VERSION
+cuda_build = load("cuda_build.py")
+plan = cuda_build.plan(os.environ, cuda_build.describe(torch))
+if plan.cuda:
+    # torch looks for the toolkit when this module of it is imported, and takes the folder above any nvcc for it.
+    os.environ["CUDA_HOME"] = plan.home
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
+
+
+class Build(BuildExtension):
+    def run(self) -> None:
+        if plan.reason:
+            print(f"l2l_fast: only the CPU part is built: {plan.reason}", file=sys.stderr, flush=True)
+        super().run()
 
 
 # For sanitizer builds: flags for the compiler and, where they are -fsanitize, for the linker.
 extra = os.environ.get("L2L_FAST_CXXFLAGS", "").split()
-cuda = with_cuda()
 cxx_flags, nvcc_flags, paths = [*CXX_FLAGS, f'-DL2L_FAST_VERSION="{VERSION}"', *extra], [], sources()
-if cuda:
-    # Set, so that torch does not choose the architectures of the GPUs it finds.
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
-    cxx_flags = [*cxx_flags, "-DL2L_FAST_WITH_CUDA", f'-DL2L_FAST_CUDA_ARCHITECTURES="{architectures}"']
-    nvcc_flags = NVCC_FLAGS
+if plan.cuda:
+    cxx_flags = [*cxx_flags, "-DL2L_FAST_WITH_CUDA", f'-DL2L_FAST_CUDA_ARCHITECTURES="{plan.architectures}"']
+    # With architectures among these flags, torch does not choose those of the GPUs it finds.
+    nvcc_flags = [*NVCC_FLAGS, *plan.nvcc_flags, *os.environ.get("L2L_FAST_NVCCFLAGS", "").split()]
     paths += [f"csrc/cuda/{name}.cu" for name in ("step", "backward", "gac_step", "gac_backward")]
 setup(
     ext_modules=[
-        (CUDAExtension if cuda else CppExtension)(
+        (CUDAExtension if plan.cuda else CppExtension)(
             "l2l_fast._C",
             paths,
             extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
             extra_link_args=[flag for flag in extra if flag.startswith("-fsanitize")],
         )
     ],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": Build},
 )

@@ -4,7 +4,7 @@
 # torch with CUDA; does nothing where there is no nvcc. What is already done is not done again.
 # usage: check_cuda_build.sh [pytest arguments]
 #   TORCH_CUDA=torch==2.14.1      a torch whose CUDA is nvcc's
-#   TORCH_CUDA_ARCH_LIST=9.0      architectures; bench.sass compiles all of them
+#   TORCH_CUDA_ARCH_LIST=9.0      architectures; empty: those that setup.py chooses (bench.sass compiles all of them)
 #   CUDA_VENV=folder              another environment
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,14 +17,8 @@ torch=${TORCH_CUDA:-torch==2.14.1}
 venv=${CUDA_VENV:-$PWD/build/cuda/venv}
 py=$venv/bin/python
 tree=$PWD/build/cuda/tree
-export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0} FORCE_CUDA=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# nvcc may be a wrapper: it knows best where the toolkit is.
-if [ -z "${CUDA_HOME:-}" ]; then
-  CUDA_HOME=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')
-  CUDA_HOME=$(cd "$CUDA_HOME" && pwd -P)
-  export CUDA_HOME
-fi
-
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST-9.0} FORCE_CUDA=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export L2L_FAST_NVCCFLAGS="-Werror all-warnings ${L2L_FAST_NVCCFLAGS:-}"
 if ! "$py" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null; then
   echo "== installing $torch into $venv ($SECONDS s)"
   python3 -m venv "$venv"
@@ -43,7 +37,8 @@ import sys
 
 target = pathlib.Path(sys.argv[1])
 skip = {"__pycache__", ".pytest_cache"}
-wanted = {pathlib.Path(name) for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md")}
+single = "setup.py cuda_build.py pyproject.toml MANIFEST.in LICENSE README.md"
+wanted = {pathlib.Path(name) for name in single.split()}
 for folder in ("csrc", "l2l_fast", "tests"):
     files = (path for path in pathlib.Path(folder).rglob("*") if path.is_file() and path.suffix != ".so")
     wanted |= {path for path in files if not skip & set(path.parts)}
@@ -59,7 +54,7 @@ for path in wanted:
 PY
 cd "$tree"
 
-echo "== building for $TORCH_CUDA_ARCH_LIST ($SECONDS s)"
+echo "== building for ${TORCH_CUDA_ARCH_LIST:-the architectures of torch and nvcc} ($SECONDS s)"
 PATH=$venv/bin:$PATH "$py" setup.py --quiet build_ext --inplace >build.log 2>&1 ||
   { tail -n 60 build.log >&2; exit 1; }
 
