@@ -20,7 +20,7 @@ from .optimizer_batch import Batch, exact_step, gather
 from .optimizer_checkpoints import pack, unpack
 from .optimizer_checks import check_new_options, check_parameters, check_problems, check_together, plain
 from .optimizer_networks import Registry, check_network
-from .optimizer_state import NUMEL_KEY, SAVED_KEY, TILES_KEY, as_state, modernize, tiles_of
+from .optimizer_state import NUMEL_KEY, STATE_KEY, as_state, is_live, modernize, tiles_of
 from .segment import Segment
 from .state import State
 from .surroundings import without_autocast
@@ -121,7 +121,7 @@ class LearnedOptimizer(Optimizer):
         self._kept = Kept(value)
 
     def state_of(self, param: Tensor) -> State | None:
-        """The recurrent state of a parameter, sharing the memory of ``optimizer.state[param]["lstm_tiles"]`` unless
+        """The recurrent state of a parameter, sharing the memory of ``optimizer.state[param]["lstm_state"]`` unless
         that must be converted first; None before its first step.
 
         Raises:
@@ -214,9 +214,7 @@ class LearnedOptimizer(Optimizer):
         # Only once the kernel has taken them: a step that is refused leaves the state as it was, too.
         self._begun = True
         for param, tiles in batch.fresh:
-            entry = self.state[param]
-            entry.update({TILES_KEY: tiles, NUMEL_KEY: param.numel()})
-            entry.pop(SAVED_KEY, None)
+            self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: param.numel()})
         batch.fresh.clear()
 
     # ---- meta-training ----
@@ -285,9 +283,9 @@ class LearnedOptimizer(Optimizer):
         states: dict[Tensor, State] = {}
         for group, network in zip(self.param_groups, self.networks, strict=True):
             for param in group["params"]:
-                tiles = self.state.get(param, {}).get(TILES_KEY)
-                if tiles is not None:
-                    states[param] = as_state(tiles, param.numel(), network.config)
+                entry = self.state.get(param, {})
+                if is_live(entry):
+                    states[param] = as_state(entry[STATE_KEY], param.numel(), network.config)
         result = self._segment.backward(states, weights, grad_end_states, return_grad_start_states)
         self._segment = None
         return result

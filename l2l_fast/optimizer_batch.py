@@ -18,7 +18,7 @@ from .memory import NTMBFGS, Memory
 from .network import CoordinatewiseLSTM, check_gradient
 from .ops import KERNEL_DTYPES, Config
 from .optimizer_checks import check_devices, check_plain, number, truth
-from .optimizer_state import NUMEL_KEY, SAVED_KEY, TILES_KEY, as_state, rows_of, tiles_of
+from .optimizer_state import NUMEL_KEY, STATE_KEY, as_state, rows_of, tiles_of
 from .state import TILE, State, num_tiles
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -85,13 +85,13 @@ def gather(
             check_devices(param, grad, phi, fused, kernel)
         dtype = torch.float32 if fused else torch.float64
         entry = state_of(param, _EMPTY)
-        tiles, numel = entry.get(TILES_KEY), param.numel()
-        fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.dim() == 3 and tiles.size(1) == rows
-        if not fits or entry.get(NUMEL_KEY) != numel or SAVED_KEY in entry:
+        tiles, numel = entry.get(STATE_KEY), param.numel()
+        shape = (num_tiles(numel), rows, TILE)
+        fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.shape == shape
+        if not fits or entry.get(NUMEL_KEY) != numel:
             with torch.inference_mode(False):  # a state outlives the mode that its first step is taken in
                 tiles = tiles_of(entry, param, config, dtype)
                 if tiles is None:
-                    shape = (num_tiles(numel), rows, TILE)
                     tiles = torch.zeros(shape, dtype=dtype, device=param.device)
             batch.fresh.append((param, tiles))
         if fused:

@@ -1,10 +1,11 @@
 """The state of LearnedOptimizer: plain tensors, live and in checkpoints.
 
-Live, ``optimizer.state[param]`` holds ``"lstm_tiles"`` in the layout of the kernels (:mod:`l2l_fast.state`). In a
-checkpoint it is ``"lstm_state"``, of the parameter's shape and one more dimension with the numbers of a coordinate:
-h and c of the first layer, h and c of the second, ...; independent of tiles, device and threads, and sharded as the
-parameter is. Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved
-form is understood there, too. With a memory, its tensors are beside the state of the group's first parameter.
+The entry `lstm_state` of `optimizer.state[param]` has two forms under one name, as torch's tools look in a checkpoint for
+the names that they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_fast.state`), with `numel`
+beside it. In a checkpoint it is of the parameter's shape and one more dimension with the numbers of a coordinate: h and
+c of the first layer, h and c of the second, ...; independent of tiles, device and threads, and sharded as the parameter
+is. Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved form is
+understood there, too. With a memory, its tensors are beside the state of the group's first parameter.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from .config import AnyConfig
 from .memory import Memory
 from .state import TILE, State, num_tiles
 
-SAVED_KEY = "lstm_state"
-TILES_KEY = "lstm_tiles"
-NUMEL_KEY = "numel"  # beside the tiles, which cannot tell how many of their last 64 coordinates there are
+STATE_KEY = "lstm_state"
+# Marks the live form, whose tiles cannot tell how many of their last 64 coordinates there are.
+NUMEL_KEY = "numel"
 
 
 def rows_of(config: AnyConfig) -> int:
@@ -42,22 +43,30 @@ def tiles_of(entry: Mapping[str, Any], param: Tensor, config: AnyConfig, dtype: 
     Raises:
         TypeError, ValueError: it does not fit the parameter or the network.
     """
-    tiles = entry.get(TILES_KEY)
-    if SAVED_KEY in entry:
-        tiles = from_saved(entry[SAVED_KEY], param, config).data
-    if tiles is None:
+    value = entry.get(STATE_KEY)
+    if value is None:
         return None
-    if isinstance(tiles, Tensor):
-        fits = tiles.shape == (num_tiles(param.numel()), rows_of(config), TILE) and tiles.is_floating_point()
-        if fits and entry.get(NUMEL_KEY, param.numel()) == param.numel():
-            if tiles.dtype is dtype and tiles.is_contiguous():
-                return tiles
-            return tiles.detach().to(dtype).contiguous()
-        tiles = f"{TILES_KEY!r} of {tiles.dtype}, {tuple(tiles.shape)}, for {entry.get(NUMEL_KEY)} coordinates"
-    raise ValueError(
-        f"the state of a parameter of shape {tuple(param.shape)} does not fit the parameter or the group's network "
-        f"(hidden_size={config.hidden_size}, num_layers={config.num_layers}): {tiles}"
-    )
+    if not is_live(entry):
+        return from_saved(value, param, config).data.to(dtype)
+    fits = value.shape == (num_tiles(param.numel()), rows_of(config), TILE) and value.is_floating_point()
+    if not fits or entry[NUMEL_KEY] != param.numel():
+        raise ValueError(
+            f"the state of a parameter of shape {tuple(param.shape)} does not fit the parameter or the group's network "
+            f"(hidden_size={config.hidden_size}, num_layers={config.num_layers}): {STATE_KEY!r} of {value.dtype}, "
+            f"{tuple(value.shape)}, for {entry[NUMEL_KEY]} coordinates"
+        )
+    if value.dtype is dtype and value.is_contiguous():
+        return value
+    return value.detach().to(dtype).contiguous()
+
+
+def is_live(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry's state is in the layout of the kernels: its number of coordinates is beside it and agrees."""
+    value, numel = entry.get(STATE_KEY), entry.get(NUMEL_KEY)
+    if not isinstance(value, Tensor) or isinstance(numel, bool) or not isinstance(numel, (int, float)):
+        return False
+    # In the saved form what is before the last dimension are the coordinates.
+    return value.dim() == 3 and value.shape[0] == num_tiles(int(numel)) and value.shape[2] == TILE
 
 
 def from_saved(saved: Any, param: Tensor, config: AnyConfig) -> State:
@@ -70,9 +79,9 @@ def from_saved(saved: Any, param: Tensor, config: AnyConfig) -> State:
     shapes = ((*param.shape, rows), (numel, config.num_layers, 2, config.hidden_size))  # now, and before 0.2
     if not isinstance(saved, Tensor) or tuple(saved.shape) not in shapes:
         got = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
-        raise ValueError(f"state_dict: expected {SAVED_KEY!r} of shape {shapes[0]}, got {got}")
+        raise ValueError(f"state_dict: expected {STATE_KEY!r} of shape {shapes[0]}, got {got}")
     if saved.layout != torch.strided or not saved.is_floating_point():
-        raise TypeError(f"state_dict: expected a dense real {SAVED_KEY!r}, got {saved.dtype}, {saved.layout}")
+        raise TypeError(f"state_dict: expected a dense real {STATE_KEY!r}, got {saved.dtype}, {saved.layout}")
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     parts = saved.detach().to(param.device, dtype).reshape(numel, rows).split(config.hidden_size, dim=1)
     return State.from_logical(list(zip(parts[::2], parts[1::2], strict=True)))
@@ -92,23 +101,23 @@ def pack_entry(entry: Any, param: Tensor) -> Any:
         return entry
     packed = {}
     for key, value in entry.items():
-        if key == TILES_KEY and SAVED_KEY not in entry and isinstance(value, Tensor):
-            packed[SAVED_KEY] = to_saved(value, param)
+        if key == STATE_KEY and is_live(entry):
+            packed[key] = to_saved(value, param)
         elif key in Memory.KEYS and isinstance(value, Tensor):
             packed[key] = value.detach().clone()
-        elif key not in (TILES_KEY, NUMEL_KEY):
+        elif key != NUMEL_KEY:
             packed[key] = value
     return packed
 
 
 def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: AnyConfig) -> dict[str, Any]:
     """The inverse of :func:`pack_entry`, memory excluded; TypeError or ValueError if it does not fit."""
-    own = (SAVED_KEY, TILES_KEY, NUMEL_KEY, *Memory.KEYS, "memory")
+    own = (STATE_KEY, NUMEL_KEY, *Memory.KEYS, "memory")
     unpacked = {key: copy.deepcopy(value) for key, value in entry.items() if key not in own}
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     tiles = tiles_of(entry, param, config, dtype)
     if tiles is not None:
-        unpacked[TILES_KEY] = tiles.to(param.device, copy=tiles is entry.get(TILES_KEY))
+        unpacked[STATE_KEY] = tiles.to(param.device, copy=tiles is entry.get(STATE_KEY))
         unpacked[NUMEL_KEY] = param.numel()
     return unpacked
 
@@ -148,8 +157,8 @@ def modernize(entry: Any) -> None:
     """Bring a parameter's state from a pickle of a release before 0.2, which held objects, into the present form."""
     if not isinstance(entry, dict):
         return
-    if isinstance(entry.get(SAVED_KEY), State):
-        state = entry.pop(SAVED_KEY)
-        entry.update({TILES_KEY: state.data, NUMEL_KEY: state.numel})
+    if isinstance(entry.get(STATE_KEY), State):
+        state = entry[STATE_KEY]
+        entry.update({STATE_KEY: state.data, NUMEL_KEY: state.numel})
     if isinstance(entry.get("memory"), Memory):
         entry.update(entry.pop("memory").entries())

@@ -266,7 +266,7 @@ def test_checkpoints_of_earlier_releases_load():
         for k, (param, other) in enumerate(zip(params, pickled.param_groups[0]["params"], strict=True)):
             entry, live = old["state"][k], pickled.state[other]
             entry["lstm_state"] = entry["lstm_state"].reshape(param.numel(), 2, 2, 20)
-            live["lstm_state"] = l2l.State(live.pop("lstm_tiles"), live.pop("numel"), 20, 2)
+            live["lstm_state"] = l2l.State(live["lstm_state"], live.pop("numel"), 20, 2)
             memory = {key: entry.pop(key) for key in list(entry) if key.startswith("memory_") or key == "step"}
             if memory:
                 live["memory"] = net.memory_from({key: live.pop(key) for key in memory}, 27)
@@ -346,6 +346,33 @@ def test_groups_are_plain_data_and_a_network_may_be_assigned():
     optimizer.param_groups[1]["network"] = {"id": 7}
     with pytest.raises(ValueError, match="network: expected one of"):
         run(optimizer, params, 1)
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+@pytest.mark.parametrize("kind", ["plain", "memory"])
+def test_distributed_checkpoints_take_and_give_it(kind, flat):
+    """They look in the checkpoint for the names that they see in the live state."""
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    options = dcp.StateDictOptions(flatten_optimizer_state_dict=flat)
+    net = network() if kind == "plain" else l2l.NTMBFGS(memory="low_rank")
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer = l2l.LearnedOptimizer(model.parameters(), net, lr=0.5)
+    run(optimizer, list(model.parameters()), 3)
+    twin = copy.deepcopy(model)
+    other = l2l.LearnedOptimizer(twin.parameters(), net)
+    saved = through_a_file(dcp.get_optimizer_state_dict(model, optimizer, options=options))
+    dcp.set_optimizer_state_dict(twin, other, saved, options=options)
+    assert equal(optimizer.state_dict(), other.state_dict())
+    run(optimizer, list(model.parameters()), 2, seed=5)
+    run(other, list(twin.parameters()), 2, seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_an_optimizer_without_groups_has_nothing_to_do():
+    optimizer = l2l.LearnedOptimizer(parameters((2,)), network())
+    optimizer.param_groups.clear()
+    optimizer.step()
 
 
 class Wrapper(torch.optim.Optimizer):

@@ -84,7 +84,7 @@ def test_an_error_in_the_last_group_leaves_everything_as_it_was(kind, first):
     elif kind == "lr":
         optimizer.param_groups[-1]["lr"] = float("nan")
     elif kind == "state":
-        optimizer.state[b]["lstm_tiles"] = torch.zeros(1, 7, 64)
+        optimizer.state[b]["lstm_state"] = torch.zeros(1, 7, 64)
     elif kind == "network":
         optimizer.networks[-1].to("meta")
     elif kind == "groups":
