@@ -1,8 +1,8 @@
 """The state of LearnedOptimizer: plain tensors, live and in checkpoints.
 
-The entry `lstm_state` of `optimizer.state[param]` has two forms under one name, as torch's tools look in a checkpoint for
-the names that they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_fast.state`), with `numel`
-beside it. In a checkpoint it is of the parameter's shape and one more dimension with the numbers of a coordinate: h and
+``optimizer.state[param]["lstm_state"]`` has two forms under one name, as torch's tools look in a checkpoint for what
+they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_fast.state`), with ``"numel"`` beside it.
+In a checkpoint it is of the parameter's shape and one more dimension with the numbers of a coordinate: h and
 c of the first layer, h and c of the second, ...; independent of tiles, device and threads, and sharded as the parameter
 is. Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved form is
 understood there, too. With a memory, its tensors are beside the state of the group's first parameter.

@@ -280,3 +280,17 @@ def test_entries_that_make_no_memory_are_refused(kind, change, error):
     net = ntm(memory=kind, read_heads=1, write_heads=2)
     with pytest.raises(error, match="memory"):
         net.memory_from({**net.init_memory(8, 2).entries(), **change}, 8, 2)
+
+
+@pytest.mark.parametrize("options", MEMORIES, ids=MEMORY_IDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_coordinate_that_is_not_finite_stays_alone(options, dtype):
+    param = nn.Parameter(torch.zeros(20, dtype=dtype))
+    opt = l2l.LearnedOptimizer([param], ntm(**options), groups=2)
+    for t in range(5):
+        param.grad = structured_gradient((20,), seed=t).to(dtype)
+        if t == 1:
+            param.grad[3] = torch.nan
+        opt.step()
+    assert param.isnan().nonzero().flatten().tolist() == [3]
+    assert all(v.isfinite().all() for name, v in opt.state[param].items() if name.startswith("memory_"))

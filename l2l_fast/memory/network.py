@@ -150,8 +150,11 @@ class NTMBFGS(CoordinatewiseLSTM):
 
     def heads(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """Write vectors a and b ``[W, groups, n]`` and read vectors r ``[R, groups, n]`` among the outputs
-        ``[1 + R + 2 W, numel]`` of a step, whose coordinates are in the order of the memory."""
+        ``[1 + R + 2 W, numel]`` of a step, whose coordinates are in the order of the memory. What is not finite counts
+        as zero: it is neither written nor asked for."""
         rows = out[1:].reshape(-1, memory.groups, memory.size)
+        # One coordinate whose gradient was NaN would spoil the whole matrix, and through it all others, for ever.
+        rows = rows.masked_fill(~rows.isfinite(), 0.0)
         r, a, b = rows.split([self.read_heads, self.write_heads, self.write_heads])
         return a, b, r
 
