@@ -64,6 +64,11 @@ BUGS: dict[str, Reports] = {
     ),
     "uninitialised_and_harmless_looking": Reports(none=None, access="never written", address=None, thread=None),
     "misaligned_float4": Reports(none="misaligned address", access="misaligned address", address=UBSAN, thread=None),
+    "misaligned_float2": Reports(none="misaligned address", access="misaligned address", address=UBSAN, thread=None),
+    "misaligned_store": Reports(none="misaligned address", access="misaligned address", address=UBSAN, thread=None),
+    "misaligned_matrix": Reports(
+        none="not a multiple of 16", access="not a multiple of 16", address="not a multiple", thread="not a multiple"
+    ),
     "misaligned_async_copy": Reports(
         none="must be multiples of 16", access="must be", address="must be", thread="must be"
     ),

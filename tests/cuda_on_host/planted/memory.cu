@@ -115,6 +115,57 @@ PLANTED(misaligned_float4) {
     EXPECT_NEAR(out.host()[i], x[4 * i + 1] + x[4 * i + 2] + x[4 * i + 3] + x[4 * i + 4], 1e-5);
 }
 
+// Of two floats, at a multiple of 4; and a store.
+template <bool Fixed>
+__global__ void load_pairs(const float* x, float* y) {
+  const unsigned i = threadIdx.x;
+  float2 v;
+  if (Fixed)
+    v = make_float2(x[2 * i], x[2 * i + 1]);
+  else
+    v = *reinterpret_cast<const float2*>(x + 2 * i);
+  y[i] = v.x + v.y;
+}
+PLANTED(misaligned_float2) {
+  const auto x = random_values(65);
+  DeviceVector<float> in(x), out(32);
+  LAUNCH_EITHER(load_pairs, 1, 32, 0, in.data() + 1, out.data());
+  for (size_t i = 0; i < 32; ++i) EXPECT_NEAR(out.host()[i], x[2 * i + 1] + x[2 * i + 2], 1e-5);
+}
+template <bool Fixed>
+__global__ void store_integers(int* y) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (Fixed)
+    for (int j = 0; j < 4; ++j) y[4 * i + j] = i;
+  else
+    *reinterpret_cast<int4*>(y + 4 * i) = make_int4(i, i, i, i);
+}
+PLANTED(misaligned_store) {
+  DeviceVector<int> out(130);
+  LAUNCH_EITHER(store_integers, 1, 32, 0, out.data() + 2);
+  for (size_t i = 0; i < 128; ++i) EXPECT(out.host()[i + 2] == static_cast<int>(i / 4));
+}
+
+// Rows of an ldmatrix 24 bytes apart, of which every other is no multiple of 16.
+template <bool Fixed>
+__global__ void load_matrix(unsigned* y) {
+  constexpr unsigned kRow = Fixed ? 16 : 12;
+  __shared__ __align__(16) unsigned short s[8 * 16];
+  for (unsigned i = threadIdx.x; i < 8 * 16; i += 32) s[i] = static_cast<unsigned short>(i);
+  __syncthreads();
+  unsigned d[1];
+  l2l::ptx::ldmatrix<1>(d, s + threadIdx.x % 8 * kRow);
+  y[threadIdx.x] = d[0];
+}
+PLANTED(misaligned_matrix) {
+  DeviceVector<unsigned> out(32);
+  LAUNCH_EITHER(load_matrix, 1, 32, 0, out.data());
+  for (unsigned i = 0; i < 32; ++i) {
+    const unsigned first = i / 4 * 16 + i % 4 * 2;
+    EXPECT(out.host()[i] == (first | (first + 1) << 16));
+  }
+}
+
 template <bool Fixed>
 __global__ void copy_misaligned(const float* x, float* y) {
   __shared__ __align__(16) float s[64];

@@ -175,7 +175,8 @@ cudaError_t occupancy(int* blocks, const void* function, int threads, size_t dyn
   if (const cudaError_t error = check_kernel(function, call); error != cudaSuccess) return error;
   if (threads <= 0 || threads > 1024)
     return record_error(cudaErrorInvalidValue, format("%s: blocks of %d threads", call, threads));
-  const bool fits = dynamic_bytes <= static_cast<size_t>(shared_limit(function));
+  const bool fits = dynamic_bytes <= static_cast<size_t>(shared_limit(function)) &&
+                    threads <= kernel_table.find(function).most_threads;
   *blocks = fits ? resident_blocks(function, threads, dynamic_bytes) : 0;
   return cudaSuccess;
 }
@@ -187,7 +188,7 @@ cudaError_t function_attributes(cudaFuncAttributes* attributes, const void* func
   *attributes = cudaFuncAttributes{};
   attributes->sharedSizeBytes = info.static_shared;
   attributes->numRegs = registers_of(1);
-  attributes->maxThreadsPerBlock = 1024;
+  attributes->maxThreadsPerBlock = info.most_threads;
   attributes->ptxVersion = attributes->binaryVersion = device.architecture;
   attributes->maxDynamicSharedSizeBytes = shared_limit(function);
   attributes->preferredShmemCarveout = carveout == carveouts.end() ? -1 : carveout->second;

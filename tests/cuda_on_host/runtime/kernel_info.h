@@ -1,12 +1,13 @@
-// What the compiler knows about a kernel and a launch depends on: that it is one, and its static shared memory.
+// What the compiler knows about a kernel and a launch depends on: that it is one, its static shared memory and its
+// launch bounds.
 //
 // Static shared memory, from the symbol table of this module's file: a __shared__ variable is a thread-local symbol,
 // and the mangled name of one declared inside a function holds that function's name. So the variables of a kernel are
 // known with their sizes before it has ever run. Those declared elsewhere (in a __device__ function, at namespace
 // scope) may be used by any kernel and count in all of them.
 //
-// Kernels: __global__ puts a no-operation before the function's entry, and the compiler lists where it is in a section
-// of its own; see qualifiers.h.
+// Kernels: __global__ puts a no-operation before the function's entry, __launch_bounds__(n) n of them, of one byte each
+// (on aarch64 of four), and the compiler lists where they begin in a section of its own; see qualifiers.h.
 #pragma once
 
 #include <elf.h>
@@ -16,7 +17,6 @@
 #include <fstream>
 #include <iterator>
 #include <map>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -35,6 +35,7 @@ namespace cuda_on_host {
 struct KernelInfo {
   bool known = false;  // false: this module has no function there, or its file has no symbols
   size_t static_shared = 0;
+  int most_threads = 1024;  // of a block
 };
 
 class KernelTable {
@@ -66,8 +67,10 @@ class KernelTable {
   KernelInfo make(const void* function) const {
     KernelInfo info;
     const auto address = reinterpret_cast<uintptr_t>(function);
-    info.known = kernels_.count(address) > 0;
+    const auto bound = kernels_.find(address);
+    info.known = bound != kernels_.end();
     if (!info.known) return info;
+    if (bound->second > 1) info.most_threads = std::min(bound->second, 1024);
     const auto range = functions_.equal_range(address);
     size_t own = 0;
     for (auto name = range.first; name != range.second; ++name)  // several: the compiler has merged equal functions
@@ -100,14 +103,19 @@ class KernelTable {
           return 0;
         },
         this);
+#if defined(__aarch64__)
+    constexpr uintptr_t kUnit = 4;
+#else
+    constexpr uintptr_t kUnit = 1;
+#endif
     for (const char* const* entry = cuda_on_host_kernels_begin; entry != cuda_on_host_kernels_end; ++entry) {
       const auto begin = reinterpret_cast<uintptr_t>(*entry);
       const auto function = functions_.upper_bound(begin);
-      if (function != functions_.end()) kernels_.insert(function->first);
+      if (function != functions_.end()) kernels_[function->first] = static_cast<int>((function->first - begin) / kUnit);
     }
     for (const Variable& variable : variables_)
       if (std::none_of(kernels_.begin(), kernels_.end(), [&](const auto& kernel) {
-            const auto range = functions_.equal_range(kernel);
+            const auto range = functions_.equal_range(kernel.first);
             return std::any_of(range.first, range.second, [&](const auto& function) {
               return declared_in(variable.name, scope_of(function.second));
             });
@@ -138,7 +146,7 @@ class KernelTable {
 
   bool read_ = false;
   size_t unowned_ = 0;
-  std::set<uintptr_t> kernels_;  // their entries
+  std::map<uintptr_t, int> kernels_;  // their entries -> no-operations before them
   std::multimap<uintptr_t, std::string> functions_;
   std::vector<Variable> variables_;
   std::map<const void*, KernelInfo> infos_;

@@ -70,6 +70,9 @@ inline cudaError_t check_shape(const Launch& launch, size_t parameter_bytes) {
   const void* function = launch.call->function;
   const KernelInfo& info = kernel_table.find(function);
   const int threads = static_cast<int>(launch.threads_per_block);
+  if (threads > info.most_threads)
+    return bad(cudaErrorInvalidConfiguration,
+               format("a block of %d threads, more than the kernel's launch bound of %d", threads, info.most_threads));
   if (parameter_bytes > static_cast<size_t>(device.parameters))
     return bad(cudaErrorInvalidValue,
                format("%zu bytes of kernel parameters, more than %d", parameter_bytes, device.parameters));

@@ -1,5 +1,5 @@
 // What must be refused: launch shapes over the limits of the pretend device, and misuse of the host functions.
-#include "cuda/compat.cuh"
+#include "cuda/launch.cuh"
 #include "cuda_on_host/harness.h"
 
 #include <cstring>
@@ -43,6 +43,15 @@ struct Bytes {
 };
 __global__ void take_small(Bytes<4096>) {}
 __global__ void take_more(Bytes<4104>) {}
+template <int N, int M>
+struct Threads {
+  static constexpr int count = N * M;
+};
+template <int N, int M>
+__global__ void __launch_bounds__(Threads<N, M>::count, 2) bounded(float* x) {
+  x[threadIdx.x] = 1.f;
+}
+__global__ void __launch_bounds__(128) bounded_128(float* x) { x[threadIdx.x] = 1.f; }
 static void host_function(float*) {}
 
 static void expect_refused(cudaError_t actual, cudaError_t expected, const char* words, int line) {
@@ -192,6 +201,51 @@ CASE(launches_of_what_is_no_kernel) {
                  "no kernel");
   EXPECT_REFUSED(harness::launch(false, static_cast<void (*)(float*)>(nullptr), 1, 32, 0, x.data()),
                  cudaErrorInvalidDeviceFunction, "no kernel");
+}
+
+CASE(launch_bounds) {
+  using harness::launch;
+  DeviceVector<float> x(256);
+  cudaFuncAttributes attributes;
+  CUDA(cudaFuncGetAttributes(&attributes, nothing));
+  EXPECT(attributes.maxThreadsPerBlock == 1024);
+  CUDA(cudaFuncGetAttributes(&attributes, bounded<8, 20>));
+  EXPECT(attributes.maxThreadsPerBlock == 160);
+  CUDA(cudaFuncGetAttributes(&attributes, bounded<8, 8>));
+  EXPECT(attributes.maxThreadsPerBlock == 64);
+  CUDA(launch(false, bounded<8, 20>, 1, 160, 0, x.data()));
+  EXPECT_REFUSED(launch(false, bounded<8, 20>, 1, 161, 0, x.data()), cudaErrorInvalidConfiguration, "bound of 160");
+  CUDA(launch(false, bounded_128, 1, 128, 0, x.data()));
+  EXPECT_REFUSED(launch(false, bounded_128, 1, 256, 0, x.data()), cudaErrorInvalidConfiguration, "bound of 128");
+  int blocks = -1;
+  CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, bounded_128, 256, 0));
+  EXPECT(blocks == 0);
+}
+
+// The package's own use of these calls: it fills what static shared memory leaves, to the byte, and says what it lacks.
+CASE(resident_blocks) {
+  EXPECT(cuda_on_host_set_device("sm_75,multiprocessors=3") == 0);
+  l2l::Config config{};
+  config.hidden = 20, config.layers = 2;
+  DeviceVector<float> x(64);
+  constexpr int kMost = 64 * 1024 - 8 * 128;
+  int blocks = 0;
+  l2l::LaunchStatus status = l2l::resident_blocks(&touch_both<256>, 64, kMost, &blocks);
+  EXPECT(status == cudaSuccess && blocks == 3);
+  CUDA(l2l::launch(&touch_both<256>, 1, 64, kMost, nullptr, x.data()));
+  status = l2l::resident_blocks(&touch_both<256>, 64, kMost + 1, &blocks);
+  EXPECT(status != cudaSuccess && status.shared_needed == 65537 && status.shared_available == 65536);
+  const std::string lack = l2l::launch_failure(status, config);
+  EXPECT(lack.find("needs 65537 bytes of shared memory") != std::string::npos && lack.find("has 65536") != lack.npos);
+  // Other errors keep their names, that of shared memory's code too.
+  EXPECT(l2l::launch_failure(cudaErrorInvalidConfiguration, config).find("shared memory") == std::string::npos);
+  EXPECT(l2l::launch_failure(cudaErrorCooperativeLaunchTooLarge, config).find("CooperativeLaunchTooLarge") !=
+         std::string::npos);
+  // A block that never fits is an error, not one block.
+  status = l2l::resident_blocks(&bounded_128, 256, 0, &blocks);
+  EXPECT(status == cudaErrorLaunchOutOfResources && status.shared_needed == 0);
+  EXPECT(cudaGetLastError() == cudaSuccess);
+  cuda_on_host_set_device("sm_90");
 }
 
 CASE(registers) {
