@@ -115,9 +115,6 @@ __device__ __forceinline__ void pack_for_backward(const GacBackwardScalars& s) {
   }
 }
 
-// Tiles whose sums are added in float32.
-constexpr int kTilesInFloat = 64;
-
 struct GacWalk {
   const GacBackwardScalars& s;
   const Table<GacBackwardEntry> table;

@@ -6,9 +6,10 @@
 //
 // Owns: threads and tiles as in step.cuh. The averages enter through the state's rows: each thread writes them to its
 // own coordinates when it comes back for the next layer.
-// One group: a thread adds its coordinates in float32, blocks add their threads and then all blocks in float64, in an
-//   order that depends on the size of the grid only. Several groups: a warp adds the coordinates of one group.
-// Shared memory: the packed weights; one float per thread and averaged cell; the averages.
+// One group: a thread adds its coordinates of some 64 tiles in float32, warps add their threads, blocks their warps and
+//   then all blocks in float64, in an order that depends on the size of the grid only. Several groups: a warp adds the
+//   coordinates of one group.
+// Shared memory: the packed weights; one float per thread and averaged cell, a double per warp and cell; the averages.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -17,6 +18,10 @@
 #include "step.cuh"
 
 namespace l2l {
+
+// Tiles whose sums are added in float32; those of all tiles that a thread visits, of which there may be hundreds of
+// thousands, in float64.
+constexpr int kTilesInFloat = 64;
 
 struct GacEntry : StepEntry {
   int64_t first;  // its first coordinate in the rows of extra inputs and outputs
@@ -184,17 +189,27 @@ __device__ __forceinline__ float quotient_of(double sum, double count) {
   return static_cast<float>(sum / (count > 1. ? count : 1.));
 }
 
-// One group: from the threads' sums to those of all blocks. Afterwards every block has the averages in shared_means.
-__device__ __forceinline__ void add_blocks(const GacScalars& s, int layer, const float* partial, int* left_out,
-                                           float* shared_means, bool average) {
+// Adds the sums of a warp's threads to those of the warp, and clears them. partial: the thread's; sums: [gac].
+__device__ __forceinline__ void add_threads(int cells, float* partial, double* sums) {
+#pragma unroll 1
+  for (int k = 0; k < cells; k++) {
+    const double sum = warp_sum(static_cast<double>(partial[k * kStepThreads]));
+    partial[k * kStepThreads] = 0.f;
+    if (threadIdx.x % 32 == 0) sums[k] += sum;
+  }
+}
+
+// One group: from the warps' sums, `stride` apart, to those of all blocks. Afterwards every block has the averages in
+// shared_means.
+__device__ __forceinline__ void add_blocks(const GacScalars& s, int layer, const double* warp_sums, int stride,
+                                           int* left_out, float* shared_means, bool average) {
   const int cells = s.step.config.gac, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   double* rows = s.block_sums + static_cast<int64_t>(layer % 2) * gridDim.x * 2 * cells;
   __syncthreads();
   for (int k = warp; k < cells; k += kStepThreads / 32) {
-    double sum = 0.;
-    for (int i = lane; i < kStepThreads; i += 32) sum += static_cast<double>(partial[k * kStepThreads + i]);
-    sum = warp_sum(sum);
     if (lane == 0) {
+      double sum = 0.;
+      for (int w = 0; w < kStepThreads / 32; w++) sum += warp_sums[w * stride + k];
       rows[static_cast<int64_t>(blockIdx.x) * 2 * cells + k] = sum;
       rows[static_cast<int64_t>(blockIdx.x) * 2 * cells + cells + k] = static_cast<double>(left_out[k]);
       left_out[k] = 0;
@@ -258,6 +273,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
   L2L_DYNAMIC_SHARED(float4, weights);
   __shared__ float parked[C][kStepThreads];
   __shared__ float means[H];
+  __shared__ double warp_sums[kStepThreads / 32][H];
   __shared__ int left_out[H];
   const GacScalars& s = arguments.scalars;
   const Config& config = s.step.config;
@@ -275,12 +291,21 @@ __global__ void __launch_bounds__(kStepThreads, 2)
   const Table<StepEntry> views(s.step.table, arguments.table.words);
   const int lane = static_cast<int>(threadIdx.x) % kLanes * C;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kTilesPerBlock;
+  double* own_sums = warp_sums[threadIdx.x / 32];
 #pragma unroll 1
   for (int phase = s.first_phase; phase < s.last_phase; phase++) {
-    for (int k = 0; k < cells; k++) partial[k * kStepThreads] = 0.f;
+    for (int k = 0; k < cells; k++) {
+      partial[k * kStepThreads] = 0.f;
+      if (threadIdx.x % 32 == 0) own_sums[k] = 0.;
+    }
+    int held = 0;  // tiles in `partial`; the threads of a warp have the same tiles
     int64_t at = static_cast<int64_t>(blockIdx.x) * kTilesPerBlock + threadIdx.x / kLanes;
 #pragma unroll 1
     for (; at < s.step.tiles; at += stride) {
+      if (s.groups == 1 && held++ == kTilesInFloat) {
+        add_threads(cells, partial, own_sums);
+        held = 1;
+      }
       int64_t first_tile;
       const GacEntry& entry = table.find(at, first_tile);
       const int64_t tile = at - first_tile;
@@ -301,10 +326,12 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     }
     if (phase == config.layers || cells == 0) continue;
     const bool average = phase + 1 < s.last_phase;
-    if (s.groups == 1)
-      add_blocks(s, phase, partial - threadIdx.x, left_out, means, average);
-    else
+    if (s.groups == 1) {
+      add_threads(cells, partial, own_sums);
+      add_blocks(s, phase, &warp_sums[0][0], H, left_out, means, average);
+    } else {
       add_groups(s, table, phase, average);
+    }
   }
 }
 

@@ -410,6 +410,18 @@ def test_segment_backward_is_one_launch_and_repeats(library: Library) -> None:
     assert np.array_equal(*results)
 
 
+def test_averages_over_many_tiles_are_those_of_one_coordinate(library: Library) -> None:
+    """A thread visits hundreds of tiles of coordinates that are alike, whose average is what each of them is."""
+    means = []
+    for numel in (1, 512_000):
+        case = Case(library, CONFIGS[0], [numel], 1, (FLOAT32, FLOAT32))
+        case.grads = [Tensor(library, np.full(numel, 0.3, np.float32), FLOAT32)]
+        case.states = [library.array(np.zeros_like(case.states[0].numpy()))]
+        case.run(0, CONFIGS[0].num_layers + 1)
+        means.append(case.means)
+    np.testing.assert_allclose(means[1], means[0], rtol=2e-6)
+
+
 def test_sums_over_many_tiles_of_a_block_are_float64(library: Library) -> None:
     """A block visits 1,000 tiles of coordinates that are alike: in float32, each addition would err the same way."""
     run_segment_backward(library, SEGMENT_CONFIGS[1], [256_000], 1, 1, alike=True, tolerance=2e-5)
