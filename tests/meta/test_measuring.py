@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 import l2l_fast as l2l
 from l2l_fast import baselines, comparison
 from l2l_fast.experiments import running
-from l2l_fast.meta import evaluate, evaluation
+from l2l_fast.meta import episode, evaluate, evaluation
 from l2l_fast.meta.protocol import episode_seed
 from l2l_fast.problems import Problem, Quadratic
 from tests.meta.test_trainer import log_of, network, trainer, weights_of
@@ -159,3 +161,25 @@ def test_the_pretrained_optimizers_were_selected_on_other_tasks_than_they_valida
         episodes = (facts["record"] or {}).get("validation", {}).get("episodes", 0)
         assert episodes <= min(running._SELECTION_SEEDS), name
         json.dumps(facts)
+
+
+def test_the_meta_learning_rate_of_every_episode(tmp_path):
+    trainer(lr=0.02, decay_episodes=4, decay_to=0.1, log=tmp_path / "log").fit(6, progress=False)
+    logged = [record["lr"] for record in log_of(tmp_path / "log") if record["event"] == "episode"]
+    cosine = [math.cos(math.pi * min(k, 4) / 4) for k in range(6)]  # the first episode has the whole rate
+    assert logged == pytest.approx([0.02 * (0.1 + 0.45 * (1 + c)) for c in cosine], rel=1e-12)
+
+
+def test_of_equal_validations_the_first_is_the_best(monkeypatch):
+    module = importlib.import_module("l2l_fast.meta.trainer")
+    monkeypatch.setattr(module, "evaluate", lambda *args, **kwargs: torch.full((2, 5), 0.5, dtype=torch.float64))
+    run = trainer(validate_every=1, patience=2).fit(6, progress=False)
+    assert run.counters.best_episode == 1 and run.counters.stopped and run.episode == 3
+
+
+def test_after_a_loss_that_is_not_finite_all_count_as_infinite():
+    for bad in (math.inf, -math.inf, math.nan):
+        losses = [torch.tensor(value) for value in (4.0, 2.0, bad, 1.0)]
+        assert episode.finite_prefix(losses, 2) == [2.0, 1.0, math.inf, math.inf]
+    # In float64: a sum over many problems is not rounded again before it is divided.
+    assert episode.finite_prefix([torch.tensor(1.0), torch.tensor(1.0)], 3) == [1 / 3, 1 / 3]
