@@ -68,10 +68,11 @@ def _lost() -> Kept:
         "optimizer.process_group before its next step",
         stacklevel=2,
     )
-    return Kept(_refuse)
+    return Kept(refuse)
 
 
-def _refuse(tensor: Tensor) -> None:
+def refuse(tensor: Tensor) -> None:
+    """In the place of a reduction that is lost."""
     raise RuntimeError(
         "process_group: lost when the optimizer was pickled; set optimizer.process_group before the next step"
     )

@@ -87,7 +87,7 @@ class LearnedOptimizer(Optimizer):
             options = {**self.defaults, **param_group}
             if not isinstance(options["network"], dict):
                 check_network(options["network"])
-            check_new_options(options)
+            check_new_options(options, param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -164,9 +164,9 @@ class LearnedOptimizer(Optimizer):
             gather(group, network, phis[id(network)], self.state, self._kept.reduce)
             for group, network in zip(self.param_groups, networks, strict=True)
         ]
-        if len(batches) != 1 or batches[0].exact:
-            check_together(batches)
         segment = self._segment
+        if len(batches) != 1 or batches[0].exact or segment is not None:
+            check_together(batches, always=segment is not None)
         if segment is not None:
             segment.begin_step(zip(self.param_groups, batches, strict=True))
         self._begun = False
@@ -326,7 +326,8 @@ class LearnedOptimizer(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = pre_hook(self, state_dict)
             state_dict = state_dict if result is None else result
-        state, groups = unpack(state_dict, self.param_groups, self.networks, self._kept.reduce)
+        with torch.inference_mode(False):  # a state outlives the mode that it is loaded in
+            state, groups = unpack(state_dict, self.param_groups, self.networks, self._kept.reduce)
         self.__setstate__({"state": state, "param_groups": groups})
         self._failure = None
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():

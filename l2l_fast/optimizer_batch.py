@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from . import joint, reference
 from .config import AnyConfig
+from .gac_ops import check_groups
 from .joint import Reduce
 from .memory import NTMBFGS, Memory
 from .network import CoordinatewiseLSTM, check_gradient
@@ -113,6 +114,11 @@ def _with_others(
     exact = any(torch.float64 in (param.dtype, param.grad.dtype) for param in moving)
     if exact and reduce is not None:
         raise NotImplementedError("step: float64 parameters cannot be sharded, only float32, bfloat16 and float16")
+    if reduce is joint.refuse:
+        reduce(torch.empty(0))
+    check_groups(group["groups"], 0)
+    for param in moving:
+        check_groups(group["groups"], param.numel())
     memory = None
     if moving and isinstance(network, NTMBFGS):
         joint.check_all_move(params)

@@ -62,15 +62,15 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
 
 
-def check_new_options(group: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError, naming the option, unless the options given for a new group are valid; warn of
-    options that this optimizer does not have."""
+def check_new_options(group: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError, naming the option, unless the options of a new group are valid; warn of those
+    among the ``given`` ones (the others are defaults) that this optimizer does not have."""
     for name in ("lr", "weight_decay"):
         if number(name, group[name]) < 0:
             raise ValueError(f"{name}: expected a finite number >= 0, got {group[name]}")
     if not isinstance(group["maximize"], bool):
         raise TypeError(f"maximize: expected a bool, got {group['maximize']!r}")
-    unknown = sorted(str(key) for key in set(group) - {*OPTIONS, *BOOKKEEPING})
+    unknown = sorted(str(key) for key in set(given) - {*OPTIONS, *BOOKKEEPING})
     if unknown:
         warnings.warn(
             f"param_groups: LearnedOptimizer has no option {', '.join(map(repr, unknown))}, which will have no effect; "
@@ -118,16 +118,17 @@ def check_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce
         raise NotImplementedError("process_group: the memory of NTMBFGS cannot be sharded")
 
 
-def check_together(batches: Sequence[Batch]) -> None:
+def check_together(batches: Sequence[Batch], always: bool = False) -> None:
     """Raise unless the kernels will take the tensors of every group, and none that is written is another's: the launch
-    of a group checks as much, but by then the groups before it have been written."""
+    of a group checks as much, but by then the groups before it have been written. ``always``: the first launch, too,
+    for something else (a segment) must not begin the step in vain."""
     launches = [batch for batch in batches if batch.params]
     exact = [each for batch in batches for each in batch.exact]
-    if len(launches) < 2 and not exact:
+    if len(launches) < 2 and not exact and not always:
         return
     for batch in batches:
         # The first launch has nothing before it: what it refuses, it refuses in time.
-        if batch.params and (batch is not launches[0] or exact):
+        if batch.params and (batch is not launches[0] or exact or always):
             tensors = (batch.params, batch.grads, batch.states)
             step = (batch.lr, batch.weight_decay, batch.maximize)
             if isinstance(batch.config, Config):

@@ -94,6 +94,7 @@ class Segment:
         self.tapes: dict[int, Tape] = {}
         self.start_states: dict[Tensor, State] = {}
         self.current_states: dict[Tensor, tuple[Tensor, int]] = {}  # the tensor, and its version after the last step
+        self.owners: dict[Tensor, int] = {}  # the group of every parameter
         self._broken = False
         self._moving: list[tuple[Tensor, Tensor]] = []
         self._last_gradient: tuple[Tensor, Any, int] | None = None
@@ -118,6 +119,8 @@ class Segment:
             for param, grad, state in moving:
                 if param in self.current_states:
                     self._check_same_state("step", param, state)
+                if self.owners.setdefault(param, id(group)) != id(group):
+                    raise RuntimeError("step: a parameter's group was replaced during the segment")
                 witness = witness or (param, grad)
             started.extend((param, state, batch.config) for param, _, state in moving)
         for param, state, config in started:

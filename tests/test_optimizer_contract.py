@@ -452,9 +452,7 @@ def test_an_unpickled_optimizer_says_that_its_process_group_is_lost():
     with pytest.raises(RuntimeError, match="process_group: lost"):
         run(other, others, 1)
     assert torch.equal(others[0], kept)
-    state = optimizer.state_dict()
-    other.process_group = lambda tensor: None
-    other.load_state_dict(state)
+    other.process_group = lambda tensor: None  # as the message says
     run(other, others, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -637,3 +635,23 @@ def test_two_processes(case, tmp_path):
         for worker in workers:
             worker.kill()
     assert all(worker.returncode == 0 for worker in workers), "\n".join(outputs)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dense", "low_rank"])
+def test_a_state_loaded_or_stepped_in_another_mode_lives_on(kind):
+    net = network() if kind == "plain" else l2l.NTMBFGS(memory=kind)
+    params = parameters((7,))
+    optimizer = l2l.LearnedOptimizer(params, net)
+    run(optimizer, params, 1)
+    with torch.inference_mode(), torch.device("meta"):
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.step()
+    run(optimizer, params, 1)
+    through_a_file(optimizer.state_dict())
+
+
+def test_a_copy_takes_groups_without_a_warning():
+    optimizer = copy.deepcopy(l2l.LearnedOptimizer(parameters((7,)), network()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.add_param_group({"params": parameters((3,))})

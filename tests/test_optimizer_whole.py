@@ -139,3 +139,38 @@ def test_a_launch_that_fails_after_another_stops_further_steps(monkeypatch):
         optimizer.step()
     optimizer.load_state_dict(saved)
     optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_number_of_problems_that_does_not_divide_is_refused_in_time(dtype):
+    a, b = good(4), good(4, dtype)
+    optimizer = l2l.LearnedOptimizer([{"params": [a], "network": random_network()}, {"params": [b]}], gac_network())
+    for groups, error in ((3, ValueError), (2.0, TypeError), (True, TypeError)):
+        optimizer.param_groups[1]["groups"] = groups
+        with pytest.raises(error, match="groups: expected"):
+            optimizer.step()
+        assert torch.equal(a, torch.ones(4)) and len(optimizer.state) == 0
+
+
+def test_a_refused_step_leaves_the_segment_open():
+    param = good(6)
+    optimizer = l2l.LearnedOptimizer([param], random_network())
+    optimizer.start_segment()
+    optimizer.step()
+    param.grad = optimizer.state[param]["lstm_state"].view(-1)[:6]
+    with pytest.raises(ValueError, match="grads"):
+        optimizer.step()
+    param.grad = torch.ones(6)
+    optimizer.step()
+    param.grad = torch.full((6,), 2.0)
+    optimizer.backward_segment()
+
+
+def test_groups_replaced_during_a_segment_are_noticed():
+    param = good(6)
+    optimizer = l2l.LearnedOptimizer([param], random_network())
+    optimizer.start_segment()
+    optimizer.step()
+    optimizer.param_groups = [dict(group) for group in optimizer.param_groups]
+    with pytest.raises(RuntimeError, match="group was replaced"):
+        optimizer.step()

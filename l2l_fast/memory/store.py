@@ -164,7 +164,8 @@ class LowRankMemory(Memory):
 
     def entries(self) -> dict[str, Tensor]:
         # torch's own tools keep their hands off an entry of this name: a count must not become bfloat16.
-        step = torch.tensor(self.written, dtype=torch.int64)
+        with torch.inference_mode(False):
+            step = torch.tensor(self.written, dtype=torch.int64, device="cpu")
         return {"memory_left": self.left, "memory_right": self.right, "memory_reads": self.reads, "step": step}
 
     def detach(self) -> LowRankMemory:
