@@ -59,7 +59,11 @@ def plain(value: Any) -> Any:
     """A group's option as plain data: numbers of numpy as those of Python, tensors as copies."""
     if isinstance(value, Tensor):
         return value.detach().clone()
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
+    if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    # A long double, a Fraction or a Decimal is a number to a step, but not to torch.load(weights_only=True).
+    known = value is None or isinstance(value, (bool, int, float, complex, str, bytes))
+    return float(value) if not known and checks.as_float(value) is not None else value
 
 
 def check_new_options(group: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -9,6 +9,8 @@ import pickle
 import subprocess
 import sys
 import warnings
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,8 @@ def test_schedules_resume_from_a_file(name, kind):
         {"weight_decay": torch.tensor(0.1)},
         {"weight_decay": np.float64(0.1)},
         {"maximize": 1},
+        {"lr": Fraction(1, 2), "weight_decay": np.longdouble(0.1)},
+        {"lr": Decimal("0.5")},
         {"note": np.int64(3), "initial_lr": torch.ones(1)},
     ],
 )

@@ -174,3 +174,17 @@ def test_groups_replaced_during_a_segment_are_noticed():
     optimizer.param_groups = [dict(group) for group in optimizer.param_groups]
     with pytest.raises(RuntimeError, match="group was replaced"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("change", [lambda m: m.int(), lambda m: m[..., :1].expand_as(m), lambda m: m.to_sparse()])
+@pytest.mark.parametrize("name", ["memory_matrix", "memory_reads"])
+def test_a_memory_that_cannot_be_written_is_refused_in_time(name, change):
+    a, b = good(4), good(5)
+    groups = [{"params": [a], "network": random_network()}, {"params": [b]}]
+    optimizer = l2l.LearnedOptimizer(groups, l2l.NTMBFGS(hidden_size=4))
+    optimizer.step()
+    kept = a.detach().clone()
+    optimizer.state[b][name] = change(optimizer.state[b][name])
+    with pytest.raises(TypeError, match=name):
+        optimizer.step()
+    assert torch.equal(a, kept)

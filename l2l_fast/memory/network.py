@@ -139,6 +139,8 @@ class NTMBFGS(CoordinatewiseLSTM):
         for name, value in given.items():
             if not isinstance(value, Tensor) or value.is_complex() or value.layout is not torch.strided:
                 raise TypeError(f"memory: expected a dense real tensor as {name!r}, got {type(value).__name__}")
+            if name != "step" and (not value.is_floating_point() or torch._debug_has_internal_overlap(value) == 1):
+                raise TypeError(f"memory: expected a floating-point {name!r} with memory of its own, got {value.dtype}")
             if tuple(value.shape) != shapes[name]:
                 raise ValueError(f"memory: expected {name!r} of shape {shapes[name]}, got {tuple(value.shape)}")
         if self.memory == "dense":
