@@ -165,8 +165,8 @@ class LearnedOptimizer(Optimizer):
             for group, network in zip(self.param_groups, networks, strict=True)
         ]
         segment = self._segment
-        if len(batches) != 1 or batches[0].exact or segment is not None:
-            check_together(batches, always=segment is not None)
+        if len(batches) != 1 or batches[0].exact:
+            check_together(batches)
         if segment is not None:
             segment.begin_step(zip(self.param_groups, batches, strict=True))
         self._begun = False
@@ -176,6 +176,8 @@ class LearnedOptimizer(Optimizer):
         except BaseException as error:
             if self._begun:
                 self._failure = f"{type(error).__name__}: {error}"
+            elif segment is not None and isinstance(error, (ValueError, TypeError, NotImplementedError)):
+                segment.cancel_step()  # the first launch refused its arguments
             raise
         if segment is not None:
             segment.end_step()

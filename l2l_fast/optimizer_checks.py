@@ -122,17 +122,16 @@ def check_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce
         raise NotImplementedError("process_group: the memory of NTMBFGS cannot be sharded")
 
 
-def check_together(batches: Sequence[Batch], always: bool = False) -> None:
+def check_together(batches: Sequence[Batch]) -> None:
     """Raise unless the kernels will take the tensors of every group, and none that is written is another's: the launch
-    of a group checks as much, but by then the groups before it have been written. ``always``: the first launch, too,
-    for something else (a segment) must not begin the step in vain."""
+    of a group checks as much, but by then the groups before it have been written."""
     launches = [batch for batch in batches if batch.params]
     exact = [each for batch in batches for each in batch.exact]
-    if len(launches) < 2 and not exact and not always:
+    if len(launches) < 2 and not exact:
         return
     for batch in batches:
         # The first launch has nothing before it: what it refuses, it refuses in time.
-        if batch.params and (batch is not launches[0] or exact or always):
+        if batch.params and (batch is not launches[0] or exact):
             tensors = (batch.params, batch.grads, batch.states)
             step = (batch.lr, batch.weight_decay, batch.maximize)
             if isinstance(batch.config, Config):

@@ -150,6 +150,13 @@ class Segment:
         """Keep the means that the step just recorded for this group came out with; a few floats."""
         self.tapes[id(group)].steps[-1].means = means
 
+    def cancel_step(self) -> None:
+        """The step that was begun has written nothing: it is as if it had not been tried."""
+        for tape in self.tapes.values():
+            tape.steps = [step for step in tape.steps if step.t < self.num_steps]
+        self._moving = []
+        self._broken = False
+
     def end_step(self) -> None:
         self.current_states.update((param, (state, _version(state))) for param, state in self._moving)
         self._moving = []

@@ -153,17 +153,22 @@ def test_a_number_of_problems_that_does_not_divide_is_refused_in_time(dtype):
 
 
 def test_a_refused_step_leaves_the_segment_open():
-    param = good(6)
-    optimizer = l2l.LearnedOptimizer([param], random_network())
-    optimizer.start_segment()
-    optimizer.step()
-    param.grad = optimizer.state[param]["lstm_state"].view(-1)[:6]
-    with pytest.raises(ValueError, match="grads"):
+    gradients = []
+    for refused in (False, True):
+        param, net = good(6), random_network()
+        optimizer = l2l.LearnedOptimizer([param], net)
+        optimizer.start_segment()
         optimizer.step()
-    param.grad = torch.ones(6)
-    optimizer.step()
-    param.grad = torch.full((6,), 2.0)
-    optimizer.backward_segment()
+        if refused:
+            param.grad = optimizer.state[param]["lstm_state"].view(-1)[:6]
+            with pytest.raises(ValueError, match="grads"):
+                optimizer.step()
+        param.grad = torch.ones(6)
+        optimizer.step()
+        param.grad = torch.full((6,), 2.0)
+        optimizer.backward_segment()
+        gradients.append(net.weight_out.grad)
+    assert torch.equal(*gradients) and gradients[0].abs().sum() > 0
 
 
 def test_groups_replaced_during_a_segment_are_noticed():
