@@ -18,7 +18,7 @@ from setuptools import setup
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-# No -march: each csrc/cpu/kernels_*.cpp names its own instruction set and one is chosen at run time.
+# No -march: each csrc/cpu/isa/*.cpp names its own instruction set and one is chosen at run time.
 # No -ffast-math: the kernels' rounding and NaN handling rely on IEEE semantics.
 # -fopenmp only compiles the parallel regions of at::parallel_for; no OpenMP library is linked, so that they run in the
 # one that torch itself has loaded and obey torch.set_num_threads.
@@ -44,10 +44,10 @@ def sources() -> list[str]:
     kernels = ["baseline"]
     if platform.machine().lower() in ("x86_64", "amd64"):
         kernels += ["avx2", "avx512"]
-    cpu = ["backward", "dispatch", "gac", "gac_backward", "gac_step", "packing", "parallel", "step"]
-    cpu += [f"kernels_{name}" for name in kernels]
-    shared = ["ops", "module", "aliasing", "checks", "gac_checks", "overlap"]
-    return [*(f"csrc/{name}.cpp" for name in shared), *(f"csrc/cpu/{name}.cpp" for name in cpu)]
+    cpu = ["averages", "backend", "backward", "dispatch", "layered_backward", "layered_forward", "packing", "parallel"]
+    cpu += ["step", *(f"isa/{name}" for name in kernels)]
+    ops = ["aliasing", "arguments", "operators", "overlap", "schema"]
+    return ["csrc/module.cpp", *(f"csrc/ops/{name}.cpp" for name in ops), *(f"csrc/cpu/{name}.cpp" for name in cpu)]
 
 
 # No warning is an error here: another nvcc, or the headers of another torch, may have warnings of their own.
@@ -86,7 +86,7 @@ if plan.cuda:
     cxx_flags = [*cxx_flags, "-DL2L_FAST_WITH_CUDA", f'-DL2L_FAST_CUDA_ARCHITECTURES="{plan.architectures}"']
     # With architectures among these flags, torch does not choose those of the GPUs it finds.
     nvcc_flags = [*NVCC_FLAGS, *plan.nvcc_flags, *os.environ.get("L2L_FAST_NVCCFLAGS", "").split()]
-    paths += [f"csrc/cuda/{name}.cu" for name in ("step", "backward", "gac_step", "gac_backward")]
+    paths += ["csrc/cuda/backend.cu"]
 setup(
     ext_modules=[
         (CUDAExtension if plan.cuda else CppExtension)(

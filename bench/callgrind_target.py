@@ -12,8 +12,8 @@ net = CoordinatewiseLSTM()
 state, phi = net.init_state(n).data, net.phi().detach()
 param, records = torch.zeros(n), list(torch.randn(STEPS + 1, n))
 for t in range(REPEATS):
-    ops.lstm_step_([param], [records[t]], [state], phi, *net.config, 1.0, 0.0, False)
+    ops.step_([param], [records[t]], [state], phi, net.config, 1.0, 0.0, False)
 ones = [1.0] * STEPS
-ops.lstm_segment_backward([state], [n], [0], records, ones, ones, ones, phi, *net.config, [], False)
+ops.segment_backward([state], [n], [0], records, [], ones, ones, ones, phi, net.config)
 print(f"{REPEATS} steps and a segment backward of {STEPS} steps on {n} coordinates: instruction counts per")
 print(f"coordinate (and step) are the counts of 'step' / {n * REPEATS} and of 'backward' / {n * STEPS}")

@@ -29,7 +29,7 @@ def test_step(measure, model, what):
     if what == "operator":
         tensors, grads = [p.detach() for p in params], [p.grad for p in params]
         states, phi = [net.init_state(p.numel()).data for p in params], net.phi().detach()
-        measure(lambda: ops.lstm_step_(tensors, grads, states, phi, *net.config, 1.0, 0.0, False), sum(MODELS[model]))
+        measure(lambda: ops.step_(tensors, grads, states, phi, net.config, 1.0, 0.0, False), sum(MODELS[model]))
     else:
         adam = what.startswith("Adam")
         optimizer = torch.optim.Adam(params, fused=True) if adam else LearnedOptimizer(params, net)

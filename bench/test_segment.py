@@ -15,7 +15,7 @@ def segment_backward(net, n, steps, injected=False, need_grad_start=False):
     end = [torch.randn_like(state)] if injected else []
 
     def run():
-        ops.lstm_segment_backward([state], [n], [0], records, ones, ones, ones, phi, *net.config, end, need_grad_start)
+        ops.segment_backward([state], [n], [0], records, [], ones, ones, ones, phi, net.config, 1, end, need_grad_start)
 
     return run
 
@@ -53,6 +53,6 @@ def test_recording(measure, n, recorded):
     def step():
         record = torch.empty(num_tiles(n) * TILE) if recorded else None
         tiles = [0] if recorded else []
-        ops.lstm_step_([param], [grad], [state], phi, *net.config, 1.0, 0.0, False, record, tiles)
+        ops.step_(*tensors, phi, net.config, 1.0, 0.0, False, record=record, record_tiles=tiles)
 
     measure(step, n)

@@ -18,7 +18,7 @@ def in_place_step(net, param, grad):
     state, phi = net.init_state(param.numel()).data, net.phi().detach()
 
     def step():
-        ops.lstm_step_([param], [grad], [state], phi, *net.config, 1.0, 0.0, False)
+        ops.step_([param], [grad], [state], phi, net.config, 1.0, 0.0, False)
 
     return step
 

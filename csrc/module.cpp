@@ -8,7 +8,7 @@
 
 #include <chrono>
 
-#include "core/layout.h"
+#include "core/state_io.h"
 #include "cpu/dispatch.h"
 
 namespace py = pybind11;

@@ -31,12 +31,13 @@ if getattr(_C, "version", None) != __version__:  # None: built before extensions
         "source folder: pip install --no-build-isolation -e ."
     )
 
-from . import gac_ops, ops, reference
+from .kernels import operators as ops
+from .kernels import reference
+from .kernels.config import Config, GacConfig
+from .kernels.state import State
 from .memory import NTMBFGS
 from .network import CoordinatewiseLSTM
-from .ops import Config, GacConfig
 from .optimizer import LearnedOptimizer
-from .state import State
 
 if TYPE_CHECKING:
     from . import baselines, data, decisions, experiments, interchange, meta, plots, pretrained, problems, trained
@@ -56,7 +57,6 @@ __all__ = [
     "data",
     "decisions",
     "experiments",
-    "gac_ops",
     "interchange",
     "list_pretrained",
     "load",

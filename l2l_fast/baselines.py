@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
-from l2l_fast.checks import as_float, chosen
+from l2l_fast.kernels.checks import as_float, chosen
+from l2l_fast.kernels.surroundings import own_loop
 from l2l_fast.problems.base import Problem, Task, positive_int
 from l2l_fast.problems.theta import Theta
-from l2l_fast.surroundings import own_loop
 
 # Torch7 adds Adam's eps before the bias correction, PyTorch after it; at 1e-8 only gradients of that size could tell.
 # The fused kernel is the same arithmetic without a Python loop.

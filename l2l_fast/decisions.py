@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks
+from .kernels import checks
+from .kernels.state import State
+from .kernels.surroundings import own_loop
 from .meta.networks import Networks, members, names_by_network, optimizer_groups
 from .network import CoordinatewiseLSTM
 from .optimizer import LearnedOptimizer
 from .problems import Task
 from .problems.base import positive_int
 from .problems.theta import Theta
-from .state import State
-from .surroundings import own_loop
 
 LEARNED = "learned"
 _LABELS = {LEARNED: "learned LSTM", "adam": "Adam", "sgd": "SGD"}

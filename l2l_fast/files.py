@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import effective
-from .config import Config
+from .kernels.config import PLAIN_FIELDS
 from .writing import write_atomically as write_atomically
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def save(net: CoordinatewiseLSTM, path: str | os.PathLike[str], record: dict[str
 
 def version_of(net: CoordinatewiseLSTM) -> str:
     """Of the file format: plain networks keep to the first, so that earlier releases can read them."""
-    return PLAIN_VERSION if set(net.options()) == {*Config._fields, "gac_cells"} else VERSION
+    return PLAIN_VERSION if set(net.options()) == {*PLAIN_FIELDS, "gac_cells"} else VERSION
 
 
 def content(net: CoordinatewiseLSTM) -> dict[str, Tensor]:
@@ -205,10 +205,10 @@ def _checked_config(metadata: dict[str, str]) -> dict[str, Any]:
         raise ValueError(f"expected format_version {PLAIN_VERSION!r} or {VERSION!r}, got {version!r}")
     config = json.loads(metadata.get("config", "null"))
     if not isinstance(config, dict):
-        raise ValueError(f"expected the configuration fields {[*Config._fields, 'gac_cells']}, got {config!r}")
+        raise ValueError(f"expected the configuration fields {[*PLAIN_FIELDS, 'gac_cells']}, got {config!r}")
     if version == PLAIN_VERSION:
-        if set(config) != {*Config._fields, "gac_cells"}:
-            raise ValueError(f"expected the configuration fields {[*Config._fields, 'gac_cells']}, got {config!r}")
+        if set(config) != {*PLAIN_FIELDS, "gac_cells"}:
+            raise ValueError(f"expected the configuration fields {[*PLAIN_FIELDS, 'gac_cells']}, got {config!r}")
         if config["gac_cells"] != 0:
             raise ValueError(f"gac_cells: expected 0 in a file of version 1, got {config['gac_cells']!r}")
     return config

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import gac_ops, reference
+from .kernels import operators, reference
+from .kernels.state import State
 from .memory import NTMBFGS, Memory
 from .network import CoordinatewiseLSTM
 from .optimizer_state import as_state
-from .state import State
 
 if TYPE_CHECKING:
     from .optimizer_batch import Batch
@@ -109,9 +109,18 @@ def fused_step(
 
     def run(first_phase: int, last_phase: int) -> None:
         if batch.params:
-            options = (batch.lr, batch.weight_decay, batch.maximize, record, record_tiles, groups)
-            tensors = (batch.params, batch.grads, batch.states, extra, out, phi)
-            gac_ops.gac_step_(*tensors, *config, *options, means, sums, first_phase, last_phase, check_only)
+            operators.step_(
+                *(batch.params, batch.grads, batch.states, phi, config, batch.lr, batch.weight_decay, batch.maximize),
+                record=record,
+                record_tiles=record_tiles,
+                extra=extra,
+                out=out,
+                num_problems=groups,
+                means=means,
+                sums=sums,
+                phases=(first_phase, last_phase),
+                check_only=check_only,
+            )
             begun()
 
     if check_only:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 from torch.autograd import forward_ad
 
-from . import checks, effective, files, gac_ops, ops, reference
-from .config import AnyConfig, make_config
+from . import effective, files
 from .files import FILE_FORMAT as FILE_FORMAT
 from .files import PLAIN_VERSION as FILE_VERSION  # noqa: F401
 from .files import load as load
-from .state import State
-from .surroundings import without_autocast
+from .kernels import checks, operators, reference
+from .kernels.config import Config
+from .kernels.state import State
+from .kernels.surroundings import without_autocast
 
 
 class CoordinatewiseLSTM(nn.Module):
@@ -119,7 +120,7 @@ class CoordinatewiseLSTM(nn.Module):
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-able: what files and checkpoints store. Those of a plain network do not
         name extra_inputs and num_outputs."""
-        return {**self.config._asdict(), "gac_cells": self.gac_cells}
+        return {**self.config.asdict(), "gac_cells": self.gac_cells}
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -177,7 +178,7 @@ class CoordinatewiseLSTM(nn.Module):
                 is missing, superfluous or of the wrong shape; devices differ.
             NotImplementedError: no kernel for the device in this build.
         """
-        check_gradient("grad", grad)
+        checks.check_gradient("grad", grad)
         if not isinstance(state, State):
             raise TypeError(f"state: expected l2l_fast.State, got {type(state).__name__}")
         if (state.numel, state.hidden_size, state.num_layers) != (grad.numel(), self.hidden_size, self.num_layers):
@@ -190,24 +191,22 @@ class CoordinatewiseLSTM(nn.Module):
                 f"grad, state and network must be on one device, got {grad.device}, {state.device} and "
                 f"{self.weight_out.device}"
             )
-        gac_ops.check_groups(groups, grad.numel())
-        gac_ops.check_extra(extra, self.extra_inputs, grad)
+        checks.check_groups(groups, grad.numel())
+        checks.check_extra(extra, self.extra_inputs, grad)
         wide = grad.dtype == torch.float64 or state.dtype == torch.float64
         if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
             with without_autocast(grad.device):
                 update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
                 return update, State.from_logical(logical)
         phi = self.phi().float()
-        if isinstance(self.config, ops.Config):
-            update, data = ops.lstm_step(grad, state.data, phi, *self.config)
-        else:
-            extra = None if extra is None else extra.float().contiguous()
-            update, data = gac_ops.gac_step(grad, extra, state.data, phi, *self.config, groups)
-            update = update[0].to(grad.dtype) if self.num_outputs == 1 else update
+        extra = None if extra is None else extra.float().contiguous()
+        update, data = operators.step(grad, extra, state.data, phi, self.config, groups)
+        if self.num_outputs == 1:
+            update = update.view(grad.shape).to(grad.dtype)
         return update, State(data, state.numel, state.hidden_size, state.num_layers)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.config._asdict().items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.config.asdict().items())
 
     # ---- exchange with torch.nn ----
 
@@ -330,16 +329,6 @@ def _is_transformed(*tensors: Tensor | None) -> bool:
     return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
-def check_gradient(name: str, grad: Any) -> None:
-    """Raise TypeError unless ``grad`` is a dense, real, floating-point tensor of a supported dtype."""
-    if not isinstance(grad, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(grad).__name__}")
-    if grad.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {grad.layout}")
-    if grad.dtype not in ops.KERNEL_DTYPES and grad.dtype != torch.float64:
-        raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {grad.dtype}")
-
-
 def _check_config(
     hidden_size: Any,
     num_layers: Any,
@@ -349,7 +338,7 @@ def _check_config(
     gac_cells: Any,
     extra_inputs: Any,
     num_outputs: Any,
-) -> AnyConfig:
+) -> Config:
     # What is kept are plain Python numbers, whatever came: they go into JSON, pickles and the operators' schemas.
     hidden_size = checks.integer("hidden_size", hidden_size, 4, 64)
     num_layers = checks.integer("num_layers", num_layers, 1, 4)
@@ -363,4 +352,4 @@ def _check_config(
     output_scale = checks.real(
         "output_scale", output_scale, -limits.max, limits.max, expected="a finite float32 number"
     )
-    return make_config(hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs)
+    return Config(hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs)

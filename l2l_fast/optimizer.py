@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import joint, ops
+from . import joint
 from .joint import Kept
+from .kernels import operators
+from .kernels.state import State
+from .kernels.surroundings import without_autocast
 from .memory import NTMBFGS
 from .network import CoordinatewiseLSTM
-from .ops import Config
 from .optimizer_batch import Batch, exact_step, gather
 from .optimizer_checkpoints import pack, unpack
 from .optimizer_checks import check_new_options, check_parameters, check_problems, check_together, plain
 from .optimizer_networks import Registry, check_network
 from .optimizer_state import NUMEL_KEY, STATE_KEY, as_state, is_live, modernize, tiles_of
 from .segment import Segment
-from .state import State
-from .surroundings import without_autocast
 
 
 class LearnedOptimizer(Optimizer):
@@ -185,14 +185,14 @@ class LearnedOptimizer(Optimizer):
 
     def _run(self, group: dict[str, Any], batch: Batch) -> None:
         record, tiles = (None, ()) if self._segment is None else self._segment.record(group, batch)
-        if not isinstance(batch.config, Config):
+        if not batch.config.is_plain:
             with without_autocast(batch.phi.device):
                 self._run_joint(group, batch, record, tiles)
             return
         if batch.params:
-            options = (batch.lr, batch.weight_decay, batch.maximize, record, tiles)
+            tensors, options = (batch.params, batch.grads, batch.states), (batch.lr, batch.weight_decay, batch.maximize)
             phi = batch.phi.float()
-            ops.lstm_step_(batch.params, batch.grads, batch.states, phi, *batch.config, *options)
+            operators.step_(*tensors, phi, batch.config, *options, record=record, record_tiles=tiles)
             self._keep(batch)
         for param, grad, state in batch.exact:
             self._keep(batch)

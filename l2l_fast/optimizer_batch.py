@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import joint, reference
-from .config import AnyConfig
-from .gac_ops import check_groups
+from . import joint
 from .joint import Reduce
+from .kernels import reference
+from .kernels.checks import check_gradient, check_groups
+from .kernels.config import Config
+from .kernels.operators import KERNEL_DTYPES
+from .kernels.state import TILE, State, num_tiles
 from .memory import NTMBFGS, Memory
-from .network import CoordinatewiseLSTM, check_gradient
-from .ops import KERNEL_DTYPES, Config
+from .network import CoordinatewiseLSTM
 from .optimizer_checks import check_devices, check_plain, number, truth
-from .optimizer_state import NUMEL_KEY, STATE_KEY, as_state, rows_of, tiles_of
-from .state import TILE, State, num_tiles
+from .optimizer_state import NUMEL_KEY, STATE_KEY, as_state, tiles_of
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -28,7 +29,7 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 class Batch(NamedTuple):
     """What one parameter group does in one step: tensors for the fused kernel, and float64 ones for the reference.
 
-    Where coordinates communicate (a config that is not a :class:`Config`), all tensors are of one of the two kinds."""
+    Where coordinates communicate (:attr:`Config.is_plain` is false), all tensors are of one of the two kinds."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
     fresh: list[tuple[Tensor, Tensor]]  # parameters with states that are not yet among the optimizer's
     network: CoordinatewiseLSTM
     phi: Tensor
-    config: AnyConfig
+    config: Config
     lr: float
     weight_decay: float
     maximize: bool
@@ -66,10 +67,10 @@ def gather(
     maximize = maximize if type(maximize) is bool else truth("maximize", maximize)
     batch = Batch([], [], [], [], [], network, phi, network.config, lr, decay, maximize)
     all_exact = False
-    if not isinstance(batch.config, Config):
+    if not batch.config.is_plain:
         batch, all_exact = _with_others(group, batch, state, reduce)
-    config, kernel = batch.config, "lstm_step_" if isinstance(batch.config, Config) else "gac_step_"
-    on_cpu, rows = phi.is_cpu, rows_of(config)
+    config = batch.config
+    on_cpu, rows = phi.is_cpu, config.rows
     params, grads, states, state_of = batch.params, batch.grads, batch.states, state.get
     for k, param in enumerate(group["params"]):
         grad = param.grad
@@ -83,7 +84,7 @@ def gather(
             check_gradient("params", param)
             check_gradient("grad", grad)
         if not (on_cpu and param.is_cpu and grad.is_cpu):
-            check_devices(param, grad, phi, fused, kernel)
+            check_devices(param, grad, phi, fused)
         dtype = torch.float32 if fused else torch.float64
         entry = state_of(param, _EMPTY)
         tiles, numel = entry.get(STATE_KEY), param.numel()

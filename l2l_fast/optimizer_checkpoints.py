@@ -33,8 +33,7 @@ def pack(
         packed["params"] = [index[id(param)] for param in group["params"]]
         groups.append(packed)
     packed_state = {
-        index[id(key)] if isinstance(key, Tensor) else key: pack_entry(value, key)
-        for key, value in state.items()
+        index[id(key)] if isinstance(key, Tensor) else key: pack_entry(value, key) for key, value in state.items()
     }
     return {"state": packed_state, "param_groups": groups}
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import checks, joint, ops
-from .gac_ops import check_groups
+from . import joint
 from .joint import Reduce
+from .kernels import checks, operators
+from .kernels.checks import check_gradient, check_groups
 from .memory import NTMBFGS
-from .network import CoordinatewiseLSTM, check_gradient
-from .ops import Config
+from .network import CoordinatewiseLSTM
 
 if TYPE_CHECKING:
     from .optimizer_batch import Batch
@@ -37,9 +37,7 @@ def number(name: str, value: Any) -> float:
     """
     if isinstance(value, Tensor):
         if value.numel() != 1:
-            raise ValueError(
-                f"{name}: expected a number or a tensor with one element, got shape {tuple(value.shape)}"
-            )
+            raise ValueError(f"{name}: expected a number or a tensor with one element, got shape {tuple(value.shape)}")
         value = value.item()
     return checks.real(name, value)
 
@@ -134,8 +132,8 @@ def check_together(batches: Sequence[Batch]) -> None:
         if batch.params and (batch is not launches[0] or exact):
             tensors = (batch.params, batch.grads, batch.states)
             step = (batch.lr, batch.weight_decay, batch.maximize)
-            if isinstance(batch.config, Config):
-                ops.lstm_step_(*tensors, batch.phi.float(), *batch.config, *step, check_only=True)
+            if batch.config.is_plain:
+                operators.step_(*tensors, batch.phi.float(), batch.config, *step, check_only=True)
             else:
                 joint.fused_step(batch, None, (), check_only=True)
         for param, grad, _ in batch.exact:
@@ -144,10 +142,10 @@ def check_together(batches: Sequence[Batch]) -> None:
     params = [param for batch in batches for param in batch.params] + [param for param, _, _ in exact]
     grads = [grad for batch in batches for grad in batch.grads] + [grad for _, grad, _ in exact]
     states = [state for batch in batches for state in batch.states] + [state for _, _, state in exact]
-    ops.check_apart(params, grads, states)
+    operators.check_apart(params, grads, states)
 
 
-def check_devices(param: Tensor, grad: Tensor, phi: Tensor, fused: bool, kernel: str) -> None:
+def check_devices(param: Tensor, grad: Tensor, phi: Tensor, fused: bool) -> None:
     """Raise unless all are on one device, for which there is a kernel."""
     if not param.device == grad.device == phi.device:
         raise ValueError(
@@ -155,4 +153,4 @@ def check_devices(param: Tensor, grad: Tensor, phi: Tensor, fused: bool, kernel:
             f"{phi.device}"
         )
     if fused:
-        ops.require_kernel(kernel, param.device)
+        operators.require_kernel("step_", param.device)

@@ -17,26 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import AnyConfig
+from .kernels.config import Config
+from .kernels.state import TILE, State, num_tiles
 from .memory import Memory
-from .state import TILE, State, num_tiles
 
 STATE_KEY = "lstm_state"
 # Marks the live form, whose tiles cannot tell how many of their last 64 coordinates there are.
 NUMEL_KEY = "numel"
 
 
-def rows_of(config: AnyConfig) -> int:
-    """Numbers per coordinate."""
-    return 2 * config.num_layers * config.hidden_size
-
-
-def as_state(tiles: Tensor, numel: int, config: AnyConfig) -> State:
+def as_state(tiles: Tensor, numel: int, config: Config) -> State:
     """The tiles of a parameter as a :class:`State`, which shares their memory."""
     return State(tiles, numel, config.hidden_size, config.num_layers)
 
 
-def tiles_of(entry: Mapping[str, Any], param: Tensor, config: AnyConfig, dtype: torch.dtype) -> Tensor | None:
+def tiles_of(entry: Mapping[str, Any], param: Tensor, config: Config, dtype: torch.dtype) -> Tensor | None:
     """The state of ``param`` as the kernels take it, from its entry in ``optimizer.state`` in whatever form it is;
     None if there is none. The tensor itself where it has the right form.
 
@@ -48,7 +43,7 @@ def tiles_of(entry: Mapping[str, Any], param: Tensor, config: AnyConfig, dtype: 
         return None
     if not is_live(entry):
         return from_saved(value, param, config).data.to(dtype)
-    fits = value.shape == (num_tiles(param.numel()), rows_of(config), TILE) and value.is_floating_point()
+    fits = value.shape == (num_tiles(param.numel()), config.rows, TILE) and value.is_floating_point()
     if not fits or entry[NUMEL_KEY] != param.numel():
         raise ValueError(
             f"the state of a parameter of shape {tuple(param.shape)} does not fit the parameter or the group's network "
@@ -69,13 +64,13 @@ def is_live(entry: Mapping[str, Any]) -> bool:
     return value.dim() == 3 and value.shape[0] == num_tiles(int(numel)) and value.shape[2] == TILE
 
 
-def from_saved(saved: Any, param: Tensor, config: AnyConfig) -> State:
+def from_saved(saved: Any, param: Tensor, config: Config) -> State:
     """A parameter's state from its saved form, on its device; in float64 for a float64 parameter.
 
     Raises:
         TypeError, ValueError: not a tensor of that form.
     """
-    numel, rows = param.numel(), rows_of(config)
+    numel, rows = param.numel(), config.rows
     shapes = ((*param.shape, rows), (numel, config.num_layers, 2, config.hidden_size))  # now, and before 0.2
     if not isinstance(saved, Tensor) or tuple(saved.shape) not in shapes:
         got = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
@@ -110,7 +105,7 @@ def pack_entry(entry: Any, param: Tensor) -> Any:
     return packed
 
 
-def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: AnyConfig) -> dict[str, Any]:
+def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: Config) -> dict[str, Any]:
     """The inverse of :func:`pack_entry`, memory excluded; TypeError or ValueError if it does not fit."""
     own = (STATE_KEY, NUMEL_KEY, *Memory.KEYS, "memory")
     unpacked = {key: copy.deepcopy(value) for key, value in entry.items() if key not in own}

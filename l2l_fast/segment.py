@@ -2,7 +2,7 @@
 
 Since every gradient counts as a constant (Andrychowicz et al. 2016, section 2), the upstream gradient of every update
 is a sum of recorded gradients, and the states can be recomputed from the first one. So a segment records only the start
-state and the gradients; :func:`l2l_fast.ops.lstm_segment_backward` does the rest in one launch per group.
+state and the gradients; :func:`l2l_fast.operators.segment_backward` does the rest in one launch per group.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import ops, reference, segment_joint
-from .config import AnyConfig
-from .network import CoordinatewiseLSTM, check_gradient
-from .ops import Config
+from . import segment_joint
+from .kernels import operators, reference
+from .kernels.checks import check_gradient
+from .kernels.config import Config
+from .kernels.state import TILE, State, num_tiles
+from .kernels.surroundings import without_autocast
+from .network import CoordinatewiseLSTM
 from .optimizer_state import as_state
-from .state import TILE, State, num_tiles
-from .surroundings import without_autocast
 
 if TYPE_CHECKING:
     from .optimizer_batch import Batch
@@ -56,7 +57,7 @@ class Tape:
 
     network: CoordinatewiseLSTM
     phi: Tensor
-    config: AnyConfig
+    config: Config
     groups: int = 1
     steps: list[Step] = field(default_factory=list)
     tiles: dict[Tensor, int] = field(default_factory=dict)
@@ -108,7 +109,7 @@ class Segment:
         if self._broken:
             raise RuntimeError(HALF_WAY)
         witness = None
-        started: list[tuple[Tensor, Tensor, AnyConfig]] = []
+        started: list[tuple[Tensor, Tensor, Config]] = []
         for group, batch in batches:
             moving = [*zip(batch.params, batch.grads, batch.states, strict=True), *batch.exact]
             tape = self.tapes.get(id(group))
@@ -196,7 +197,7 @@ class Segment:
         grad_start: dict[Tensor, State] = {}
         totals: dict[int, tuple[CoordinatewiseLSTM, Tensor]] = {}
         for key, tape in self.tapes.items():
-            if not isinstance(tape.config, Config):
+            if not tape.config.is_plain:
                 grad_phi, starts_of = segment_joint.backward(
                     self, tape, finals[key], w, end_grads, bool(return_grad_start_states)
                 )
@@ -270,14 +271,16 @@ class Segment:
         need_grad_start: bool,
     ) -> tuple[Tensor, list[State]]:
         starts = [self.start_states[param] for param in params]
-        grad_phi, grad_starts = ops.lstm_segment_backward(
+        grad_phi, grad_starts = operators.segment_backward(
             [start.data for start in starts],
             [param.numel() for param in params],
             [tape.tiles[param] for param in params],
             self.records(tape, indices, params, final),
+            [],
             *self.coefficients(tape, indices, w),
             tape.phi.float(),
-            *tape.config,
+            tape.config,
+            1,
             self.injected(params, end_grads),
             need_grad_start,
         )

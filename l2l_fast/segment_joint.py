@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import gac_ops, reference
-from .state import State
+from .kernels import operators, reference
+from .kernels.state import State
 
 if TYPE_CHECKING:
     from .segment import Segment, Tape
@@ -33,7 +33,7 @@ def backward(
         return _through_reference(segment, tape, final, w, end_grads, need_grad_start)
     ((indices, params),) = patterns.items()
     starts = [segment.start_states[param] for param in params]
-    grad_phi, grad_starts = gac_ops.gac_segment_backward(
+    grad_phi, grad_starts = operators.segment_backward(
         [start.data for start in starts],
         [param.numel() for param in params],
         [tape.tiles[param] for param in params],
@@ -41,7 +41,7 @@ def backward(
         [means for index in indices if (means := tape.steps[index].means) is not None],
         *segment.coefficients(tape, indices, w),
         tape.phi.float(),
-        *tape.config,
+        tape.config,
         tape.groups,
         segment.injected(params, end_grads),
         need_grad_start,

@@ -6,7 +6,7 @@
 // 1 / (1 + 2^a) and tanh(x) = (2^a - 1) / (2^a + 1): the scale is folded into the weights once per launch.
 #pragma once
 
-#include "layout.h"
+#include "config.h"
 
 namespace l2l {
 

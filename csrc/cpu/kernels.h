@@ -5,36 +5,26 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../core/layout.h"
-#include "../core/preprocess.h"
+#include "../core/features.h"
+#include "../core/packed_layout.h"
+#include "../core/state_io.h"
 
 namespace l2l {
 
-// One layer's weights in the order in which the kernels read them, rows grouped by unit: the four gates of a unit lie
-// side by side, so that one pass over the inputs feeds all four.
+// One layer's weights in the order in which the kernels read them.
 struct LayerWeights {
-  const float* forward;         // [hidden][inputs + hidden][4], times gate_scale
-  const float* bias;            // [hidden][4], times gate_scale
+  const float* forward;         // as in packed_layout.h
   const float* backward_input;  // [ceil(inputs / 4)][4 * hidden][4]: d gates -> d inputs, zero-padded
   const float* backward_h;      // [ceil(hidden / 4)][4 * hidden][4]: d gates -> d previous h, zero-padded
 };
 
 struct Network {
   Config config;
-  LogSign log_sign;
+  Features features;
   LayerWeights layer[kMaxLayers];
   const float* weight_out;  // [outputs][hidden], the first times output_scale
   const float* bias_out;    // [outputs], the first times output_scale
 };
-
-// Sums for d loss / d phi, in the kernels' order (unpacked by packing.h): per layer [hidden][inputs + hidden][4] and
-// [hidden][4], then the read-out [outputs][hidden] and its biases.
-L2L_HOST_DEVICE int gradient_size(const Config& c) { return c.phi_size(); }
-L2L_HOST_DEVICE int gradient_layer(const Config& c, int layer) { return c.layer_begin(layer); }
-L2L_HOST_DEVICE int gradient_bias(const Config& c, int layer) {
-  return c.layer_begin(layer) + kGates * c.hidden * (c.inputs(layer) + c.hidden);
-}
-L2L_HOST_DEVICE int gradient_out(const Config& c) { return c.weight_out(); }
 
 // Back-propagation through `steps` steps of one tile. Arrays of lanes hold 64 floats; state tiles are [rows][64].
 struct BackwardTile {
@@ -45,13 +35,12 @@ struct BackwardTile {
   const float* grad_end_state;  // d loss / d state after the last step, or null for zero
   float* grad_state;            // d loss / d state before the first step, or null
   float* grad_grads;            // [steps][64] d loss / d gradient, or null
-  double* grad_phi;             // [gradient_size], added to
+  double* grad_phi;             // sums as in packed_layout.h, added to
 };
 
 // One layer of one tile, for networks whose coordinates meet between layers. All rows have 64 lanes.
 struct LayerForward {
-  const float* weights;  // [hidden][inputs + recurrent][4], times gate_scale
-  const float* bias;     // [hidden][4], times gate_scale
+  const float* weights;  // [hidden][1 + inputs + recurrent][4], as in packed_layout.h
   int hidden;
   const float* x;  // [inputs]
   int inputs;
@@ -78,20 +67,22 @@ enum class VectorFunction : int { exp2, sigmoid_scaled, tanh_scaled, log };
 struct Kernels {
   const char* name;
   int lanes;
-  // One step: reads grad [64] and state, writes new_state (may be state itself) and update [64].
-  void (*step)(const Network&, const float* grad, const float* state, float* new_state, float* update);
+  // Of 64 gradients, as rows of 64; and d loss / d gradient from that of the features.
+  void (*features)(const Network&, const float* grad, float* out);
+  void (*features_backward)(const Network&, const float* grad, const float* grad_features, float* grad_grad);
+  // One step of all layers: reads inputs [inputs(0)][64] and state, writes new_state (may be state itself) and
+  // out [outputs][64].
+  void (*step)(const Network&, const float* inputs, const float* state, float* new_state, float* out);
   // Bytes of scratch that backward needs, and the kernel.
   size_t (*backward_scratch)(const Config&, int steps);
   void (*backward)(const Network&, const BackwardTile&, float* scratch);
-  // Layer by layer. features: of 64 gradients, rows of 64. layer_backward takes up to kLayerTiles tiles at once.
-  void (*features)(const Network&, const float* grad, float* out);
+  // Layer by layer. layer_backward takes up to kLayerTiles tiles at once.
   void (*layer_forward)(const LayerForward&);
   void (*read_out)(const Network&, const float* h, float* out);
   size_t (*layer_backward_scratch)(const Config&);
   void (*layer_backward)(const Network&, int layer, const LayerBackward*, int tiles, double* grad_phi, float* scratch);
   // dh is added to; grad_out [outputs][64].
   void (*read_out_backward)(const Network&, const float* h, const float* grad_out, float* dh, double* grad_phi);
-  void (*features_backward)(const Network&, const float* grad, const float* grad_features, float* grad_grad);
   // For tests: y = function(x). For the roofline: `repeats` rounds of independent multiply-adds, returns how many.
   void (*vector_function)(VectorFunction, const float* x, float* y, int64_t n);
   int64_t (*multiply_adds)(int64_t repeats, float* sink);

@@ -21,7 +21,7 @@ class PackedNetwork {
   std::vector<float> storage_;
 };
 
-// From the kernels' sums [gradient_size] to the gradient of phi.
+// From the kernels' sums, as in packed_layout.h, to the gradient of phi.
 void unpack_gradient(const Config& config, const double* sums, float* grad_phi);
 
 }  // namespace l2l

@@ -6,7 +6,7 @@
 #include <c10/util/Half.h>
 #include <c10/util/SmallVector.h>
 
-#include "../core/layout.h"
+#include "../core/state_io.h"
 
 namespace l2l {
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from .. import _C
-from ..ops import Config, lstm_segment_backward
+from ..kernels.operators import Config, segment_backward
+from ..kernels.state import TILE, num_tiles
 from ..problems import MNIST
-from ..state import TILE, num_tiles
 from . import products
 from .contenders import build, fused_runs_on, make_network
 from .episode import FusedEpisode, PlainEpisode
@@ -155,7 +155,7 @@ class Bench:
 
         def run() -> object:
             records = list(gradients)
-            return lstm_segment_backward([state], [n], [0], records, ones, ones, ones, phi, *self.config, [], False)
+            return segment_backward([state], [n], [0], records, [], ones, ones, ones, phi, self.config)
 
         samplers: dict[str, Sampler] = {}
         self._add(samplers, "fused", run, n * o.steps)

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..kernels.operators import has_kernel
 from ..network import CoordinatewiseLSTM
-from ..ops import has_kernel
 from ..optimizer import LearnedOptimizer
 
 PlainState = list[Tensor]  # h and c of layer 0, h and c of layer 1, ...: each [n, hidden_size]
@@ -223,7 +223,7 @@ def make_network(
 
 
 def fused_runs_on(device: torch.device) -> bool:
-    return has_kernel("lstm_step_", device) and has_kernel("lstm_segment_backward", device)
+    return has_kernel("step_", device)
 
 
 def check_agreement(net: CoordinatewiseLSTM, n: int = 1000, steps: int = 5) -> float:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from ..kernels.surroundings import own_loop
 from ..network import CoordinatewiseLSTM
 from ..optimizer import LearnedOptimizer
 from ..problems import Problem
-from ..surroundings import own_loop
 from .contenders import PlainLSTM, PlainState, compile_phi
 
 

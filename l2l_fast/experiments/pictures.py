@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .. import baselines, plots
 from ..comparison import Comparison
+from ..kernels.surroundings import own_loop
 from ..meta.networks import Networks, device_of, optimizer_groups
 from ..optimizer import LearnedOptimizer
 from ..problems.neural_art import NeuralArt, NeuralArtTask
 from ..problems.theta import Theta
-from ..surroundings import own_loop
 from .config import Experiment, Setting
 
 _SEED = 0

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from ..kernels import checks
+from ..kernels.state import State
+from ..kernels.surroundings import without_autocast
 from ..network import CoordinatewiseLSTM
-from ..state import State
-from ..surroundings import without_autocast
 from .store import INITIAL, DenseMemory, LowRankMemory, Memory
 
 

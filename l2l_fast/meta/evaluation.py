@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.surroundings import own_loop
 from ..optimizer import LearnedOptimizer
 from ..problems import Problem
 from ..problems.base import positive_int
 from ..problems.theta import Theta
-from ..surroundings import own_loop
 from .episode import finite_prefix
 from .networks import Networks, optimizer_groups
 from .record import warn_of_mismatch

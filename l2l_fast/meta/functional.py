@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..kernels.reference import join, join_states, separate, separate_states
+from ..kernels.state import State
 from ..memory import NTMBFGS
 from ..network import CoordinatewiseLSTM
 from ..problems import Task
-from ..reference import join, join_states, separate, separate_states
-from ..state import State
 from .networks import Networks, members, names_by_network
 
 Theta = dict[str, Tensor]

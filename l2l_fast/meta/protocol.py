@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import checks
+from ..kernels import checks
 
 LossWeights = Sequence[float] | Tensor | Callable[[int], float] | str | None
 

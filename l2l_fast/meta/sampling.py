@@ -13,10 +13,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .. import ops
+from ..kernels import operators
+from ..kernels.state import TILE, State
 from ..optimizer import LearnedOptimizer
 from ..segment import Segment, Tape
-from ..state import TILE, State
 
 SMALL = 16  # a tensor of at most so many tiles is never sampled
 
@@ -77,16 +77,15 @@ class SampledSegment(Segment):
         rows.append(last.view(-1, TILE))
         # Only the last tile may be partly filled, and the chosen ones are in order.
         unfilled = tiles * TILE - param.numel() if int(chosen[-1]) == tiles - 1 else 0
-        grad_phi, _ = ops.lstm_segment_backward(
+        grad_phi, _ = operators.segment_backward(
             [self.start_states[param].data.index_select(0, chosen)],
             [chosen.numel() * TILE - unfilled],
             [0],
             [row.index_select(0, chosen).view(-1) for row in rows],
+            [],
             *self.coefficients(tape, indices, w),
             tape.phi.float(),
-            *tape.config,
-            [],
-            False,
+            tape.config,
         )
         return grad_phi
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import checks, problems
+from .. import problems
+from ..kernels import checks
 from ..memory import NTMBFGS
 from ..problems import Problem
 from ..problems.scaled import Scaled

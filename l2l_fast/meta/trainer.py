@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from ..kernels import checks
+from ..kernels.surroundings import own_loop
 from ..memory import NTMBFGS
 from ..network import CoordinatewiseLSTM
 from ..problems import Problem
 from ..problems.base import positive_int
-from ..surroundings import own_loop
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, Complete, Counters, capture
 from .episode import MetaLoss, autograd_episode, fused_episode

@@ -6,7 +6,7 @@
 #else
 #pragma GCC target("avx2,fma")
 #endif
-#include "kernels_isa.h"
+#include "table.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -3,7 +3,7 @@
 #include <utility>
 #include <vector>
 
-#include "checks.h"
+#include "arguments.h"
 #include "overlap.h"
 
 namespace l2l {

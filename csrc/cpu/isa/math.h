@@ -2,8 +2,8 @@
 // tables.
 #pragma once
 
-#include "../core/cell.h"
-#include "../core/preprocess.h"
+#include "../../core/cell.h"
+#include "../../core/features.h"
 #include "wide.h"
 
 namespace l2l {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .config import AnyConfig
+    from .config import Config
     from .network import CoordinatewiseLSTM
     from .state import LogicalState
 
@@ -34,7 +34,7 @@ def input_size(preprocess: str) -> int:
     return 2 if preprocess == "log_sign" else 1
 
 
-def phi_size(config: AnyConfig) -> int:
+def phi_size(config: Config) -> int:
     """Length P of the flat parameter vector phi."""
     hidden = config.hidden_size
     total = config.num_outputs * (hidden + 1)
@@ -44,7 +44,7 @@ def phi_size(config: AnyConfig) -> int:
     return total
 
 
-def unpack_phi(phi: Tensor, config: AnyConfig) -> Weights:
+def unpack_phi(phi: Tensor, config: Config) -> Weights:
     """Split the flat vector phi ``[P]`` into views: weight_ih [4H, in], weight_hh [4H, H], bias [4H] per layer,
     weight_out [O, H], bias_out [O] (O = num_outputs). Gate rows are in the order i, f, g, o; the extra inputs' columns
     of the first weight_ih come after those of the preprocessed gradient."""
@@ -97,7 +97,7 @@ def lstm_step(
     grad: Tensor,
     logical_state: Sequence[tuple[Tensor, Tensor]],
     phi: Tensor,
-    config: AnyConfig,
+    config: Config,
     groups: int = 1,
     extra: Tensor | None = None,
 ) -> tuple[Tensor, LogicalState]:
@@ -202,7 +202,7 @@ def segment_backward(
     lrs: Sequence[float],
     decays: Sequence[float],
     phi: Tensor,
-    config: AnyConfig,
+    config: Config,
     grad_end_states: Sequence[LogicalState] | None = None,
     groups: int = 1,
 ) -> tuple[Tensor, list[LogicalState]]:

@@ -1,16 +1,14 @@
 // Back-propagation through one layer of one step, for networks whose coordinates meet between layers (global averaging
-// cells): there a tile cannot go through all layers and steps on its own, as it does in backward_kernel.h.
+// cells): there a tile cannot go through all layers and steps on its own, as it does in backward.h.
 //
 // The same products on sub-tiles of 32 lanes. Weight gradients are formed for several tiles at once, so that each sum
 // is loaded and stored once for all of them.
 #pragma once
 
-#include "backward_kernel.h"
+#include "backward.h"
 
 namespace l2l {
 namespace L2L_ISA {
-
-static void tile_features(const Network& net, const float* grad, float* out) { features(net, grad, kTile, out, kTile); }
 
 // Scratch, in floats: of every sub-tile what the weight gradients read, of one sub-tile the rest.
 struct LayerScratch {
@@ -77,18 +75,13 @@ static void layer_backward(const Network& net, int layer, const LayerBackward* t
       }
     }
 
-  const StepRows gates{scratch + s.gates, s.step, kSub};
-  double* out = grad_phi + gradient_layer(config, layer);
-  const long unit = 4L * (inputs + hidden);
-  weight_gradients(gates, {scratch + s.x, s.step, kSub}, steps, hidden, inputs, out, unit);
-  weight_gradients(gates, {scratch + s.h, s.step, kSub}, steps, hidden, hidden, out + 4L * inputs, unit);
-  double* bias = grad_phi + gradient_bias(config, layer);
-  for (int j = 0; j < hidden; j++) row_sums<kSubVectors>({gates.data + 4L * j * kSub, s.step, kSub}, steps, bias + 4 * j);
+  layer_weight_gradients(config, layer, {scratch + s.gates, s.step, kSub}, {scratch + s.x, s.step, kSub},
+                         {scratch + s.h, s.step, kSub}, steps, grad_phi);
 }
 
 static void read_out_backward(const Network& net, const float* h, const float* grad_out, float* dh, double* grad_phi) {
   const int hidden = net.config.hidden, outputs = net.config.outputs;
-  double* out = grad_phi + gradient_out(net.config);
+  double* out = grad_phi + 4L * PackedLayout(net.config).out(net.config.layers);
   for (int o = 0; o < outputs; o++) {
     const float* d = grad_out + (long)o * kTile;
     for (int j = 0; j < hidden; j++) {
@@ -104,16 +97,6 @@ static void read_out_backward(const Network& net, const float* h, const float* g
     vf sum{};
     for (int v = 0; v < kTile; v += kLanes) sum += load(d + v);
     out[outputs * hidden + o] += (double)sum_lanes(sum, vf{}, vf{}, vf{})[0];
-  }
-}
-
-static void features_backward(const Network& net, const float* grad, const float* grad_features, float* grad_grad) {
-  for (int v = 0; v < kTile; v += kLanes) {
-    const Wide<1> d = load_wide<1>(grad_features + v);
-    store_wide(grad_grad + v, net.config.preprocess == Preprocess::identity
-                                  ? d
-                                  : log_sign_backward<Math<1>>(net.log_sign, load_wide<1>(grad + v), d,
-                                                               load_wide<1>(grad_features + kTile + v)));
   }
 }
 

@@ -1,4 +1,4 @@
 // Any processor: 128-bit vectors that every 64-bit x86 and ARM has.
 #define L2L_ISA baseline
 #define L2L_LANES 4
-#include "kernels_isa.h"
+#include "table.h"

@@ -7,7 +7,7 @@
 #else
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
 #endif
-#include "kernels_isa.h"
+#include "table.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

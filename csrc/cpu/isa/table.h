@@ -1,6 +1,6 @@
-// The kernel table of one instruction set. Each kernels_*.cpp defines L2L_ISA and L2L_LANES, is compiled with that
+// The kernel table of one instruction set. Each .cpp of this folder defines L2L_ISA and L2L_LANES, is compiled with that
 // set's flags, and includes this file and nothing else.
-#include "layer_kernel.h"
+#include "layer.h"
 
 namespace l2l {
 namespace L2L_ISA {
@@ -52,16 +52,16 @@ static int64_t multiply_adds(int64_t repeats, float* sink) {
 #define L2L_STRING(x) L2L_STRING_(x)
 extern const Kernels kernels = {L2L_STRING(L2L_ISA),
                                 kLanes,
+                                tile_features,
+                                tile_features_backward,
                                 step,
                                 backward_scratch,
                                 backward,
-                                tile_features,
                                 layer_forward,
                                 read_out,
                                 layer_backward_scratch,
                                 layer_backward,
                                 read_out_backward,
-                                features_backward,
                                 vector_function,
                                 multiply_adds};
 

@@ -13,6 +13,9 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 def as_int(value: Any) -> int | None:
     """``value`` as a plain int; None if it is not a whole number by type (a float never is, nor a bool)."""
@@ -129,3 +132,39 @@ def _scalar(value: Any) -> Any:
     if dimensions == 0 and callable(getattr(value, "item", None)):
         return value.item()
     return None if dimensions else value  # an array of one element is an array
+
+
+def check_gradient(name: str, grad: Any) -> None:
+    """Raise TypeError unless ``grad`` is a dense, real, floating-point tensor of a supported dtype."""
+    if not isinstance(grad, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(grad).__name__}")
+    if grad.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {grad.layout}")
+    if grad.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {grad.dtype}")
+
+
+def check_groups(groups: Any, numel: int) -> int:
+    """Raise TypeError or ValueError unless ``groups`` is a number of equal parts of ``numel`` coordinates."""
+    number = as_int(groups)
+    if number is None:
+        raise TypeError(f"groups: expected an int >= 1, got {groups!r}")
+    if number < 1 or numel % number != 0:
+        raise ValueError(f"groups: expected a divisor of the {numel} coordinates, got {groups}")
+    return number
+
+
+def check_extra(extra: Tensor | None, extra_inputs: int, grad: Tensor) -> None:
+    """Raise TypeError or ValueError unless ``extra`` holds ``extra_inputs`` numbers per coordinate of ``grad``."""
+    if extra_inputs == 0:
+        if extra is not None:
+            raise ValueError("extra: expected None, the network has no extra inputs")
+        return
+    if not isinstance(extra, Tensor):
+        raise TypeError(f"extra: expected a tensor for the {extra_inputs} extra inputs, got {type(extra).__name__}")
+    if not extra.is_floating_point() or extra.layout is not torch.strided:
+        raise TypeError(f"extra: expected a dense real floating-point tensor, got {extra.dtype}, {extra.layout}")
+    if extra.shape != (extra_inputs, *grad.shape):
+        raise ValueError(f"extra: expected shape {(extra_inputs, *grad.shape)}, got {tuple(extra.shape)}")
+    if extra.device != grad.device:
+        raise ValueError(f"extra: expected device {grad.device}, got {extra.device}")

@@ -10,7 +10,7 @@
 // A chunk's length depends on the network only, so results do not depend on the machine's threads.
 #pragma once
 
-#include "step_kernel.h"
+#include "step.h"
 
 namespace l2l {
 namespace L2L_ISA {
@@ -67,8 +67,8 @@ static L2L_ALWAYS_INLINE void forward_units(const LayerWeights& w, int hidden, i
                                             float* tanh_c) {
   for (long lane = 0; lane < kSub; lane += kWidth) {
     Wide<kVectors> a[Units][4];
-    gate_preactivations<Units, kVectors>(w.forward + 4L * j * (inputs + hidden), w.bias + 4 * j, {x + lane, kSub},
-                                         inputs, {h + lane, kSub}, hidden, a);
+    gate_preactivations<Units, kVectors>(w.forward + 4L * j * (1 + inputs + hidden), {x + lane, kSub}, inputs,
+                                         {h + lane, kSub}, hidden, a);
     // The units' lanes side by side: one unit alone would leave the multipliers waiting.
     constexpr int N = Units * kVectors;
     Wide<N> i, f, g, o, cell;
@@ -172,29 +172,35 @@ static void weight_gradients(StepRows gates, StepRows x, int steps, int hidden, 
   }
 }
 
+// d phi of one layer of `steps` steps: the gate gradients times its inputs and previous h.
+static L2L_ALWAYS_INLINE void layer_weight_gradients(const Config& config, int layer, StepRows gates, StepRows x,
+                                                     StepRows h, int steps, double* grad_phi) {
+  const PackedLayout layout(config);
+  const int hidden = config.hidden, inputs = config.inputs(layer);
+  double* out = grad_phi + 4L * layout.layer(layer);
+  const long unit = 4L * layout.unit(layer);
+  weight_gradients(gates, x, steps, hidden, inputs, out + 4, unit);
+  weight_gradients(gates, h, steps, hidden, hidden, out + 4 + 4L * inputs, unit);
+  for (int j = 0; j < hidden; j++)
+    row_sums<kSubVectors>({gates.data + 4L * j * gates.stride, gates.step, gates.stride}, steps, out + j * unit);
+}
+
 // d phi of a chunk: `gates` now holds gate gradients.
 static void chunk_weight_gradients(const Network& net, const Scratch& s, const float* base, const float* grad_updates,
                                    int steps, double* grad_phi) {
   const Config& config = net.config;
   const int hidden = config.hidden;
   for (int l = 0; l < config.layers; l++) {
-    const int inputs = config.inputs(l);
     const StepRows gates{base + s.gates + 4L * l * hidden * kSub, s.gate_size, kSub};
     const StepRows below = l == 0 ? StepRows{base + s.features, s.feature_size, kSub}
                                   : StepRows{base + s.states + s.state_size + (long)config.h_row(l - 1) * kSub,
                                              s.state_size, kSub};
     const StepRows previous{base + s.states + (long)config.h_row(l) * kSub, s.state_size, kSub};
-    double* out = grad_phi + gradient_layer(config, l);
-    const long unit = 4L * (inputs + hidden);
-    weight_gradients(gates, below, steps, hidden, inputs, out, unit);
-    weight_gradients(gates, previous, steps, hidden, hidden, out + 4L * inputs, unit);
-    double* bias = grad_phi + gradient_bias(config, l);
-    for (int j = 0; j < hidden; j++)
-      row_sums<kSubVectors>({gates.data + 4L * j * kSub, gates.step, kSub}, steps, bias + 4 * j);
+    layer_weight_gradients(config, l, gates, below, previous, steps, grad_phi);
   }
   // The read-out: update = weight_out . h + bias_out.
   const float* last = base + s.states + s.state_size + (long)config.h_row(config.layers - 1) * kSub;
-  double* out = grad_phi + gradient_out(config);
+  double* out = grad_phi + 4L * PackedLayout(config).out(config.layers);
   for (int j = 0; j <= hidden; j++) {
     vf sum{};
     for (int t = 0; t < steps; t++)
@@ -270,14 +276,8 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
       if (tile.grad_grads) {
         float* dx = base + s.dx;
         input_gradients<false>(net.layer[0].backward_input, base + s.gates + t * s.gate_size, hidden, config.features(), dx);
-        for (int v = 0; v < kSub; v += kLanes) {
-          const Wide<1> g = load_wide<1>(tile.grads[first + t] + lane + v);
-          const Wide<1> d = config.preprocess == Preprocess::identity
-                                ? load_wide<1>(dx + v)
-                                : log_sign_backward<Math<1>>(net.log_sign, g, load_wide<1>(dx + v),
-                                                             load_wide<1>(dx + kSub + v));
-          store_wide(tile.grad_grads + (long)(first + t) * kTile + lane + v, d);
-        }
+        gradients_of_features(net, tile.grads[first + t] + lane, dx, kSub, kSub,
+                              tile.grad_grads + (long)(first + t) * kTile + lane);
       }
     }
     chunk_weight_gradients(net, s, base, tile.grad_updates + (long)first * kTile + lane, steps, tile.grad_phi);

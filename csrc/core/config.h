@@ -1,35 +1,23 @@
-// Sizes and memory layouts that the CPU, CUDA and Python sides share. No ATen, no CUDA runtime.
-//
-// State of one tensor: [tiles][2 * layers * hidden][kTile] float32. A tile holds 64 consecutive coordinates; row r of a
-// tile holds one number of each: for layer l, rows [2*l*hidden, ...) are h and rows [(2*l+1)*hidden, ...) are c. A row
-// is contiguous, so it is read by SIMD lanes or by the threads of two warps at once; a tile is contiguous, so it
-// streams.
+// What an operator call fixes besides its tensors, and where the parts of phi and of a state are. No ATen, no CUDA
+// runtime: the CPU, CUDA and Python sides share it.
 //
 // phi, the learned parameters, flat: per layer weight_ih [4*hidden][inputs], weight_hh [4*hidden][hidden],
 // bias [4*hidden]; then weight_out [outputs][hidden] and bias_out [outputs]. Gate order i, f, g, o, as in
-// torch.nn.LSTMCell.
+// torch.nn.LSTMCell. (How kernels read it: packed_layout.h.)
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define L2L_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define L2L_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "features.h"
 
 namespace l2l {
 
-constexpr int kTile = 64;
 constexpr int kGates = 4;
 constexpr int kMinHidden = 4, kMaxHidden = 64;
 constexpr int kMaxLayers = 4;
-constexpr int kMaxFeatures = 2;
 constexpr int kMaxExtraInputs = 16, kMaxOutputs = 16;
 
-enum class Preprocess : int { identity = 0, log_sign = 1 };
-
-// What an operator call fixes besides the tensors.
 struct Config {
   int hidden = 20;
   int layers = 2;
@@ -40,9 +28,14 @@ struct Config {
   int extra = 0;              // inputs beside the features of the gradient
   int outputs = 1;            // of which the first is the update
 
-  L2L_HOST_DEVICE int features() const { return preprocess == Preprocess::log_sign ? 2 : 1; }
+  // One input, one output, every coordinate by itself: what the fastest kernels are for.
+  L2L_HOST_DEVICE bool is_plain() const { return gac == 0 && extra == 0 && outputs == 1; }
+
+  L2L_HOST_DEVICE int features() const { return feature_count(preprocess); }
   L2L_HOST_DEVICE int inputs(int layer) const { return layer == 0 ? features() + extra : hidden; }
-  L2L_HOST_DEVICE int rows() const { return 2 * layers * hidden; }  // of a state tile
+
+  // Rows of a state tile, see state_io.h.
+  L2L_HOST_DEVICE int rows() const { return 2 * layers * hidden; }
   L2L_HOST_DEVICE int h_row(int layer) const { return 2 * layer * hidden; }
   L2L_HOST_DEVICE int c_row(int layer) const { return (2 * layer + 1) * hidden; }
 
@@ -59,6 +52,8 @@ struct Config {
   L2L_HOST_DEVICE int phi_size() const { return bias_out() + outputs; }
 };
 
-L2L_HOST_DEVICE int64_t tiles_for(int64_t numel) { return (numel + kTile - 1) / kTile; }
+L2L_HOST_DEVICE Features make_features(const Config& config) {
+  return {config.preprocess, std::exp(-config.p), 1.f / config.p, std::exp(config.p)};
+}
 
 }  // namespace l2l

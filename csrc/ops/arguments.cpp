@@ -1,0 +1,321 @@
+#include "arguments.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/InferenceMode.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace l2l {
+namespace {
+
+std::string label(const char* name, int64_t index) {
+  return index < 0 ? std::string(name) : std::string(name) + "[" + std::to_string(index) + "]";
+}
+
+// Denormal gradients count as zero, so e^p times the largest of them must be below float32's resolution.
+constexpr double kMaxP = 70.0;
+
+// ValueError unless the tensor's elements lie within its storage, which its owner may have freed or shrunk;
+// NotImplementedError if it carries a tangent, which would be lost.
+void check_memory(const at::Tensor& tensor, const char* name, int64_t index = -1) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!tensor._fw_grad(/*level=*/0).defined(), label(name, index),
+                              ": the operator has no forward-mode derivative, got a dual tensor; ",
+                              "CoordinatewiseLSTM and l2l_fast.reference have one");
+  const size_t needed =
+      at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(), tensor.storage_offset());
+  TORCH_CHECK_VALUE(needed <= tensor.storage().nbytes(), label(name, index), ": expected a storage of at least ",
+                    needed, " bytes, got ", tensor.storage().nbytes(), " (freed?)");
+}
+
+// ValueError / TypeError unless `state` is a contiguous float32 [tiles, rows, 64] tensor of the device's alignment;
+// tiles < 0 takes any number.
+void check_state(const Config& config, const at::Tensor& state, int64_t tiles, int64_t alignment, const char* name,
+                 int64_t index = -1) {
+  TORCH_CHECK_TYPE(state.scalar_type() == at::kFloat, label(name, index), ": expected dtype float32, got ",
+                   state.scalar_type());
+  const bool shape = state.dim() == 3 && state.size(1) == config.rows() && state.size(2) == kTile &&
+                     (tiles < 0 || state.size(0) == tiles);
+  TORCH_CHECK_VALUE(shape, label(name, index), ": expected shape [", tiles < 0 ? "tiles" : std::to_string(tiles), ", ",
+                    config.rows(), ", ", kTile, "], got ", state.sizes());
+  TORCH_CHECK_VALUE(state.is_contiguous(), label(name, index), ": expected a contiguous tensor, got strides ",
+                    state.strides());
+  check_memory(state, name, index);
+  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(state.const_data_ptr()) % alignment == 0, label(name, index),
+                    ": expected memory aligned to ", alignment, " bytes, got a slice that is not; clone it");
+}
+
+void check_same_device(const at::Tensor& tensor, const char* name, const at::Tensor& phi, int64_t index = -1) {
+  TORCH_CHECK_VALUE(tensor.device() == phi.device(), label(name, index), ": expected device ", phi.device(),
+                    " as phi, got ", tensor.device());
+}
+
+// What an operator writes: ValueError for a lazy negation, RuntimeError if autograd would have to know of it.
+void check_written(const at::Tensor& tensor, const char* name, int64_t index = -1) {
+  TORCH_CHECK_VALUE(!tensor.is_neg(), label(name, index), ": expected a tensor that is not a lazy negation");
+  TORCH_CHECK(!at::GradMode::is_enabled() || !tensor.requires_grad(), label(name, index),
+              ": is written in place and requires grad: call the operator under torch.no_grad()");
+  TORCH_CHECK(!tensor.is_inference() || c10::InferenceMode::is_enabled(),
+              "Inplace update to inference tensor outside InferenceMode is not allowed: ", label(name, index));
+  check_memory(tensor, name, index);
+}
+
+// A contiguous tensor of this dtype and shape on phi's device.
+void check_dense(const at::Tensor& tensor, const char* name, at::ScalarType dtype, at::IntArrayRef shape,
+                 const at::Tensor& phi, int64_t index = -1) {
+  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, label(name, index),
+                   ": expected a dense (strided) tensor, got layout ", tensor.layout());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, label(name, index), ": expected dtype ",
+                   dtype == at::kFloat ? "float32" : "float64", ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, label(name, index), ": expected shape ", shape, ", got ", tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), label(name, index), ": expected a contiguous tensor, got strides ",
+                    tensor.strides());
+  TORCH_CHECK_VALUE(!tensor.is_neg(), label(name, index), ": expected a tensor that is not a lazy negation");
+  check_same_device(tensor, name, phi, index);
+  check_memory(tensor, name, index);
+}
+
+std::vector<int64_t> rows_of(int64_t rows, at::IntArrayRef sizes) {
+  std::vector<int64_t> shape{rows};
+  shape.insert(shape.end(), sizes.begin(), sizes.end());
+  return shape;
+}
+
+// Extra inputs: none if the network has none.
+void check_extra(const Config& config, const std::optional<at::Tensor>& extra, at::IntArrayRef sizes,
+                 const at::Tensor& phi) {
+  TORCH_CHECK_VALUE(extra.has_value() == (config.extra > 0), "extra: expected ",
+                    config.extra > 0 ? "a tensor of " + std::to_string(config.extra) + " rows" : std::string("None"),
+                    " for this network");
+  if (extra) check_dense(*extra, "extra", at::kFloat, rows_of(config.extra, sizes), phi);
+}
+
+// ValueError unless every problem gets as many of the coordinates.
+void check_problems(int64_t problems, int64_t numel, const char* name, int64_t index = -1) {
+  TORCH_CHECK_VALUE(problems >= 1, "num_problems: expected at least 1, got ", problems);
+  TORCH_CHECK_VALUE(numel % problems == 0, label(name, index), ": expected a multiple of num_problems=", problems,
+                    " coordinates, got ", numel);
+}
+
+void check_phases(const Config& config, const StepArguments& a) {
+  const std::vector<int64_t> means{config.layers, a.problems, config.gac}, sums{2, a.problems, config.gac};
+  TORCH_CHECK_VALUE(config.gac == 0 || a.means, "means: expected a tensor of shape ", at::IntArrayRef(means), ", got None");
+  TORCH_CHECK_VALUE(config.gac == 0 || a.sums, "sums: expected a tensor of shape ", at::IntArrayRef(sums), ", got None");
+  if (a.means) {
+    check_dense(*a.means, "means", at::kFloat, means, a.phi);
+    check_written(*a.means, "means");
+  }
+  if (a.sums) {
+    check_dense(*a.sums, "sums", at::kDouble, sums, a.phi);
+    check_written(*a.sums, "sums");
+  }
+  TORCH_CHECK_VALUE(a.first_phase >= 0 && a.first_phase <= a.last_phase && a.last_phase <= config.layers + 1,
+                    "first_phase, last_phase: expected 0 <= first <= last <= ", config.layers + 1, ", got ",
+                    a.first_phase, ", ", a.last_phase);
+}
+
+void check_record(const StepArguments& a) {
+  const size_t offsets = a.record ? a.params.size() : 0;
+  TORCH_CHECK_VALUE(a.record_tiles.size() == offsets, "record_tiles: expected ", offsets, " offsets, got ",
+                    a.record_tiles.size());
+  if (!a.record) return;
+  TORCH_CHECK_TYPE(a.record->scalar_type() == at::kFloat, "record: expected dtype float32, got ",
+                   a.record->scalar_type());
+  TORCH_CHECK_VALUE(a.record->dim() == 1 && a.record->is_contiguous(),
+                    "record: expected a contiguous vector, got shape ", a.record->sizes(), " and strides ",
+                    a.record->strides());
+  check_same_device(*a.record, "record", a.phi);
+  check_written(*a.record, "record");
+}
+
+void check_records(const SegmentArguments& a) {
+  TORCH_CHECK_VALUE(a.records.size() >= 2, "records: expected the gradients of at least two points (one step), got ",
+                    a.records.size());
+  const size_t steps = a.records.size() - 1;
+  TORCH_CHECK_VALUE(a.loss_weights.size() == steps, "loss_weights: expected ", steps, " numbers (one a step), got ",
+                    a.loss_weights.size());
+  TORCH_CHECK_VALUE(a.lrs.size() == steps, "lrs: expected ", steps, " numbers (one a step), got ", a.lrs.size());
+  TORCH_CHECK_VALUE(a.decays.size() == steps, "decays: expected ", steps, " numbers (one a step), got ",
+                    a.decays.size());
+  for (size_t t = 0; t < a.records.size(); t++) {
+    const at::Tensor& record = a.records[t];
+    TORCH_CHECK_TYPE(record.scalar_type() == at::kFloat, label("records", t), ": expected dtype float32, got ",
+                     record.scalar_type());
+    TORCH_CHECK_VALUE(record.dim() == 1 && record.is_contiguous() && record.numel() % kTile == 0, label("records", t),
+                      ": expected a contiguous vector of a multiple of ", kTile, " elements, got shape ",
+                      record.sizes());
+    TORCH_CHECK_VALUE(record.numel() == a.records[0].numel(), label("records", t), ": expected ", a.records[0].numel(),
+                      " elements as records[0], got ", record.numel());
+    check_same_device(record, "records", a.phi, t);
+    check_memory(record, "records", t);
+  }
+}
+
+}  // namespace
+
+Config make_config(const ConfigArguments& a) {
+  TORCH_CHECK_VALUE(a.sizes.size() == 5, "sizes: expected hidden_size, num_layers, gac_cells, extra_inputs, "
+                    "num_outputs, got ", a.sizes.size(), " numbers");
+  TORCH_CHECK_VALUE(a.constants.size() == 2, "constants: expected p and output_scale, got ", a.constants.size(),
+                    " numbers");
+  const auto in_range = [](const char* name, int64_t value, int64_t low, int64_t high, const char* what = "") {
+    TORCH_CHECK_VALUE(value >= low && value <= high, name, ": expected ", low, "..", high, what, ", got ", value);
+    return static_cast<int>(value);
+  };
+  Config config;
+  config.hidden = in_range("hidden_size", a.sizes[0], kMinHidden, kMaxHidden);
+  config.layers = in_range("num_layers", a.sizes[1], 1, kMaxLayers);
+  config.gac = in_range("gac_cells", a.sizes[2], 0, config.hidden, " (hidden_size)");
+  config.extra = in_range("extra_inputs", a.sizes[3], 0, kMaxExtraInputs);
+  config.outputs = in_range("num_outputs", a.sizes[4], 1, kMaxOutputs);
+  std::string names;
+  int kind = 0;
+  for (; kind < kPreprocessKinds && a.preprocess != kPreprocessNames[kind]; kind++)
+    names += (kind == 0 ? "'" : ", '") + std::string(kPreprocessNames[kind]) + "'";
+  TORCH_CHECK_VALUE(kind < kPreprocessKinds, "preprocess: expected one of ", names, ", got '", a.preprocess, "'");
+  config.preprocess = static_cast<Preprocess>(kind);
+  // As float32, which is what the kernels compute with.
+  const double p = a.constants[0], output_scale = a.constants[1];
+  TORCH_CHECK_VALUE(p >= std::numeric_limits<float>::min() && p <= kMaxP, "p: expected a number in (0, ", kMaxP,
+                    "], got ", p);
+  TORCH_CHECK_VALUE(std::abs(output_scale) <= std::numeric_limits<float>::max(),
+                    "output_scale: expected a finite number, got ", output_scale);
+  config.p = static_cast<float>(p);
+  config.output_scale = static_cast<float>(output_scale);
+  return config;
+}
+
+void check_phi(const Config& config, const at::Tensor& phi) {
+  TORCH_CHECK_TYPE(phi.scalar_type() == at::kFloat, "phi: expected dtype float32, got ", phi.scalar_type());
+  TORCH_CHECK_VALUE(phi.dim() == 1 && phi.size(0) == config.phi_size(), "phi: expected shape [", config.phi_size(),
+                    "] for hidden_size=", config.hidden, ", num_layers=", config.layers, ", got ", phi.sizes());
+  check_memory(phi, "phi");
+}
+
+void check_coordinates(const at::Tensor& tensor, const char* name, int64_t index) {
+  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, label(name, index),
+                   ": expected a dense (strided) tensor, got layout ", tensor.layout());
+  const auto dtype = tensor.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, label(name, index),
+                   ": expected dtype float32, bfloat16 or float16, got ", dtype);
+  check_memory(tensor, name, index);
+}
+
+void check_step_inputs(const Config& config, const at::Tensor& grad, const std::optional<at::Tensor>& extra,
+                       const at::Tensor& state, const at::Tensor& phi, int64_t problems, int64_t alignment) {
+  check_phi(config, phi);
+  check_coordinates(grad, "grad");
+  check_problems(problems, grad.numel(), "grad");
+  check_state(config, state, tiles_for(grad.numel()), alignment, "state");
+  check_same_device(grad, "grad", phi);
+  check_same_device(state, "state", phi);
+  check_extra(config, extra, grad.sizes(), phi);
+}
+
+void check_upstream(const Config& config, const at::Tensor& grad, const at::Tensor& phi, const at::Tensor& grad_out,
+                    const at::Tensor& grad_new_state, int64_t alignment) {
+  check_dense(grad_out, "grad_out", at::kFloat, rows_of(config.outputs, grad.sizes()), phi);
+  check_state(config, grad_new_state, tiles_for(grad.numel()), alignment, "grad_new_state");
+  check_same_device(grad_new_state, "grad_new_state", phi);
+}
+
+void check_step(const Config& config, const StepArguments& a, int64_t alignment) {
+  check_phi(config, a.phi);
+  TORCH_CHECK_VALUE(a.grads.size() == a.params.size(), "grads: expected ", a.params.size(), " tensors as params, got ",
+                    a.grads.size());
+  TORCH_CHECK_VALUE(a.states.size() == a.params.size(), "states: expected ", a.params.size(),
+                    " tensors as params, got ", a.states.size());
+  check_record(a);
+  check_problems(a.problems, 0, "params");
+  check_phases(config, a);
+  int64_t total = 0;
+  for (size_t k = 0; k < a.params.size(); k++) {
+    const at::Tensor &param = a.params[k], &grad = a.grads[k], &state = a.states[k];
+    check_coordinates(param, "params", k);
+    check_coordinates(grad, "grads", k);
+    TORCH_CHECK_VALUE(grad.sizes() == param.sizes(), label("grads", k), ": expected shape ", param.sizes(),
+                      " as params, got ", grad.sizes());
+    check_same_device(param, "params", a.phi, k);
+    check_same_device(grad, "grads", a.phi, k);
+    check_same_device(state, "states", a.phi, k);
+    check_written(param, "params", k);
+    check_written(state, "states", k);
+    const int64_t tiles = tiles_for(param.numel());
+    check_state(config, state, tiles, alignment, "states", k);
+    check_problems(a.problems, param.numel(), "params", k);
+    total += param.numel();
+    if (a.record)
+      TORCH_CHECK_VALUE(a.record_tiles[k] >= 0 && a.record_tiles[k] <= a.record->numel() / kTile - tiles,
+                        label("record_tiles", k), ": expected ", tiles, " tiles from it to lie in record of ",
+                        a.record->numel(), " elements, got offset ", a.record_tiles[k]);
+  }
+  check_extra(config, a.extra, {total}, a.phi);
+  TORCH_CHECK_VALUE(a.out || config.outputs == 1, "out: expected a tensor of ", config.outputs, " rows, got None");
+  if (a.out) {
+    check_dense(*a.out, "out", at::kFloat, rows_of(config.outputs, {total}), a.phi);
+    check_written(*a.out, "out");
+  }
+  const auto tensor = [](const std::optional<at::Tensor>& one) { return one ? &*one : nullptr; };
+  const NamedTensor others[] = {{"out", tensor(a.out), true},
+                                {"means", tensor(a.means), true},
+                                {"sums", tensor(a.sums), true},
+                                {"extra", tensor(a.extra), false}};
+  check_aliasing(a.params, a.grads, a.states, a.phi, a.record, a.record_tiles, others);
+}
+
+void mark_written(const StepArguments& a) {
+  for (const at::Tensor& param : a.params) param.unsafeGetTensorImpl()->bump_version();
+  for (const at::Tensor& state : a.states) state.unsafeGetTensorImpl()->bump_version();
+  for (const std::optional<at::Tensor>* tensor : {&a.record, &a.out, &a.means, &a.sums})
+    if (*tensor) (*tensor)->unsafeGetTensorImpl()->bump_version();
+}
+
+void check_apart(at::TensorList params, at::TensorList grads, at::TensorList states) {
+  for (size_t k = 0; k < params.size(); k++) {
+    check_written(params[k], "params", k);
+    check_written(states[k], "states", k);
+  }
+  check_aliasing(params, grads, states, {}, std::nullopt, {}, {});
+}
+
+void check_segment(const Config& config, const SegmentArguments& a, int64_t alignment) {
+  check_phi(config, a.phi);
+  check_records(a);
+  TORCH_CHECK_VALUE(config.extra == 0 && config.outputs == 1,
+                    "extra_inputs, num_outputs: expected 0 and 1 for a segment (others go through the functional "
+                    "step), got ",
+                    config.extra, " and ", config.outputs);
+  check_problems(a.problems, 0, "numels");
+  const size_t tensors = a.start_states.size(), steps = a.records.size() - 1;
+  TORCH_CHECK_VALUE(a.numels.size() == tensors, "numels: expected ", tensors, " numbers as start_states, got ",
+                    a.numels.size());
+  TORCH_CHECK_VALUE(a.record_tiles.size() == tensors, "record_tiles: expected ", tensors,
+                    " offsets as start_states, got ", a.record_tiles.size());
+  TORCH_CHECK_VALUE(a.grad_end_states.empty() || a.grad_end_states.size() == tensors,
+                    "grad_end_states: expected none or ", tensors, " tensors as start_states, got ",
+                    a.grad_end_states.size());
+  const int64_t all_tiles = a.records[0].numel() / kTile;
+  for (size_t k = 0; k < tensors; k++) {
+    check_state(config, a.start_states[k], -1, alignment, "start_states", k);
+    check_same_device(a.start_states[k], "start_states", a.phi, k);
+    const int64_t tiles = a.start_states[k].size(0), numel = a.numels[k];
+    TORCH_CHECK_VALUE(numel >= 0 && numel <= tiles * kTile && tiles_for(numel) == tiles, label("numels", k),
+                      ": expected the coordinates of ", tiles, " tiles as start_states, got ", numel);
+    check_problems(a.problems, numel, "numels", k);
+    TORCH_CHECK_VALUE(a.record_tiles[k] >= 0 && a.record_tiles[k] <= all_tiles - tiles, label("record_tiles", k),
+                      ": expected ", tiles, " tiles from it to lie in records of ", all_tiles, " tiles, got offset ",
+                      a.record_tiles[k]);
+    if (!a.grad_end_states.empty()) {
+      check_state(config, a.grad_end_states[k], tiles, alignment, "grad_end_states", k);
+      check_same_device(a.grad_end_states[k], "grad_end_states", a.phi, k);
+    }
+  }
+  TORCH_CHECK_VALUE(a.means.size() == steps || (config.gac == 0 && a.means.empty()), "means: expected ", steps,
+                    " tensors (one a step), got ", a.means.size());
+  for (size_t t = 0; t < a.means.size(); t++)
+    check_dense(a.means[t], "means", at::kFloat, {config.layers, a.problems, config.gac}, a.phi, t);
+}
+
+}  // namespace l2l

@@ -1,0 +1,87 @@
+// Argument checks that the operators of every device share. Each failure names the argument, what came and what was
+// expected, and is raised before anything is written.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <initializer_list>
+#include <string_view>
+
+#include "backend.h"
+
+namespace l2l {
+
+// How every operator takes its configuration.
+struct ConfigArguments {
+  at::IntArrayRef sizes;  // hidden_size, num_layers, gac_cells, extra_inputs, num_outputs
+  std::string_view preprocess;
+  at::ArrayRef<double> constants;  // p, output_scale
+};
+
+// ValueError unless the sizes and constants are in range.
+Config make_config(const ConfigArguments& arguments);
+
+// TypeError / ValueError unless phi is a flat float32 vector of the configuration's size.
+void check_phi(const Config& config, const at::Tensor& phi);
+
+// TypeError unless the tensor is a dense float32, bfloat16 or float16 tensor.
+void check_coordinates(const at::Tensor& tensor, const char* name, int64_t index = -1);
+
+// What the functional step is given, checked one by one.
+void check_step_inputs(const Config& config, const at::Tensor& grad, const std::optional<at::Tensor>& extra,
+                       const at::Tensor& state, const at::Tensor& phi, int64_t problems, int64_t alignment);
+
+// The gradients that its backward is given beside them.
+void check_upstream(const Config& config, const at::Tensor& grad, const at::Tensor& phi, const at::Tensor& grad_out,
+                    const at::Tensor& grad_new_state, int64_t alignment);
+
+// What the in-place step is given.
+struct StepArguments {
+  at::TensorList params, grads, states;
+  const at::Tensor& phi;
+  const std::optional<at::Tensor>& record;
+  at::IntArrayRef record_tiles;
+  const std::optional<at::Tensor>&extra, &out, &means, &sums;
+  int64_t problems, first_phase, last_phase;
+};
+
+// TypeError / ValueError unless it all fits together and what is written shares no memory.
+void check_step(const Config& config, const StepArguments& arguments, int64_t alignment);
+
+// Counts the tensors that a step is about to write as changed. Before anything is written, as autograd refuses tensors
+// made under inference mode here.
+void mark_written(const StepArguments& arguments);
+
+// What the segment backward is given. numels: coordinates of every tensor, so many as its tiles hold.
+struct SegmentArguments {
+  at::TensorList start_states;
+  at::IntArrayRef numels, record_tiles;
+  at::TensorList records, means;
+  at::ArrayRef<double> loss_weights, lrs, decays;
+  const at::Tensor& phi;
+  int64_t problems;
+  at::TensorList grad_end_states;
+};
+void check_segment(const Config& config, const SegmentArguments& arguments, int64_t alignment);
+
+// ---- aliasing.cpp
+
+// A tensor beside those of the plain step, for check_aliasing.
+struct NamedTensor {
+  const char* name;
+  const at::Tensor* tensor;  // or null
+  bool written;
+};
+
+// ValueError if a tensor that the step writes may share memory with itself, with another one or with one that is read:
+// the result would depend on the order in which threads come to them. Accepted is what is provably apart, and a
+// gradient that is its parameter, element for element. phi may be undefined.
+void check_aliasing(at::TensorList params, at::TensorList grads, at::TensorList states, const at::Tensor& phi,
+                    const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles,
+                    at::ArrayRef<NamedTensor> others);
+
+// The same of tensors of any dtype that several steps write one after the other, and that they may be written: a later
+// step must not find its gradient overwritten, nor fail when an earlier one is done.
+void check_apart(at::TensorList params, at::TensorList grads, at::TensorList states);
+
+}  // namespace l2l

@@ -1,0 +1,91 @@
+// What a device has to provide: three functions on plain structs. The operators parse and check their arguments once,
+// for every device (arguments.h), allocate what they return, and fill these. A new device is one file that defines a
+// Backend and registers it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "../core/adjoint.h"
+#include "../core/state_io.h"
+
+namespace l2l {
+
+// One tensor of a step; it has coordinates. States and records are tiles.
+struct StepTensor {
+  at::Tensor param;  // updated in place; undefined in the functional step
+  at::Tensor grad;   // any strides, not a lazy negation
+  const float* state;
+  float* new_state;  // perhaps the same
+  float* record;     // receives g, or null
+  int64_t first;     // its first coordinate in the rows of extra inputs and outputs
+};
+
+// With g = -grad if maximize else grad and u, new_state = phi(g, extra, state): param = param * decay + lr * u[0].
+// Where coordinates communicate (config.gac > 0), phase l < layers is layer l up to the sums of its averaged cells, and
+// the last phase is the read-out and the update.
+struct StepCall {
+  Config config;
+  at::Tensor phi;  // contiguous
+  std::vector<StepTensor> tensors;
+  int64_t total = 0;             // coordinates of all tensors: the length of a row of `extra` and `out`
+  const float* extra = nullptr;  // [extra][total], or null
+  float* out = nullptr;          // [outputs][total], or null
+  float lr = 1.f, decay = 0.f;
+  bool maximize = false;
+  int64_t problems = 1;     // a tensor's coordinates belong to so many of equal size, one after the other
+  float* means = nullptr;   // [layers][problems][gac], of the finite new h; null if gac is 0
+  double* sums = nullptr;   // [2][problems][gac]: sums and counts of the layer that was run last; null if gac is 0
+  int first_phase = 0, last_phase = 0;
+
+  bool in_place() const { return tensors.front().param.defined(); }
+  bool is_whole() const { return first_phase == 0 && last_phase == config.layers + 1; }
+};
+
+// The vector-Jacobian product of the functional step of one tensor with coordinates.
+struct StepBackwardCall {
+  Config config;
+  at::Tensor phi;   // contiguous
+  at::Tensor grad;  // any strides, not a lazy negation
+  int64_t numel, problems;
+  const float *extra, *state;               // as in StepCall
+  const float *grad_out, *grad_new_state;   // [outputs][numel]; tiles
+  at::Tensor grad_grad;                     // contiguous, of grad's dtype
+  float *grad_extra, *grad_state, *grad_phi;
+};
+
+struct SegmentTensor {
+  int64_t numel;        // > 0
+  int64_t record_tile;  // where its tiles start in a record
+  const float* state;   // before the first step
+  const float* grad_end;  // d loss / d state after the last step, or null for zero
+  float* grad_start;      // receives d loss / d state before the first step, or null
+};
+
+// d loss / d phi of a recorded segment, see adjoint.h.
+struct SegmentCall {
+  Config config;
+  at::Tensor phi;  // contiguous
+  std::vector<SegmentTensor> tensors;
+  std::vector<SegmentStep> steps;   // T + 1
+  std::vector<const float*> means;  // of the T steps, [layers][problems][gac] each; empty if gac is 0
+  int64_t problems;
+  float* grad_phi;
+
+  int length() const { return static_cast<int>(steps.size()) - 1; }
+};
+
+struct Backend {
+  int64_t alignment;                        // bytes that states have to be aligned to
+  void (*check_config)(const Config&);      // ValueError if it is not compiled for this device
+  void (*step)(const StepCall&);            // at least one tensor
+  void (*step_backward)(const StepBackwardCall&);
+  void (*segment_backward)(const SegmentCall&);  // at least one tensor
+};
+
+// The operators on this backend: what a TORCH_LIBRARY_IMPL(l2l_fast, <device>, m) consists of.
+void register_backend(torch::Library& m, at::DeviceType device, const Backend& backend);
+
+}  // namespace l2l
