@@ -20,7 +20,6 @@ from .checks import as_int
 from .config import GacConfig
 from .ops import _check_one_device, _require_dense, register, require_kernel
 from .state import State
-from .surroundings import without_autocast
 
 
 def check_groups(groups: Any, numel: int) -> int:
@@ -317,7 +316,7 @@ def _step_backward_vjp(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
     # Second derivatives go through the reference, as those of the plain step: differentiate its product once more.
     create_graph = torch.is_grad_enabled()
     config, groups = GacConfig(*ctx.options[:-1]), ctx.options[-1]
-    with torch.enable_grad(), without_autocast(ctx.saved_tensors[0].device):
+    with torch.enable_grad():
         # Views, so that an input which depends on another one is not differentiated through it.
         saved = [
             x if x is None else x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
