@@ -4,15 +4,21 @@ import copy
 import json
 import math
 import pickle
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from l2l_fast import problems
-from l2l_fast.problems.zoo import TRAINING, VALIDATION, Zoo, ZooTask
+from l2l_fast.data import load_mnist
+from l2l_fast.problems import zoo as package
+from l2l_fast.problems.zoo import TRAINING, VALIDATION, ZooTask
 from l2l_fast.problems.zoo.families import FAMILIES
 from l2l_fast.problems.zoo.task import RESCALINGS
 
+# The same images on every machine, whatever others it has.
+Zoo = partial(package.Zoo, data="mnist-10k-embedded")
 family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -22,7 +28,7 @@ def gradients(task: ZooTask, batch=None) -> dict[str, torch.Tensor]:
     return dict(zip(dict(task.named_parameters()), torch.autograd.grad(losses.sum(), list(task.parameters()))))
 
 
-def first_with(zoo: Zoo, **wanted) -> ZooTask:
+def first_with(zoo: package.Zoo, **wanted) -> ZooTask:
     """The first task with these attributes."""
     tasks = (zoo.sample(seed) for seed in range(100))
     return next(t for t in tasks if all(getattr(t, name) == value for name, value in wanted.items()))
@@ -302,8 +308,24 @@ def test_pictures_are_pooled() -> None:
     assert pickle.loads(pickle.dumps(pooled)) is pooled
 
 
+def test_image_sets(tmp_path, monkeypatch) -> None:
+    from l2l_fast.problems.zoo import pixels
+
+    monkeypatch.delenv("L2L_FAST_DATA", raising=False)
+    monkeypatch.setenv("L2L_FAST_FASHION_MNIST", str(tmp_path / "nowhere"))
+    assert package.Zoo().config()["data"] == "mnist-10k-embedded"
+    with pytest.raises(FileNotFoundError, match="Fashion-MNIST"):
+        package.Zoo(data="mnist-10k-embedded,fashion-mnist")
+    # Where Fashion-MNIST is, it takes part.
+    monkeypatch.setattr(pixels, "load_fashion_mnist", lambda folder: replace(load_mnist(), name="fashion-mnist"))
+    monkeypatch.setattr(pixels, "_made", {})
+    both = package.Zoo("softmax-regression", problems=1)
+    assert both.config()["data"] == "mnist-10k-embedded,fashion-mnist"
+    assert {both.sample(seed)._source.data.data for seed in range(12)} == {"mnist-10k-embedded", "fashion-mnist"}
+
+
 def test_config_builds_the_problem_again() -> None:
-    zoo = Zoo(["recurrent", "flow"], problems=3, coordinates=(600, 900), rescale=False, data="mnist-10k-embedded")
+    zoo = Zoo(["recurrent", "flow"], problems=3, coordinates=(600, 900), rescale=False)
     config = json.loads(json.dumps(zoo.config()))
     again = problems.get(**config)
     assert again.config() == config

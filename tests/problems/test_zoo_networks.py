@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from l2l_fast.problems.zoo import Zoo, ZooTask
+from l2l_fast.problems import zoo as package
+from l2l_fast.problems.zoo import ZooTask
 from l2l_fast.problems.zoo.draws import Draw
+from l2l_fast.problems.zoo.heldout_images import VariationalAutoencoder, to_patches
 from l2l_fast.problems.zoo.heldout_others import Equation, Flow, solution
 from l2l_fast.problems.zoo.layers import Init
-from l2l_fast.problems.zoo.pixels import Images
 from l2l_fast.problems.zoo.recurrent import GATES, Recurrent
 from l2l_fast.problems.zoo.sequences import next_symbol_losses, text_material
 from l2l_fast.problems.zoo.sources import Rows, noisy
@@ -40,7 +41,7 @@ def fill(module: nn.Module, **values: torch.Tensor) -> None:
 
 
 def task_with(family: str, **wanted) -> ZooTask:
-    zoo = Zoo(family, problems=2)
+    zoo = package.Zoo(family, problems=2, data="mnist-10k-embedded")
     tasks = (zoo.sample(seed) for seed in range(2000))
     return next(t for t in tasks if all(getattr(t._net, key) == value for key, value in wanted.items())).double()
 
@@ -231,6 +232,58 @@ def test_the_flow_is_a_density() -> None:
     assert density.sum() * (side[1] - side[0]) ** 2 == pytest.approx(1.0, abs=0.01)
 
 
+def test_patches_are_squares_of_the_picture() -> None:
+    pictures = draw().normal(2, 3, 8, 8)
+    patches = to_patches(pictures.flatten(2), 8, 4)
+    assert patches.shape == (2, 3, 4, 16)
+    assert torch.equal(patches[1, 2, 1].view(4, 4), pictures[1, 2, :4, 4:])
+    assert torch.equal(patches[0, 1, 2].view(4, 4), pictures[0, 1, 4:, :4])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_residual_convolutions(groups) -> None:
+    task = task_with("residual-convolutions", groups=groups)
+    net, theta = task._net, task.theta()
+    pixels, labels = task.minibatch()
+    losses = task.losses_on((pixels, labels)) / task.loss_scales
+    for k in range(2):
+
+        def conv(name: str, x: torch.Tensor, stride: int = 1, k: int = k) -> torch.Tensor:
+            bias = theta[f"{name}_bias"][k] if f"{name}_bias" in theta else None
+            return F.conv2d(x, theta[f"{name}_weight"][k], bias, stride=stride, padding=1)
+
+        def norm(name: str, x: torch.Tensor, k: int = k) -> torch.Tensor:
+            return F.group_norm(x, groups, theta[f"{name}_gain"][k], theta[f"{name}_offset"][k])
+
+        x = conv("in", pixels[k].view(-1, 1, net.side, net.side))
+        for stage in range(len(net.channels)):
+            x = conv(f"s{stage}", x, 2)
+            inner = conv(f"a{stage}", norm(f"na{stage}", x).relu())
+            x = x + conv(f"b{stage}", norm(f"nb{stage}", inner).relu())
+        logits = F.linear(x.relu().mean((2, 3)), theta["out_weight"][k], theta["out_bias"][k])
+        torch.testing.assert_close(losses[k], F.cross_entropy(logits, labels[k]))
+
+
+def test_the_variational_bound() -> None:
+    net = VariationalAutoencoder(12, 5, 3)
+    theta = parameters(net.leaves(Init()))
+    pixels, noise = draw().rand(2, 4, 12).double(), draw().normal(2, 4, 3).double()
+    losses = net.losses(theta, (pixels, noise))
+    for k in range(2):
+
+        def layer(name: str, x: torch.Tensor, k: int = k) -> torch.Tensor:
+            return F.linear(x, theta[f"{name}_weight"][k], theta[f"{name}_bias"][k])
+
+        mean, log_variance = layer("e1", layer("e0", pixels[k]).tanh()).chunk(2, 1)
+        posterior = torch.distributions.Normal(mean, (log_variance / 2).exp())
+        codes = mean + posterior.stddev * noise[k]
+        logits = layer("d1", layer("d0", codes).tanh())
+        likelihood = F.binary_cross_entropy_with_logits(logits, pixels[k], reduction="none").sum(1)
+        prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+        bound = likelihood + torch.distributions.kl_divergence(posterior, prior).sum(1)
+        torch.testing.assert_close(losses[k], bound.mean() / 12)
+
+
 def test_label_noise_is_drawn_anew_and_as_frequent_as_it_says() -> None:
     dice = draw()
     labels = torch.zeros(200, 100, dtype=torch.int64)
@@ -249,7 +302,28 @@ def test_windows_are_stretches_of_the_text() -> None:
     assert rows.shape == (4, given.source.batch, given.length + 1)
     known = {tuple(row) for row in blocks.unfold(1, given.length + 1, 1).flatten(0, 1).tolist()}
     assert {tuple(row) for row in rows.flatten(0, 1).tolist()} <= known
-    assert Images(("mnist-10k-embedded",)).names == ("mnist-10k-embedded",)
+
+
+def test_quadratics_start_near_one_and_have_their_minimum_elsewhere() -> None:
+    zoo = package.Zoo("noisy-quadratic", problems=64, rescale=False)
+    starts, jumpy = [], 0
+    for seed in range(12):
+        task = zoo.sample(seed)
+        starts.append(task.losses().mean().item())
+        assert not any(torch.equal(a, b) for a, b in zip(task._source.centres, task._source.centres[1:]))
+        with torch.no_grad():
+            for parameter, centre in zip(task.parameters(), task._source.centres, strict=True):
+                parameter.copy_(centre.expand_as(parameter))
+        rest = task.losses().mean().item()
+        assert rest < 0.2 * starts[-1]
+        assert (rest == 0) == (task._source.noise == 0)
+        jumpy += rest > 0
+        with torch.no_grad():
+            for parameter in task.parameters():
+                parameter.zero_()
+        assert task.losses().mean() > 2 * rest
+    assert 0.3 < min(starts) < max(starts) < 3
+    assert 6 <= jumpy < 12
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])

@@ -38,40 +38,46 @@ class Quadratic:
 @dataclass(frozen=True)
 class Jumps:
     """For every matrix P ``[K, r, r]``, Q ``[K, c, c]`` and o ``[K, r, c]``, for the vector d ``[K, n]`` and o
-    ``[K, n]``; P, Q and d are the same for all problems."""
+    ``[K, n]``. All but the jumps of o around ``centres`` are the same for all problems."""
 
     factors: tuple[tuple[Tensor, Tensor], ...]
     diagonal: Tensor
+    centres: tuple[Tensor, ...]
     noise: float
 
     def draw(self, problems: int, draw: Draw) -> Batch:
         batch: list[Tensor] = []
         for left, right in self.factors:
-            jump = draw.normal(problems, len(left), len(right)).mul_(self.noise)
-            batch += [left.expand(problems, -1, -1), right.expand(problems, -1, -1), jump]
-        jump = draw.normal(problems, len(self.diagonal)).mul_(self.noise)
-        return *batch, self.diagonal.expand(problems, -1), jump
+            batch += [left.expand(problems, -1, -1), right.expand(problems, -1, -1)]
+            batch.append(self._around(self.centres[len(batch) // 3], problems, draw))
+        return *batch, self.diagonal.expand(problems, -1), self._around(self.centres[-1], problems, draw)
+
+    def _around(self, centre: Tensor, problems: int, draw: Draw) -> Tensor:
+        return draw.normal(problems, *centre.shape).mul_(self.noise).add_(centre)
 
 
 def noisy_quadratic(draw: Draw, images: Images, split: str) -> Optimizee:
-    """One or two matrices and a vector; condition numbers from 10 to 10,000 per side; noise of the minimum up to 0.3.
+    """One or two matrices and a vector; condition numbers from 10 to 10,000 per side.
 
-    The minimum is at zero, and theta_0 is standard normal: where it is makes no difference in the optimizer's eyes."""
+    theta_0 is smaller than the minimum's distance from zero, larger, or like it: optimizers that see theta must not
+    learn that zero is a good place. The minimum jumps by up to 0.3 of that."""
     condition = draw.log_uniform(10.0, 1e4)
     rotated = draw.chance(0.7)
     shapes = [(draw.log_whole(12, 50), draw.log_whole(12, 50)) for _ in range(draw.whole(1, 2))]
     factors = tuple((_factor(draw, r, condition, rotated), _factor(draw, c, condition, rotated)) for r, c in shapes)
     size = draw.log_whole(8, 64)
     diagonal = draw.spread(size, math.log10(condition) / 2)
-    leaves = {f"m{k}": Leaf(shape, "normal", 1.0) for k, shape in enumerate(shapes)}
-    leaves["v"] = Leaf((size,), "normal", 1.0)
+    start, centre = draw.log_uniform(0.03, 1.0), draw.log_uniform(0.1, 3.0)
+    noise = centre * draw.log_uniform(0.003, 0.3) if draw.chance(0.8) else 0.0
+    centres = tuple(draw.normal(*shape) * centre for shape in (*shapes, (size,)))
+    leaves = {f"m{k}": Leaf(shape, "normal", start) for k, shape in enumerate(shapes)}
+    leaves["v"] = Leaf((size,), "normal", start)
     # So that the loss at theta_0 is about one, whatever the sizes and conditions.
-    start = sum(p.square().sum() * q.square().sum() for p, q in factors) + diagonal.square().sum()
-    scale = (2 / start).sqrt()
+    trace = sum((p.square().sum() * q.square().sum() for p, q in factors), diagonal.square().sum())
+    scale = (2 / (trace * (start**2 + centre**2))).sqrt()
     factors = tuple((p * scale, q) for p, q in factors)
-    noise = draw.log_uniform(0.003, 0.3) if draw.chance(0.8) else 0.0
     label = f"matrices {shapes}, vector {size}, condition {condition:.0f}, noise {noise:.3f}"
-    return Optimizee(leaves, Quadratic(len(shapes)), Jumps(factors, diagonal * scale, noise), label)
+    return Optimizee(leaves, Quadratic(len(shapes)), Jumps(factors, diagonal * scale, centres, noise), label)
 
 
 def _factor(draw: Draw, size: int, condition: float, rotated: bool) -> Tensor:

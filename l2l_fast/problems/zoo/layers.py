@@ -26,7 +26,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "silu": F.silu,
 }
-NORMS = ("none", "layer", "batch")
 
 
 @dataclass(frozen=True)

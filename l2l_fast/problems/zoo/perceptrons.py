@@ -147,7 +147,7 @@ def sine_regression(draw: Draw, images: Images, split: str) -> Optimizee:
 
 
 def _optimizee(draw: Draw, widths: tuple[int, ...], loss: str, source: Pictures | Rows) -> Optimizee:
-    # Sigmoids and plain layers are what networks are made of most; batch normalisation needs rows to normalise over.
+    # Half of them without normalisation, as most perceptrons are.
     norm = draw.one_of(("none", "layer", "batch"), (2.0, 1.0, 1.0)) if len(widths) > 2 else "none"
     net = Perceptron(widths, draw.one_of(tuple(ACTIVATIONS)), norm, loss)
     init = Init.drawn(draw)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l2l_fast.data.text import VOCABULARY, load_text
 from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.layers import Leaf, Theta, cross_entropy
+from l2l_fast.problems.zoo.layers import Theta, cross_entropy
 from l2l_fast.problems.zoo.optimizee import Source
 from l2l_fast.problems.zoo.sources import Rows, Windows
 
@@ -95,11 +95,6 @@ def _rows(draw: Draw, rows: Tensor, symbols: int, first: int, label: str) -> Mat
 def _batch(draw: Draw, length: int) -> int:
     # At most 256 symbols per problem: short sequences in large batches or long ones in small batches.
     return draw.log_whole(4, max(8, min(32, 256 // length)))
-
-
-def torch_bias(outputs: int, inputs: int) -> Leaf:
-    """A bias as torch starts it."""
-    return Leaf((outputs,), "uniform", inputs**-0.5)
 
 
 def logits(theta: Theta, name: str, hidden: Tensor) -> Tensor:

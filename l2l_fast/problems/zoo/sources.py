@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_fast.data.text import VOCABULARY, Text
+from l2l_fast.data.text import Text
 from l2l_fast.problems.zoo.draws import Draw
 from l2l_fast.problems.zoo.optimizee import Batch
 from l2l_fast.problems.zoo.pixels import Small
@@ -76,11 +76,6 @@ class Windows:
     split: str
     batch: int
     length: int
-
-    @property
-    def symbols(self) -> int:
-        """The size of the vocabulary."""
-        return VOCABULARY
 
     def draw(self, problems: int, draw: Draw) -> Batch:
         blocks = self.text.split(self.split)
