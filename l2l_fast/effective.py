@@ -7,7 +7,7 @@ call.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 if TYPE_CHECKING:
     from .network import CoordinatewiseLSTM
 
+_MAKERS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 _HOOKED = ("orig", "mask", "g", "v", "u")  # what a hook keeps beside a weight: {weight}_{suffix}
 
 
@@ -40,6 +41,26 @@ def weight(net: CoordinatewiseLSTM, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: the network has no such weight any more")
     return value
+
+
+def kept(net: CoordinatewiseLSTM) -> dict[str, Any]:
+    """The attributes of ``net`` without the weights that hooks make of others before every ``forward``: they belong to
+    an autograd graph, and cannot be copied with it."""
+    made = _hooked(net)
+    return {key: value for key, value in net.__dict__.items() if key not in made}
+
+
+def remake(net: CoordinatewiseLSTM) -> None:
+    """Make those weights again, after ``net`` was made of what :func:`kept` gave."""
+    for name in _hooked(net):
+        setattr(net, name, weight(net, name))
+
+
+def _hooked(net: CoordinatewiseLSTM) -> set[str]:
+    """The weights that hooks make of others."""
+    hooks = net._forward_pre_hooks.values()
+    names = {getattr(hook, "_tensor_name", getattr(hook, "name", None)) for hook in hooks if isinstance(hook, _MAKERS)}
+    return names & set(net._names)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from .kernels import operators, reference
 from .kernels.state import State
 from .memory import NTMBFGS, Memory
 from .network import CoordinatewiseLSTM
-from .optimizer_state import as_state
+from .optimizer_state import as_state, modernized
 
 if TYPE_CHECKING:
     from .optimizer_batch import Batch
@@ -96,10 +96,10 @@ def fused_step(
     """One step of the group by the fused operator; returns the means ``[num_layers, groups, gac_cells]``. ``begun`` is
     called when the operator has taken its arguments and written something; with ``check_only`` it writes nothing."""
     config, groups, phi = batch.config, batch.groups, batch.phi.float()
-    numels = [param.numel() for param in batch.params]
     means = torch.zeros(config.num_layers, groups, config.gac_cells, dtype=torch.float32, device=phi.device)
     sums = torch.zeros(2, groups, config.gac_cells, dtype=torch.float64, device=phi.device)
     extra = out = None
+    numels = [] if config.num_outputs == 1 and batch.reduce is None else [param.numel() for param in batch.params]
     if batch.memory is not None:
         shape = (config.extra_inputs, sum(numels))
         reads = batch.memory.reads
@@ -158,7 +158,7 @@ def exact_step(batch: Batch) -> None:
     if batch.memory is not None:
         extra = batch.memory.read(batch.memory.reads).flatten(1)
     out, state = reference.lstm_step(grad, state, batch.phi.double(), batch.config, batch.groups, extra)
-    out = out.view(batch.config.num_outputs, -1)
+    out = out.view(batch.config.num_outputs, grad.numel())
     update = out[0]
     if isinstance(batch.network, NTMBFGS) and batch.network.add_read and extra is not None:
         update = update + extra[0]
@@ -181,10 +181,9 @@ def memory_of(
     Raises:
         TypeError, ValueError: it does not fit the group or the network.
     """
+    if "step" in entry or "memory" in entry:
+        entry = modernized(entry)
     entries = {key: entry[key] for key in Memory.KEYS if key in entry}
-    old = entry.get("memory")  # of releases before 0.2
-    if isinstance(old, Mapping):
-        entries = {"step" if key == "written" else f"memory_{key}": value for key, value in old.items()}
     if not entries:
         return None
     params = group["params"]
@@ -207,11 +206,11 @@ def check_all_move(params: Sequence[Tensor]) -> None:
 
 def _by_tensor(x: Tensor, numels: Sequence[int]) -> Tensor:
     """Coordinates ordered by problem ``[C, groups, n]`` to tensor after tensor ``[C, N]``."""
-    channels, groups, _ = x.shape
+    groups = x.shape[1]
     if len(numels) == 1 or groups == 1:
-        return x.reshape(channels, -1).contiguous()
+        return x.flatten(1).contiguous()
     parts = x.split([numel // groups for numel in numels], dim=2)
-    return torch.cat([part.reshape(channels, -1) for part in parts], dim=1)
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 def _by_problem(x: Tensor, numels: Sequence[int], groups: int) -> Tensor:

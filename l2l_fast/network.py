@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from .files import load as load
 from .kernels import checks, operators, reference
 from .kernels.config import Config
 from .kernels.state import State
-from .kernels.surroundings import without_autocast
 
 
 class CoordinatewiseLSTM(nn.Module):
@@ -195,9 +195,8 @@ class CoordinatewiseLSTM(nn.Module):
         checks.check_extra(extra, self.extra_inputs, grad)
         wide = grad.dtype == torch.float64 or state.dtype == torch.float64
         if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
-            with without_autocast(grad.device):
-                update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
-                return update, State.from_logical(logical)
+            update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
+            return update, State.from_logical(logical)
         phi = self.phi().float()
         extra = None if extra is None else extra.float().contiguous()
         update, data = operators.step(grad, extra, state.data, phi, self.config, groups)
@@ -207,6 +206,21 @@ class CoordinatewiseLSTM(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.config.asdict().items())
+
+    # Copies and pickles of a pruned or normalised network; of a parametrized one torch allows copies only.
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CoordinatewiseLSTM:
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__ = copy.deepcopy(effective.kept(self), memo)
+        effective.remake(twin)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return effective.kept(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        effective.remake(self)
 
     # ---- exchange with torch.nn ----
 

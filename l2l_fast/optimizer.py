@@ -16,14 +16,14 @@ from .joint import Kept
 from .kernels import operators
 from .kernels.state import State
 from .kernels.surroundings import without_autocast
-from .memory import NTMBFGS
 from .network import CoordinatewiseLSTM
-from .optimizer_batch import Batch, exact_step, gather
+from .optimizer_batch import Batch, exact_step, gather, only_make_state
 from .optimizer_checkpoints import pack, unpack
 from .optimizer_checks import check_new_options, check_parameters, check_problems, check_together, plain
 from .optimizer_networks import Registry, check_network
-from .optimizer_state import NUMEL_KEY, STATE_KEY, as_state, is_live, modernize, tiles_of
+from .optimizer_state import NUMEL_KEY, STATE_KEY, as_state, is_live, modernized, tiles_of
 from .segment import Segment
+from .segment_checks import check_recordable
 
 
 class LearnedOptimizer(Optimizer):
@@ -94,7 +94,10 @@ class LearnedOptimizer(Optimizer):
             check_parameters(group)
             for name in ("lr", "weight_decay"):
                 group[name] = group[name] if isinstance(group[name], Tensor) else plain(group[name])
-            check_problems(group, self._registry.network_of(group), self._kept.reduce)
+            network = self._registry.network_of(group)
+            check_problems(group, network, self._kept.reduce)
+            if self._segment is not None:
+                check_recordable("add_param_group, with a segment open", network, self._kept.reduce)
         except BaseException:
             self.param_groups.pop()
             raise
@@ -140,22 +143,21 @@ class LearnedOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One update of every parameter that has a gradient; returns the closure's loss, if there is a closure.
 
-        torch.compile leaves the step alone: it is one launch already.
+        torch.compile leaves the step alone: it is one launch already. The first step of all, if every lr is 0 and every
+        gradient exactly zero, makes the state and leaves it as new, outside of segments and unless coordinates are
+        sharded: such a step is how ``torch.distributed.checkpoint`` has an optimizer make what it will look for.
 
         Raises:
             TypeError, ValueError, NotImplementedError: a gradient, parameter, state or option that does not fit, in
                 whichever group; nothing has been written then, in any group.
-            RuntimeError: an earlier step failed after it had begun to write.
+            RuntimeError: an earlier step failed after it had begun to write. The closure is not called then.
         """
+        if self._failure is not None or self._segment is not None or self._kept.reduce is not None:
+            self._check_can_go_on()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._failure is not None:
-            raise RuntimeError(
-                f"step: an earlier step failed half-way ({self._failure}), so that parameters and state no longer "
-                "belong together; call load_state_dict() (and load the parameters) before going on"
-            )
         # Everything is collected and checked before the first launch, so that an error leaves all groups untouched.
         networks = self.networks
         # Rebuilt every step: a copy of 20 kB costs less than a cache that could go stale.
@@ -165,9 +167,15 @@ class LearnedOptimizer(Optimizer):
             for group, network in zip(self.param_groups, networks, strict=True)
         ]
         segment = self._segment
-        if len(batches) != 1 or batches[0].exact:
+        if len(batches) != 1 or batches[0].exact or batches[0].memory is not None:
             check_together(batches)
-        if segment is not None:
+        if segment is None:
+            if batches and batches[0].lr == 0.0 and only_make_state(batches, self.state):
+                for group, batch in zip(self.param_groups, batches, strict=True):
+                    self._keep(batch)
+                    self._keep_memory(group, batch)
+                return loss
+        else:
             segment.begin_step(zip(self.param_groups, batches, strict=True))
         self._begun = False
         try:
@@ -182,6 +190,18 @@ class LearnedOptimizer(Optimizer):
         if segment is not None:
             segment.end_step()
         return loss
+
+    def _check_can_go_on(self) -> None:
+        """Raise RuntimeError if there is no step to take, whatever the gradients are."""
+        if self._failure is not None:
+            raise RuntimeError(
+                f"step: an earlier step failed half-way ({self._failure}), so that parameters and state no longer "
+                "belong together; call load_state_dict() (and load the parameters) before going on"
+            )
+        if self._segment is not None:
+            self._segment.check_whole()
+        if self._kept.reduce is joint.refuse and any(network.communicates for network in self.networks):
+            joint.refuse(torch.empty(0))
 
     def _run(self, group: dict[str, Any], batch: Batch) -> None:
         record, tiles = (None, ()) if self._segment is None else self._segment.record(group, batch)
@@ -209,6 +229,9 @@ class LearnedOptimizer(Optimizer):
             means = joint.fused_step(batch, record, record_tiles, lambda: self._keep(batch))
             if self._segment is not None:
                 self._segment.keep_means(group, means)
+        self._keep_memory(group, batch)
+
+    def _keep_memory(self, group: dict[str, Any], batch: Batch) -> None:
         if batch.memory is not None:
             self.state[group["params"][0]].update(batch.memory.entries())
 
@@ -235,12 +258,7 @@ class LearnedOptimizer(Optimizer):
         if self._segment is not None:
             raise RuntimeError("start_segment: a segment is already open; call backward_segment() or discard_segment()")
         for network in self.networks:
-            if isinstance(network, NTMBFGS) or network.num_outputs > 1:
-                raise NotImplementedError(
-                    "start_segment: a network with memory or several outputs is unrolled in autograd, not in segments"
-                )
-            if network.communicates and self._kept.reduce is not None:
-                raise NotImplementedError("start_segment: not with sharded coordinates (process_group)")
+            check_recordable("start_segment", network, self._kept.reduce)
         self._segment = Segment()
 
     def discard_segment(self) -> None:
@@ -277,8 +295,9 @@ class LearnedOptimizer(Optimizer):
         Raises:
             RuntimeError: no open segment, no recorded step, no gradient at theta_T, or a network or state that was
                 changed during the segment.
-            ValueError, TypeError: weights of the wrong length or type, grad_end_states that do not fit; networks of
-                which no parameter requires grad, unless the gradients of the start states are asked for.
+            ValueError, TypeError: weights of the wrong length or type, grad_end_states that do not fit; no parameter
+                that requires grad in the networks that moved something, unless the gradients of the start states are
+                asked for.
         """
         if self._segment is None:
             raise RuntimeError("backward_segment: no open segment; call start_segment() before the first step")
@@ -300,10 +319,11 @@ class LearnedOptimizer(Optimizer):
         Each parameter's entry holds ``"lstm_state"``, of shape ``param.shape + (2 * num_layers * hidden_size,)`` (per
         layer h, then c), independent of tiles, device and threads. A snapshot: later steps do not change it. Of the
         networks only a description and a digest of the weights are stored, to be compared on loading (save them with
-        :meth:`CoordinatewiseLSTM.save`). An open segment is not stored."""
+        :meth:`CoordinatewiseLSTM.save`). An open segment is not stored. What others keep in ``state`` (wrappers of
+        optimizers) is stored as it is. After a step that failed half-way it says so, and will not be loaded."""
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        state_dict = pack(self.state, self.param_groups, self.networks)
+        state_dict = pack(self.state, self.param_groups, self.networks, self._failure)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             result = post_hook(self, state_dict)
             state_dict = state_dict if result is None else result
@@ -317,7 +337,9 @@ class LearnedOptimizer(Optimizer):
         Raises:
             RuntimeError: a segment is open.
             TypeError, ValueError: not the state dict of a LearnedOptimizer, or groups, options, parameters or networks
-                that do not match; nothing has been loaded then.
+                that do not match, or one of half-written state; nothing has been loaded then.
+
+        Warns of states that will begin anew although something was saved for their parameters.
         """
         if self._segment is not None:
             raise RuntimeError(
@@ -349,5 +371,5 @@ class LearnedOptimizer(Optimizer):
         for group in self.param_groups:
             group.setdefault("groups", 1)
             self._registry.network_of(group)
-        for entry in self.state.values():
-            modernize(entry)
+        for key, entry in self.state.items():
+            self.state[key] = modernized(entry)

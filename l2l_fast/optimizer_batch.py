@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -72,6 +72,7 @@ def gather(
     config = batch.config
     on_cpu, rows = phi.is_cpu, config.rows
     params, grads, states, state_of = batch.params, batch.grads, batch.states, state.get
+    shapes: dict[int, tuple[int, ...]] = {}  # of states, by the number of coordinates
     for k, param in enumerate(group["params"]):
         grad = param.grad
         if grad is None:
@@ -88,7 +89,9 @@ def gather(
         dtype = torch.float32 if fused else torch.float64
         entry = state_of(param, _EMPTY)
         tiles, numel = entry.get(STATE_KEY), param.numel()
-        shape = (num_tiles(numel), rows, TILE)
+        shape = shapes.get(numel)
+        if shape is None:
+            shape = shapes[numel] = (num_tiles(numel), rows, TILE)
         fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.shape == shape
         if not fits or entry.get(NUMEL_KEY) != numel:
             with torch.inference_mode(False):  # a state outlives the mode that its first step is taken in
@@ -117,9 +120,12 @@ def _with_others(
         raise NotImplementedError("step: float64 parameters cannot be sharded, only float32, bfloat16 and float16")
     if reduce is joint.refuse:
         reduce(torch.empty(0))
-    check_groups(group["groups"], 0)
-    for param in moving:
-        check_groups(group["groups"], param.numel())
+    groups = group["groups"]
+    if type(groups) is not int or groups != 1:  # one problem fits always
+        check_groups(groups, 0)
+        for param in moving:
+            if param.numel() % groups:
+                check_groups(groups, param.numel())
     memory = None
     if moving and isinstance(network, NTMBFGS):
         joint.check_all_move(params)
@@ -130,6 +136,19 @@ def _with_others(
                 numel = sum(param.numel() for param in params)
                 memory = network.init_memory(numel, group["groups"], params[0].device, dtype)
     return batch._replace(groups=group["groups"], memory=memory, reduce=reduce), exact
+
+
+def only_make_state(batches: Sequence[Batch], state: Mapping[Any, Any]) -> bool:
+    """Whether a step asks for nothing but its state to be made: the first one, with every lr 0 and every gradient zero.
+
+    An LSTM goes on with a gradient of zero as with any other, so that a checkpoint made before the first step would
+    hold the state after one."""
+    if not all(batch.lr == 0.0 and batch.reduce is None for batch in batches):
+        return False  # where coordinates are sharded, other processes may have gradients, and wait
+    if any(isinstance(entry, Mapping) and STATE_KEY in entry for entry in state.values()):
+        return False
+    grads = [grad for batch in batches for grad in (*batch.grads, *(grad for _, grad, _ in batch.exact))]
+    return not any(grad.is_meta or bool(grad.any()) for grad in grads)
 
 
 def exact_step(param: Tensor, grad: Tensor, tiles: Tensor, batch: Batch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -12,17 +13,24 @@ from torch import Tensor
 
 from . import joint
 from .joint import Reduce
-from .memory import NTMBFGS, Memory
+from .memory import NTMBFGS
 from .network import CoordinatewiseLSTM
 from .optimizer_checks import check_problems, number, plain, truth
 from .optimizer_networks import check_same_network, digest
-from .optimizer_state import check_structure, pack_entry, unpack_entry
+from .optimizer_state import STATE_KEY, check_structure, modernized, pack_entry, unpack_entry
+
+# In the groups of a checkpoint of half-written state, since nothing else goes through everybody's hands unchanged.
+FAILURE_KEY = "half_way"
 
 
 def pack(
-    state: Mapping[Any, Any], param_groups: Sequence[Mapping[str, Any]], networks: Sequence[CoordinatewiseLSTM]
+    state: Mapping[Any, Any],
+    param_groups: Sequence[Mapping[str, Any]],
+    networks: Sequence[CoordinatewiseLSTM],
+    failure: str | None = None,
 ) -> dict[str, Any]:
-    """See :meth:`l2l_fast.LearnedOptimizer.state_dict`; ``networks`` are those of the groups."""
+    """See :meth:`l2l_fast.LearnedOptimizer.state_dict`; ``networks`` are those of the groups, ``failure`` is what
+    stopped a step half-way, if one was."""
     index: dict[int, int] = {}
     for k, param in enumerate(chain.from_iterable(group["params"] for group in param_groups)):
         index.setdefault(id(param), k)
@@ -31,6 +39,8 @@ def pack(
         packed = {key: plain(value) for key, value in group.items() if key != "params"}
         packed["network"] = {**group["network"], "digest": digest(network)}
         packed["params"] = [index[id(param)] for param in group["params"]]
+        if failure is not None:
+            packed[FAILURE_KEY] = failure
         groups.append(packed)
     packed_state = {
         index[id(key)] if isinstance(key, Tensor) else key: pack_entry(value, key) for key, value in state.items()
@@ -51,6 +61,12 @@ def unpack(
         TypeError, ValueError: see :meth:`l2l_fast.LearnedOptimizer.load_state_dict`.
     """
     check_structure(state_dict)
+    failures = [group[FAILURE_KEY] for group in state_dict["param_groups"] if FAILURE_KEY in group]
+    if failures:
+        raise ValueError(
+            f"state_dict: saved after a step that failed half-way ({failures[0]}), so that parameters and state do not "
+            "belong together; expected one that was saved before"
+        )
     groups = copy.deepcopy(state_dict["param_groups"])
     counts = [len(group["params"]) for group in groups], [len(group["params"]) for group in param_groups]
     if counts[0] != counts[1]:
@@ -75,10 +91,40 @@ def unpack(
             state[key] = entry
             continue
         param, group, network = owners[key]
-        state[param] = unpack_entry(entry, param, network.config)
-        if "memory" in entry or any(name in entry for name in Memory.KEYS if name != "step"):
-            if not isinstance(network, NTMBFGS):
-                raise ValueError("state_dict: a memory was saved, but the group's network has none")
-            memory = joint.memory_of(entry, group, network)
-            state[param].update({name: value.clone() for name, value in memory.entries().items()})
+        entry = modernized(entry)
+        # The memory of a group is with its first parameter.
+        keeps = isinstance(network, NTMBFGS) and param is group["params"][0]
+        state[param] = unpack_entry(entry, param, network.config, keeps)
+        if keeps and (memory := joint.memory_of(entry, group, network)) is not None:
+            entries = memory.entries().items()
+            state[param].update({name: x.clone() if isinstance(x, Tensor) else x for name, x in entries})
+        if entry and STATE_KEY not in entry:
+            warnings.warn(
+                f"state_dict: no {STATE_KEY!r} in the state of parameter {key!r}, only {sorted(map(str, entry))}: it "
+                "will begin anew",
+                stacklevel=5,
+            )
+    for group, network in zip(groups, networks, strict=True):
+        _check_memory_is_there(state, group, network)
     return state, groups
+
+
+def _check_memory_is_there(state: Mapping[Any, Any], group: Mapping[str, Any], network: CoordinatewiseLSTM) -> None:
+    """Warn of a memory without states or states without a memory: every step makes both. No error, for the group may
+    have been given another network before it was saved."""
+    if not isinstance(network, NTMBFGS) or not group["params"]:
+        return
+    entries = [state.get(param, {}) for param in group["params"]]
+    missing = sum(STATE_KEY not in entry for entry in entries)
+    if "memory_reads" in entries[0] and missing:
+        warnings.warn(
+            f"state_dict: a memory, but no {STATE_KEY!r} of {missing} of its {len(entries)} parameters: they will "
+            "begin anew",
+            stacklevel=6,
+        )
+    if "memory_reads" not in entries[0] and missing < len(entries):
+        warnings.warn(
+            f"state_dict: no memory (such as 'memory_reads') beside the {STATE_KEY!r} of the first of {len(entries)} "
+            "parameters that share one: it will begin anew",
+            stacklevel=6,
+        )

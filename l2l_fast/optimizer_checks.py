@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -15,7 +18,7 @@ from . import joint
 from .joint import Reduce
 from .kernels import checks, operators
 from .kernels.checks import check_gradient, check_groups
-from .memory import NTMBFGS
+from .memory import NTMBFGS, Memory
 from .network import CoordinatewiseLSTM
 
 if TYPE_CHECKING:
@@ -33,9 +36,16 @@ def number(name: str, value: Any) -> float:
     """``value`` as a finite float: a real number of any kind, or a tensor with one element.
 
     Raises:
-        TypeError: something else. ValueError: a tensor of several elements, NaN or infinity.
+        TypeError: something else. ValueError: a tensor of several elements, NaN or infinity. NotImplementedError: one
+            that carries a tangent or is transformed by torch.func, which would be lost.
     """
     if isinstance(value, Tensor):
+        transformed = torch._C._functorch.is_functorch_wrapped_tensor(value)
+        if transformed or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None):
+            raise NotImplementedError(
+                f"{name}: a step is not differentiable with respect to it, nor transformed by torch.func, got a tensor "
+                "that is; expected a plain number, or call the network itself (CoordinatewiseLSTM)"
+            )
         if value.numel() != 1:
             raise ValueError(f"{name}: expected a number or a tensor with one element, got shape {tuple(value.shape)}")
         value = value.item()
@@ -125,7 +135,8 @@ def check_together(batches: Sequence[Batch]) -> None:
     of a group checks as much, but by then the groups before it have been written."""
     launches = [batch for batch in batches if batch.params]
     exact = [each for batch in batches for each in batch.exact]
-    if len(launches) < 2 and not exact:
+    memories = [(k, batch.memory) for k, batch in enumerate(batches) if batch.memory is not None]
+    if len(launches) < 2 and not exact and not memories:
         return
     for batch in batches:
         # The first launch has nothing before it: what it refuses, it refuses in time.
@@ -142,7 +153,30 @@ def check_together(batches: Sequence[Batch]) -> None:
     params = [param for batch in batches for param in batch.params] + [param for param, _, _ in exact]
     grads = [grad for batch in batches for grad in batch.grads] + [grad for _, grad, _ in exact]
     states = [state for batch in batches for state in batch.states] + [state for _, _, state in exact]
-    operators.check_apart(params, grads, states)
+    if memories:
+        _check_apart_with_memories(params, grads, states, memories)
+    else:
+        operators.check_apart(params, grads, states)
+
+
+_NOTHING: list[Tensor] = []  # in the place of the states that memories do not have
+
+
+def _check_apart_with_memories(
+    params: list[Tensor], grads: list[Tensor], states: list[Tensor], memories: Sequence[tuple[int, Memory]]
+) -> None:
+    """The same for what memories hold, too, which is written as parameters are; named as in the optimizer's state."""
+    tensors = [value for _, memory in memories for value in memory.tensors().values()]
+    while len(_NOTHING) < len(tensors):
+        with torch.inference_mode(False):
+            _NOTHING.append(torch.empty(1, device="cpu"))
+    try:
+        operators.check_apart(params + tensors, grads, states + _NOTHING[: len(tensors)])
+    except (ValueError, RuntimeError) as error:
+        held = [f"{name!r} of param_groups[{k}]" for k, memory in memories for name in memory.tensors()]
+        names = {f"params[{len(params) + j}]": name for j, name in enumerate(held)}
+        text = re.sub(r"params\[\d+\]", lambda found: names.get(found[0], found[0]), str(error))
+        raise type(error)(text) from None
 
 
 def check_devices(param: Tensor, grad: Tensor, phi: Tensor, fused: bool) -> None:

@@ -1,11 +1,13 @@
 """The state of LearnedOptimizer: plain tensors, live and in checkpoints.
 
 ``optimizer.state[param]["lstm_state"]`` has two forms under one name, as torch's tools look in a checkpoint for what
-they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_fast.state`), with ``"numel"`` beside it.
-In a checkpoint it is of the parameter's shape and one more dimension with the numbers of a coordinate: h and
+they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_fast.kernels.state`), with ``"numel"``
+beside it. In a checkpoint it is of the parameter's shape and one more dimension with the numbers of a coordinate: h and
 c of the first layer, h and c of the second, ...; independent of tiles, device and threads, and sharded as the parameter
 is. Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved form is
-understood there, too. With a memory, its tensors are beside the state of the group's first parameter.
+understood there, too. With a memory, what it holds is beside the state of the group's first parameter, under the names
+of ``Memory.KEYS``. Everything else in an entry belongs to others (wrappers keep counters and copies there) and is
+neither read nor lost.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kernels.checks import as_int
 from .kernels.config import Config
 from .kernels.state import TILE, State, num_tiles
 from .memory import Memory
+from .memory.store import as_digits
 
 STATE_KEY = "lstm_state"
 # Marks the live form, whose tiles cannot tell how many of their last 64 coordinates there are.
@@ -94,20 +98,22 @@ def pack_entry(entry: Any, param: Tensor) -> Any:
     """A parameter's state for a checkpoint: copies of all that is the optimizer's own, the rest as it is."""
     if not isinstance(entry, dict):
         return entry
-    packed = {}
+    packed, live = {}, is_live(entry)
     for key, value in entry.items():
-        if key == STATE_KEY and is_live(entry):
+        if key == STATE_KEY and live:
             packed[key] = to_saved(value, param)
         elif key in Memory.KEYS and isinstance(value, Tensor):
             packed[key] = value.detach().clone()
-        elif key != NUMEL_KEY:
+        elif key != NUMEL_KEY or not live:
             packed[key] = value
     return packed
 
 
-def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: Config) -> dict[str, Any]:
-    """The inverse of :func:`pack_entry`, memory excluded; TypeError or ValueError if it does not fit."""
-    own = (STATE_KEY, NUMEL_KEY, *Memory.KEYS, "memory")
+def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: Config, has_memory: bool) -> dict[str, Any]:
+    """The inverse of :func:`pack_entry`; TypeError or ValueError if it does not fit. ``has_memory``: the names of a
+    memory are the optimizer's own here, and left out. Elsewhere they are another's, or left over from a network that
+    the group had before."""
+    own = {STATE_KEY, *(Memory.KEYS if has_memory else ()), *((NUMEL_KEY,) if is_live(entry) else ())}
     unpacked = {key: copy.deepcopy(value) for key, value in entry.items() if key not in own}
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     tiles = tiles_of(entry, param, config, dtype)
@@ -148,12 +154,20 @@ def check_structure(state_dict: Any) -> None:
             raise TypeError(f"state_dict: expected a dict as the state of {key!r}, got {type(state[key]).__name__}")
 
 
-def modernize(entry: Any) -> None:
-    """Bring a parameter's state from a pickle of a release before 0.2, which held objects, into the present form."""
+def modernized(entry: Any) -> Any:
+    """A parameter's state in the present form: itself, or a new dict if an earlier release wrote it. Those kept objects
+    in live states, a memory as one dict, and the count of a memory's rows as ``"step"``."""
     if not isinstance(entry, dict):
-        return
-    if isinstance(entry.get(STATE_KEY), State):
-        state = entry[STATE_KEY]
-        entry.update({STATE_KEY: state.data, NUMEL_KEY: state.numel})
-    if isinstance(entry.get("memory"), Memory):
-        entry.update(entry.pop("memory").entries())
+        return entry
+    state, memory = entry.get(STATE_KEY), entry.get("memory")
+    if isinstance(state, State):
+        entry = {**entry, STATE_KEY: state.data, NUMEL_KEY: state.numel}
+    old = isinstance(memory, Mapping) and "reads" in memory and not {"matrix", "left"}.isdisjoint(memory)
+    if old or isinstance(memory, Memory):
+        entries = {f"memory_{key}": value for key, value in memory.items()} if old else memory.entries()
+        entry = {**{key: value for key, value in entry.items() if key != "memory"}, **entries}
+    if "step" in entry and "memory_left" in entry and "memory_written" not in entry:
+        entry = {"memory_written" if key == "step" else key: value for key, value in entry.items()}
+    if "memory_written" in entry and (count := as_int(entry["memory_written"])) is not None and count >= 0:
+        entry = {**entry, "memory_written": as_digits(count)}
+    return entry

@@ -23,6 +23,7 @@ from .kernels.state import TILE, State, num_tiles
 from .kernels.surroundings import without_autocast
 from .network import CoordinatewiseLSTM
 from .optimizer_state import as_state
+from .segment_checks import check_end_states, check_recordable, check_trainable, check_weights
 
 if TYPE_CHECKING:
     from .optimizer_batch import Batch
@@ -101,16 +102,23 @@ class Segment:
         self._last_gradient: tuple[Tensor, Any, int] | None = None
         self._gradients_are_fresh = False
 
+    def check_whole(self) -> None:
+        """Raise RuntimeError if a step of this segment failed after it had begun to write."""
+        if self._broken:
+            raise RuntimeError(HALF_WAY)
+
     # ---- recording, driven by LearnedOptimizer.step ----
 
     def begin_step(self, batches: Iterable[tuple[dict[str, Any], Batch]]) -> None:
         """Check that the step continues the segment and keep the start states of parameters that move for the first
-        time. Raises RuntimeError if a network or a state was replaced since the previous step."""
-        if self._broken:
-            raise RuntimeError(HALF_WAY)
+        time. Raises RuntimeError if a network or a state was replaced since the previous step, NotImplementedError for
+        a network that no segment can hold."""
+        self.check_whole()
         witness = None
         started: list[tuple[Tensor, Tensor, Config]] = []
         for group, batch in batches:
+            if not batch.config.is_plain:
+                check_recordable("step, with a segment open", batch.network, batch.reduce)
             moving = [*zip(batch.params, batch.grads, batch.states, strict=True), *batch.exact]
             tape = self.tapes.get(id(group))
             if tape is not None and tape.network is not batch.network:
@@ -184,15 +192,20 @@ class Segment:
         """See :meth:`l2l_fast.LearnedOptimizer.backward_segment`; ``states`` are all current states."""
         if self.num_steps == 0:
             raise RuntimeError("backward_segment: no step was recorded since start_segment()")
-        if self._broken:
-            raise RuntimeError(HALF_WAY)
+        self.check_whole()
         if not return_grad_start_states:
-            _check_trainable(tape.network for tape in self.tapes.values())
-        w = _check_weights(weights, self.num_steps)
-        end_grads = _check_end_states(grad_end_states, states)
+            still = [not any(step.params or step.exact for step in tape.steps) for tape in self.tapes.values()]
+            networks = [tape.network for tape in self.tapes.values()]
+            # If nothing moved at all, it is the gradients that are missing, which is said below.
+            moved = networks if all(still) else [network for network, rests in zip(networks, still) if not rests]
+            check_trainable(moved, networks)
+        w = check_weights(weights, self.num_steps)
+        end_grads = check_end_states(grad_end_states, states)
         self._check_unchanged(states)
         finals = {key: self._final_gradients(tape) for key, tape in self.tapes.items()}
         self._check_final(finals, w[-1])
+        if not return_grad_start_states and all(still):
+            raise RuntimeError("backward_segment: no parameter had a gradient in any recorded step, so none has moved")
 
         grad_start: dict[Tensor, State] = {}
         totals: dict[int, tuple[CoordinatewiseLSTM, Tensor]] = {}
@@ -369,19 +382,6 @@ class Segment:
         )
 
 
-def _check_trainable(networks: Iterable[CoordinatewiseLSTM]) -> None:
-    parameters = [parameter for network in networks for parameter in network.parameters()]
-    if not any(parameter.requires_grad for parameter in parameters):
-        raise ValueError(
-            "network: none of its parameters requires grad, so there is nothing to train; call requires_grad_()"
-        )
-    if all(parameter.is_inference() for parameter in parameters if parameter.requires_grad):
-        raise ValueError(
-            "network: its parameters were made under torch.inference_mode() and cannot have gradients; load or copy "
-            "it outside"
-        )
-
-
 def _accumulate(network: CoordinatewiseLSTM, grad_phi: Tensor) -> None:
     # Through autograd, so that frozen parameters, hooks and parametrizations of the network are respected.
     with torch.inference_mode(False), torch.enable_grad(), without_autocast(grad_phi.device):
@@ -389,46 +389,6 @@ def _accumulate(network: CoordinatewiseLSTM, grad_phi: Tensor) -> None:
         if phi.requires_grad:  # one of several networks may be frozen
             # A gradient that was computed under inference mode must become an ordinary tensor first.
             phi.backward(grad_phi.clone() if grad_phi.is_inference() else grad_phi)
-
-
-def _check_weights(weights: Sequence[float] | Tensor | None, steps: int) -> list[float]:
-    if weights is None:
-        return [1.0] * steps
-    if isinstance(weights, Tensor):
-        if weights.dim() != 1 or weights.is_complex():
-            raise ValueError(f"weights: expected a real tensor of shape ({steps},), got {tuple(weights.shape)}")
-        weights = weights.tolist()
-    if isinstance(weights, (str, bytes)):
-        raise TypeError("weights: expected a sequence of numbers or a tensor, got a string")
-    try:
-        values = [float(value) for value in weights]
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"weights: expected a sequence of numbers or a tensor: {error}") from error
-    if len(values) != steps:
-        raise ValueError(f"weights: expected {steps} values (one per recorded step), got {len(values)}")
-    return values
-
-
-def _check_end_states(
-    grad_end_states: Mapping[Tensor, State] | None, states: Mapping[Tensor, State]
-) -> Mapping[Tensor, State]:
-    if grad_end_states is None:
-        return {}
-    if not isinstance(grad_end_states, Mapping):
-        raise TypeError(
-            f"grad_end_states: expected a mapping from parameters to State, got {type(grad_end_states).__name__}"
-        )
-    for param, grad in grad_end_states.items():
-        if not isinstance(grad, State):
-            raise TypeError(f"grad_end_states: expected l2l_fast.State values, got {type(grad).__name__}")
-        state = states.get(param)
-        if state is None:
-            raise ValueError("grad_end_states: a key is not a parameter with a state in this optimizer")
-        if grad.data.shape != state.data.shape or grad.numel != state.numel or grad.dtype != state.dtype:
-            raise ValueError(f"grad_end_states: expected a gradient like {state!r}, got {grad!r}")
-        if grad.device != state.device:
-            raise ValueError(f"grad_end_states: expected device {state.device}, got {grad.device}")
-    return grad_end_states
 
 
 def _bits(x: Tensor) -> Tensor:

@@ -273,7 +273,7 @@ def test_a_memory_is_made_of_its_entries_again(kind):
         ({"memory_reads": [0.0]}, TypeError),
         ({"memory_reads": None}, TypeError),
         ({"memory_matrix": torch.zeros(2, 4, 4), "memory_left": torch.zeros(2, 20, 4)}, ValueError),
-        ({"step": torch.tensor(3)}, ValueError),
+        ({"memory_written": torch.tensor(3)}, ValueError),
     ],
 )
 def test_entries_that_make_no_memory_are_refused(kind, change, error):

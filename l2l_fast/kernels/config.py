@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-
 PLAIN_FIELDS = ("hidden_size", "num_layers", "preprocess", "p", "output_scale")
 
 

@@ -21,7 +21,6 @@ from .. import _C as _C  # loading the extension registers the operators
 from . import reference
 from .config import Config
 from .state import State
-from .surroundings import without_autocast
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -155,7 +154,18 @@ def step_(
 
 def check_apart(params: list[Tensor], grads: list[Tensor], states: list[Tensor]) -> None:
     """Raise ValueError unless what an in-place step of all these tensors would write is provably apart from all else,
-    whatever their dtypes, and may be written; as each step checks for its own tensors."""
+    whatever their dtypes, and may be written; as each step checks for its own tensors.
+
+    Raises:
+        NotImplementedError: torch.func transforms one of them, so that it has no memory to be written.
+    """
+    if torch._C._functorch.maybe_current_level() is not None:
+        for name, tensors in (("params", params), ("grads", grads), ("states", states)):
+            if any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
+                raise NotImplementedError(
+                    f"{name}: an in-place step cannot be transformed by torch.func (vmap, jvp, grad, ...); "
+                    "CoordinatewiseLSTM and l2l_fast.reference can"
+                )
     torch.ops.l2l_fast._check_apart(params, grads, states)
 
 
@@ -313,7 +323,7 @@ def _step_backward_vjp(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
     create_graph = torch.is_grad_enabled()
     *arguments, num_problems = ctx.options
     config = Config.from_arguments(*arguments)
-    with torch.enable_grad(), without_autocast(ctx.saved_tensors[0].device):
+    with torch.enable_grad():
         # Views, so that an input which depends on another one is not differentiated through it.
         saved = [
             x if x is None else x.view_as(x) if x.requires_grad else x.detach().requires_grad_()

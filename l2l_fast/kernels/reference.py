@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .products import product
+
 if TYPE_CHECKING:
     from .config import Config
     from .network import CoordinatewiseLSTM
@@ -136,20 +138,20 @@ def lstm_step(
     weights = unpack_phi(phi.to(dtype), config)
     x = preprocess_gradient(grad.to(dtype).reshape(-1), config.preprocess, config.p)
     if extra is not None:
-        x = torch.cat([x, extra.to(dtype).reshape(extra.shape[0], -1).T], dim=1)
+        x = torch.cat([x, extra.to(dtype).reshape(extra.shape[0], numel).T], dim=1)
     new_state = []
     for (weight_ih, weight_hh, bias), (h, c) in zip(weights.layers, logical_state, strict=True):
-        gates = x @ weight_ih.T + h.to(dtype) @ weight_hh.T + bias
+        gates = product(x, weight_ih.T) + product(h.to(dtype), weight_hh.T) + bias
         i, f, g, o = gates.chunk(4, dim=1)
         c = torch.sigmoid(f) * c.to(dtype) + torch.sigmoid(i) * torch.tanh(g)
         h = global_average(torch.sigmoid(o) * torch.tanh(c), config.gac_cells, groups)
         new_state.append((h, c))
         x = h
-    outputs = x @ weights.weight_out.T + weights.bias_out
+    outputs = product(x, weights.weight_out.T) + weights.bias_out
     if config.num_outputs == 1:
         return (config.output_scale * outputs).reshape(grad.shape).to(grad.dtype), new_state
     update = config.output_scale * outputs[:, :1]
-    return torch.cat([update, outputs[:, 1:]], dim=1).T.reshape(-1, *grad.shape), new_state
+    return torch.cat([update, outputs[:, 1:]], dim=1).T.reshape(config.num_outputs, *grad.shape), new_state
 
 
 def step(

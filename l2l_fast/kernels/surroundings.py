@@ -12,11 +12,16 @@ _AUTOCAST = ("cpu", "cuda", "xpu", "mps")
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast switched off on ``device``, if it can be on there: the step is float32 arithmetic, whatever the user's
+    """Autocast switched off on ``device``, if it is on there: the step is float32 arithmetic, whatever the user's
     forward pass runs in."""
-    if torch.amp.is_autocast_available(device.type):
+    if has_autocast(device):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def has_autocast(device: torch.device) -> bool:
+    """Whether the caller has switched autocast on for ``device``."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..kernels import checks
 from ..kernels.state import State
-from ..kernels.surroundings import without_autocast
 from ..network import CoordinatewiseLSTM
-from .store import INITIAL, DenseMemory, LowRankMemory, Memory
+from .store import INITIAL, DenseMemory, LowRankMemory, Memory, from_digits
 
 
 class NTMBFGS(CoordinatewiseLSTM):
@@ -132,31 +131,38 @@ class NTMBFGS(CoordinatewiseLSTM):
             shapes["memory_matrix"] = (groups, n, n)
         else:
             shapes["memory_left"] = shapes["memory_right"] = (groups, slots, n)
-            shapes["step"] = ()
+            shapes["memory_written"] = (4,)
         given = {name: entries[name] for name in Memory.KEYS if name in entries}
         if set(given) != set(shapes):
             raise ValueError(f"memory: expected the entries {sorted(shapes)}, got {sorted(given)}")
         for name, value in given.items():
             if not isinstance(value, Tensor) or value.is_complex() or value.layout is not torch.strided:
                 raise TypeError(f"memory: expected a dense real tensor as {name!r}, got {type(value).__name__}")
-            if name != "step" and (not value.is_floating_point() or torch._debug_has_internal_overlap(value) == 1):
+            floating = value.is_floating_point() and torch._debug_has_internal_overlap(value) != 1
+            if name != "memory_written" and not floating:
                 raise TypeError(f"memory: expected a floating-point {name!r} with memory of its own, got {value.dtype}")
             if tuple(value.shape) != shapes[name]:
                 raise ValueError(f"memory: expected {name!r} of shape {shapes[name]}, got {tuple(value.shape)}")
         if self.memory == "dense":
             return DenseMemory(given["memory_matrix"], given["memory_reads"], self.initial)
-        left, right, written = given["memory_left"], given["memory_right"], int(given["step"])
-        if written < 0 or written % self.write_heads:
-            raise ValueError(f"memory: expected a multiple of write_heads={self.write_heads} as 'step', got {written}")
+        left, right, written = given["memory_left"], given["memory_right"], from_digits(given["memory_written"])
+        if written is None or written % self.write_heads:
+            raise ValueError(
+                f"memory: expected a multiple of write_heads={self.write_heads}, in 4 digits to the base 256, as "
+                f"'memory_written', got {given['memory_written'].tolist()}"
+            )
         return LowRankMemory(left, right, written, given["memory_reads"], self.initial)
 
     def heads(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """Write vectors a and b ``[W, groups, n]`` and read vectors r ``[R, groups, n]`` among the outputs
         ``[1 + R + 2 W, numel]`` of a step, whose coordinates are in the order of the memory. What is not finite counts
         as zero: it is neither written nor asked for."""
-        rows = out[1:].reshape(-1, memory.groups, memory.size)
+        rows = out[1:].reshape(out.shape[0] - 1, memory.groups, memory.size)
         # One coordinate whose gradient was NaN would spoil the whole matrix, and through it all others, for ever.
-        rows = rows.masked_fill(~rows.isfinite(), 0.0)
+        if torch.is_grad_enabled():
+            rows = rows.masked_fill(~rows.isfinite(), 0.0)
+        else:  # the same in one pass, but its derivative would let a NaN from upstream through
+            rows = rows.nan_to_num(0.0, 0.0, 0.0)
         r, a, b = rows.split([self.read_heads, self.write_heads, self.write_heads])
         return a, b, r
 
@@ -176,12 +182,10 @@ class NTMBFGS(CoordinatewiseLSTM):
         if not isinstance(grad, Tensor):
             raise TypeError(f"grad: expected a tensor, got {type(grad).__name__}")
         self.check_memory(memory, grad.numel())
-        # Not under autocast: a memory that accumulates in bfloat16 forgets, and the kernel takes float32.
-        with without_autocast(grad.device):
-            extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
-            out, state = super().forward(grad, state, memory.groups, extra)
-            update = out[0] + extra[0] if self.add_read else out[0]
-            return update.to(grad.dtype), state, memory.write(*self.heads(out.flatten(1), memory))
+        extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
+        out, state = super().forward(grad, state, memory.groups, extra)
+        update = out[0] + extra[0] if self.add_read else out[0]
+        return update.to(grad.dtype), state, memory.write(*self.heads(out.flatten(1), memory))
 
     def check_memory(self, memory: Memory, numel: int) -> None:
         """Raise TypeError or ValueError unless ``memory`` is one of this network for ``numel`` coordinates."""

@@ -12,9 +12,13 @@ averaging cells. Vectors are ``[heads, groups, n]``: ``groups`` independent prob
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..kernels.products import product
 
 INITIAL = ("zero", "identity")
 
@@ -25,10 +29,13 @@ class Memory(ABC):
     Attributes:
         initial: ``"zero"`` or ``"identity"``, the matrix M_0.
         reads: ``[R, groups, n]``, the vectors that the read heads emitted last; they are applied at the next step.
+
+    A memory is a pytree node, as :class:`l2l_fast.State` is. How many rows of a low-rank one have been written is part
+    of the tree, not a leaf: an exported program takes memories as full as that of its example.
     """
 
     # Under these names an optimizer keeps a memory in its state.
-    KEYS = ("memory_matrix", "memory_left", "memory_right", "memory_reads", "step")
+    KEYS = ("memory_matrix", "memory_left", "memory_right", "memory_reads", "memory_written")
 
     initial: str
     reads: Tensor
@@ -56,8 +63,12 @@ class Memory(ABC):
         """:meth:`write` in place, without autograd."""
 
     @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What :meth:`write_` writes to, by the names of ``KEYS``; no copies."""
+
     def entries(self) -> dict[str, Tensor]:
         """Everything the memory holds, by the names of ``KEYS``; no copies."""
+        return self.tensors()
 
     @abstractmethod
     def detach(self) -> Memory:
@@ -85,17 +96,18 @@ class DenseMemory(Memory):
         return cls(matrix, torch.zeros(read_heads, groups, n, device=device, dtype=dtype), initial)
 
     def read(self, r: Tensor) -> Tensor:
-        return torch.bmm(self.matrix, r.permute(1, 2, 0)).permute(2, 0, 1)
+        # A memory that accumulates in bfloat16 forgets: no autocast reaches its products.
+        return product(self.matrix, r.permute(1, 2, 0)).permute(2, 0, 1)
 
     def write(self, a: Tensor, b: Tensor, reads: Tensor) -> DenseMemory:
-        matrix = torch.baddbmm(self.matrix, a.permute(1, 2, 0), b.permute(1, 0, 2))
+        matrix = product(a.permute(1, 2, 0), b.permute(1, 0, 2), onto=self.matrix)
         return DenseMemory(matrix, reads, self.initial)
 
     def write_(self, a: Tensor, b: Tensor, reads: Tensor) -> None:
         self.matrix.baddbmm_(a.permute(1, 2, 0), b.permute(1, 0, 2))
         self.reads.copy_(reads)
 
-    def entries(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         return {"memory_matrix": self.matrix, "memory_reads": self.reads}
 
     def detach(self) -> DenseMemory:
@@ -137,12 +149,12 @@ class LowRankMemory(Memory):
         rows = min(self.written, self.left.shape[1])
         left, right = self.left[:, :rows], self.right[:, :rows]
         if r.shape[:2] == (1, 1):
-            inner = torch.mv(right[0], r[0, 0])
+            inner = product(right[0], r[0, 0])
             if self.initial == "identity":
-                return torch.addmv(r[0, 0], left[0].T, inner).view_as(r)
-            return torch.mv(left[0].T, inner).view_as(r)
-        inner = torch.bmm(right, r.permute(1, 2, 0))
-        result = torch.bmm(left.transpose(1, 2), inner).permute(2, 0, 1)
+                return product(left[0].T, inner, onto=r[0, 0]).view_as(r)
+            return product(left[0].T, inner).view_as(r)
+        inner = product(right, r.permute(1, 2, 0))
+        result = product(left.transpose(1, 2), inner).permute(2, 0, 1)
         return r + result if self.initial == "identity" else result
 
     def _place(self, a: Tensor) -> tuple[int, int]:
@@ -162,11 +174,11 @@ class LowRankMemory(Memory):
         self.reads.copy_(reads)
         self.written += a.shape[0]
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"memory_left": self.left, "memory_right": self.right, "memory_reads": self.reads}
+
     def entries(self) -> dict[str, Tensor]:
-        # torch's own tools keep their hands off an entry of this name: a count must not become bfloat16.
-        with torch.inference_mode(False):
-            step = torch.tensor(self.written, dtype=torch.int64, device="cpu")
-        return {"memory_left": self.left, "memory_right": self.right, "memory_reads": self.reads, "step": step}
+        return {**self.tensors(), "memory_written": as_digits(self.written)}
 
     def detach(self) -> LowRankMemory:
         return LowRankMemory(self.left.detach(), self.right.detach(), self.written, self.reads.detach(), self.initial)
@@ -174,3 +186,51 @@ class LowRankMemory(Memory):
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LowRankMemory:
         left, right = self.left.to(device, dtype), self.right.to(device, dtype)
         return LowRankMemory(left, right, self.written, self.reads.to(device, dtype), self.initial)
+
+
+def as_digits(count: int) -> Tensor:
+    """A count as four digits to the base 256, int64 on the CPU. Tools around torch.optim convert what they find in a
+    state to the parameter's dtype, and bfloat16 cannot count to 1000: but every digit survives it."""
+    digits = [count & 255, count >> 8 & 255, count >> 16 & 255, count >> 24]
+    with torch.inference_mode(False):
+        return torch.tensor(digits, dtype=torch.int64, device="cpu")
+
+
+def from_digits(digits: Tensor) -> int | None:
+    """The inverse of :func:`as_digits`, whatever the dtype is now; None if these are no such digits."""
+    values = digits.tolist()
+    if not all(0 <= value < 1 << 32 and value == int(value) for value in values):
+        return None
+    return sum(int(value) << 8 * k for k, value in enumerate(values))
+
+
+def _register(kind: type[Memory], tensors: tuple[str, ...], rest: tuple[str, ...]) -> None:
+    def flatten(memory: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(memory, name) for name in tensors], tuple(getattr(memory, name) for name in rest)
+
+    def flatten_with_keys(memory: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        leaves, context = flatten(memory)
+        return [(pytree.GetAttrKey(name), leaf) for name, leaf in zip(tensors, leaves, strict=True)], context
+
+    def unflatten(leaves: Any, context: tuple[Any, ...]) -> Any:
+        memory = kind.__new__(kind)
+        for name, value in zip((*tensors, *rest), (*leaves, *context), strict=True):
+            setattr(memory, name, value)
+        return memory
+
+    pytree.register_pytree_node(
+        kind,
+        flatten,
+        unflatten,
+        serialized_type_name=f"l2l_fast.{kind.__name__}",
+        # Through JSON a tuple comes back as a list, which would be another tree.
+        to_dumpable_context=list,
+        from_dumpable_context=tuple,
+        flatten_with_keys_fn=flatten_with_keys,
+    )
+    # Tensors and plain data: an exported program with memories as example inputs loads with weights_only=True.
+    torch.serialization.add_safe_globals([kind])
+
+
+_register(DenseMemory, ("matrix", "reads"), ("initial",))
+_register(LowRankMemory, ("left", "right", "reads"), ("written", "initial"))

@@ -32,7 +32,7 @@ def evaluate(
 
     A network that knows how it was trained warns (:class:`ProtocolWarning`) where that differs from this evaluation.
     Autocast, ``no_grad`` and inference mode around the call make no difference: the loop has its own
-    (:func:`l2l_fast.surroundings.own_loop`).
+    (:func:`l2l_fast.kernels.surroundings.own_loop`).
     The tasks, minibatches and conventions are those of :func:`l2l_fast.baselines.run`, so the curves can be compared.
 
     Returns:

@@ -12,6 +12,7 @@ from l2l_fast.problems.custom import ModuleProblem
 from l2l_fast.problems.mnist import MNIST
 from l2l_fast.problems.neural_art import NeuralArt
 from l2l_fast.problems.quadratic import Quadratic
+from l2l_fast.problems.zoo import Zoo
 
 __all__ = [
     "MNIST",
@@ -22,6 +23,7 @@ __all__ = [
     "Problem",
     "Quadratic",
     "Task",
+    "Zoo",
     "available",
     "get",
     "options",
@@ -33,6 +35,7 @@ _REGISTRY: dict[str, Callable[..., Problem]] = {
     "mnist": MNIST,
     "neural-art": NeuralArt,
     "quadratic": Quadratic,
+    "zoo": Zoo,
 }
 
 

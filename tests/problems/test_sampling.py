@@ -23,6 +23,7 @@ PROBLEMS = {
     "uniform quadratics": problems.Quadratic(dim=5, batch=3),
     "gaussian quadratics": problems.Quadratic(dim=5, batch=3, family="gaussian"),
     "mnist": problems.MNIST(hidden=(4, 3), batch_size=8),
+    "zoo": problems.Zoo(problems=2),
     "module": problems.ModuleProblem(make_net, net_loss),
 }
 
@@ -152,7 +153,7 @@ def test_splits_never_share_a_stream() -> None:
     assert task_generator(2**70, "train").initial_seed() != task_generator(0, "train").initial_seed()
 
 
-@pytest.mark.parametrize("name", ["uniform quadratics", "gaussian quadratics", "mnist"])
+@pytest.mark.parametrize("name", ["uniform quadratics", "gaussian quadratics", "mnist", "zoo"])
 def test_config_builds_the_problem_again(name) -> None:
     problem = PROBLEMS[name]
     config = json.loads(json.dumps(problem.config()))
