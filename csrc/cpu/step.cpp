@@ -87,7 +87,7 @@ void step_layers(const StepCall& call, const PackedNetwork& net, const Tiles& ti
     forward.run_layer(layer, [&](const Tiles::Place& place, float* x) { coordinates.read(place, x); });
     if (layer + 1 < call.last_phase) forward.average(layer);
   }
-  if (call.last_phase <= layers) return;
+  if (call.last_phase <= layers || call.first_phase > layers) return;
   tiles.for_each(kGrain, [&](const Tiles::Place& place) {
     alignas(64) float out[kMaxOutputs * kTile];
     {

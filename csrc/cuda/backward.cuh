@@ -18,6 +18,7 @@
 // order. A number is only ever added to by one thread: a run repeats bit for bit on the same kind of GPU.
 #pragma once
 
+#include "../core/adjoint.h"
 #include "backward_phases.cuh"
 #include "table.cuh"
 
@@ -34,24 +35,16 @@ struct BackwardEntry {
   float* grad_start;      // receives d loss / d state before the first step, or null
 };
 
-// Step t of a segment, and after the last one the record of theta_T (its lr and decay unused).
-struct SegmentStep {
-  const float* record;  // g_t; null for zero
-  float weight;         // w_t of f(theta_t); 0 for t = 0
-  float lr, decay;      // theta_{t+1} = decay theta_t + lr u_t
-  float unused;
-};
-
 // The functional step's backward: one entry, one step, its upstream gradient given. See gather.cuh.
 struct FunctionalStep {
   int64_t numel;             // 0: a segment
-  const float* grad_update;  // [tiles][64], padding zero
+  const float* grad_update;  // [numel]
   View grad_grad;            // dense
 };
 
 struct BackwardScalars {
   Config config;
-  LogSign log_sign;
+  Features features;
   const float* phi;
   int64_t tiles;    // of all entries
   int32_t steps;    // T
@@ -84,7 +77,7 @@ struct BackwardLayout {
   static constexpr int kMinBlocks = kLargeShared && (L == 1 || (L == 2 && H == 20)) ? 384 / kThreads : 1;
   static constexpr int kHRows = L * H;
   static constexpr int kXRows = 1 + kMaxFeatures + kHRows;  // ones, features, h
-  static constexpr int kWeights = 4 * Packed<H>::quadruples(L);
+  static constexpr int kWeights = Packed<H>::bytes(L) / 4;
   static constexpr int kRows = (kXRows + kGates * H) * kRow;
   static constexpr int kReadOut = 3 * kThreads;
   // Larger networks read their weights from the block's scratch instead, through the cache.
@@ -167,8 +160,7 @@ struct BackwardBlock {
   __device__ __forceinline__ double* sums() const {
     return s.sums + blockIdx.x * static_cast<int64_t>(BackwardSums<H, L>::kRow) + threadIdx.x;
   }
-  // Fills `inputs` for the tile, one coordinate per thread. A_t = d loss / d theta_t without the paths through updates:
-  // A_T = w_T g_T, A_t = w_t g_t + decay_t A_{t+1}; d loss / d u_t = lr_t A_{t+1}.
+  // Fills `inputs` for the tile, one coordinate per thread, on the walk back of adjoint.h.
   __device__ __forceinline__ void prepare_inputs() const {
     const int lane = static_cast<int>(threadIdx.x);
     if (lane >= kTile) return;
@@ -179,15 +171,15 @@ struct BackwardBlock {
     for (int t = s.steps; t >= 0; t--) {
       const SegmentStep& step = segment(t);
       const float g = step.record && !padding ? global(step.record)[at] : 0.f;
+      const float du = walk_back(step, g, adjoint);
       if (t < s.steps) {
         float* row = inputs + t * (Layout::kInputRows * kTile) + lane;
-        float magnitude = g, sign = 0.f;
-        if (s.config.preprocess == Preprocess::log_sign) log_sign<DeviceMath>(s.log_sign, g, magnitude, sign);
-        row[0] = magnitude;
-        row[kTile] = sign;
-        row[2 * kTile] = s.functional.numel > 0 ? s.functional.grad_update[at] : step.lr * adjoint;
+        float x[kMaxFeatures];
+        features_of<DeviceMath>(s.features, g, x);
+#pragma unroll
+        for (int k = 0; k < kMaxFeatures; k++) row[k * kTile] = x[k];
+        row[kMaxFeatures * kTile] = s.functional.numel == 0 ? du : padding ? 0.f : s.functional.grad_update[at];
       }
-      adjoint = step.weight * g + step.decay * adjoint;
     }
   }
 
@@ -335,9 +327,7 @@ struct BackwardBlock {
                 w.z * gate_rows[(2 * H + j) * kRow + lane] + w.w * gate_rows[(3 * H + j) * kRow + lane];
       }
     const int64_t at = tile * kTile + lane;
-    if (s.config.preprocess == Preprocess::log_sign)
-      d[0] = log_sign_backward<DeviceMath>(s.log_sign, segment(0).record[at], d[0], d[1]);
-    write_dense(s.functional.grad_grad, at, d[0]);
+    write_dense(s.functional.grad_grad, at, features_backward<DeviceMath>(s.features, segment(0).record[at], d));
   }
 
   // One layer of a step, kept at `kept`.

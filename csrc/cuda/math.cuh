@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../core/cell.h"
-#include "../core/preprocess.h"
+#include "../core/features.h"
 #include "ptx.cuh"
 
 namespace l2l {

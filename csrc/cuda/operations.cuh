@@ -2,11 +2,11 @@
 // arguments, and provides memory that lives until the stream has done the work.
 #pragma once
 
-#include <cmath>
 #include <functional>
 
 #include "backward_launch.cuh"
 #include "gather.cuh"
+#include "layered_launch.cuh"
 #include "step_launch.cuh"
 
 namespace l2l {
@@ -17,10 +17,6 @@ struct Workspace {
   // A table too long for the kernel arguments, in device memory.
   std::function<const int64_t*(const std::vector<int64_t>& words)> upload;
 };
-
-inline LogSign log_sign_constants(const Config& config) {
-  return {std::exp(-config.p), 1.f / config.p, std::exp(config.p)};
-}
 
 // The words of a table, left to travel as arguments if they fit, else uploaded.
 template <class Entry>
@@ -35,42 +31,70 @@ struct StepOptions {
   float lr = 1.f, decay = 0.f;
   bool maximize = false, in_place = false;
   StepMapping mapping = StepMapping::automatic;
+  // Beyond the plain step; see LayeredScalars. Functional: the plain step writes its update to the entries' params.
+  int64_t total = 0, problems = 1;
+  const float* extra = nullptr;
+  float* out = nullptr;
+  float* means = nullptr;
+  double* sums = nullptr;
+  int first_phase = 0, last_phase = 0;
 };
 
-// One launch: the step for all entries, or nothing if there are none.
+// One launch: the step for all entries. The plain kernel does it where every coordinate is by itself and has one input
+// and one output; else the layered one.
 inline LaunchStatus run_step(const Config& config, const float* phi, const TableBuilder<StepEntry>& builder,
                              const StepOptions& options, const Workspace& workspace, cudaStream_t stream) {
   if (builder.entries().empty()) return cudaSuccess;
-  StepScalars scalars{};
-  scalars.config = config;
-  scalars.log_sign = log_sign_constants(config);
-  scalars.phi = phi;
-  scalars.tiles = builder.entries().back().end_tile;
-  scalars.lr = options.lr;
-  scalars.decay = options.decay;
-  scalars.maximize = options.maximize;
-  scalars.in_place = options.in_place;
-  const std::vector<int64_t> words = place_table(builder, workspace, scalars.table);
-  return launch_step(scalars, words, options.mapping, stream);
+  StepScalars step{};
+  step.config = config;
+  step.features = make_features(config);
+  step.phi = phi;
+  step.tiles = builder.entries().back().end_tile;
+  step.lr = options.lr;
+  step.decay = options.decay;
+  step.maximize = options.maximize;
+  step.in_place = options.in_place;
+  const std::vector<int64_t> words = place_table(builder, workspace, step.table);
+  if (options.last_phase == 0) return launch_step(step, words, options.mapping, stream);
+  LayeredScalars scalars{};
+  scalars.step = step;
+  scalars.problems = options.problems;
+  scalars.total = options.total;
+  scalars.extra = options.extra;
+  scalars.out = options.out;
+  scalars.means = options.means;
+  scalars.sums = options.sums;
+  scalars.first_phase = options.first_phase;
+  scalars.last_phase = options.last_phase;
+  return launch_layered_step(scalars, words, workspace.allocate, stream);
 }
 
-// Two launches: back-propagation, and the sum of d phi. The table holds entries only; functional: see FunctionalStep.
+// Appends the T + 1 steps of a segment, and T pointers to averages, to a table; returns which word is the first.
+template <class Entry>
+int32_t append_segment(TableBuilder<Entry>& builder, const std::vector<SegmentStep>& segment,
+                       const std::vector<const float*>& means) {
+  static_assert(sizeof(SegmentStep) % 8 == 0, "made of words");
+  std::vector<int64_t> words(segment.size() * sizeof(SegmentStep) / 8);
+  std::memcpy(words.data(), segment.data(), words.size() * 8);
+  for (const float* pointer : means) words.push_back(static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)));
+  return static_cast<int32_t>(builder.append(words.data(), words.size()));
+}
+
+// Plain: two launches, back-propagation and the sum of d phi. The table holds entries only; functional: see
+// FunctionalStep.
 inline LaunchStatus run_backward(const Config& config, const float* phi, TableBuilder<BackwardEntry> builder,
                                  const std::vector<SegmentStep>& segment, const FunctionalStep& functional,
-                                 float* grad_phi, const Workspace& workspace, int64_t scratch_budget,
-                                 cudaStream_t stream) {
+                                 float* grad_phi, const Workspace& workspace, cudaStream_t stream,
+                                 int64_t scratch_budget = kScratchBudget) {
   if (builder.entries().empty()) return cudaMemsetAsync(grad_phi, 0, sizeof(float) * config.phi_size(), stream);
   BackwardScalars scalars{};
   scalars.config = config;
-  scalars.log_sign = log_sign_constants(config);
+  scalars.features = make_features(config);
   scalars.phi = phi;
   scalars.tiles = builder.entries().back().end_tile;
   scalars.steps = static_cast<int32_t>(segment.size()) - 1;
   scalars.functional = functional;
-  static_assert(sizeof(SegmentStep) % 8 == 0, "made of words");
-  std::vector<int64_t> steps(segment.size() * sizeof(SegmentStep) / 8);
-  std::memcpy(steps.data(), segment.data(), steps.size() * 8);
-  scalars.segment = static_cast<int32_t>(builder.append(steps.data(), steps.size()));
+  scalars.segment = append_segment(builder, segment, {});
   const std::vector<int64_t> words = place_table(builder, workspace, scalars.table);
 
   BackwardPlan plan;
@@ -82,40 +106,98 @@ inline LaunchStatus run_backward(const Config& config, const float* phi, TableBu
   return launch_backward(scalars, words, plan, grad_phi, stream);
 }
 
-inline LaunchStatus run_segment_backward(const Config& config, const float* phi,
-                                         const TableBuilder<BackwardEntry>& builder,
-                                         const std::vector<SegmentStep>& segment, float* grad_phi,
-                                         const Workspace& workspace, cudaStream_t stream,
-                                         int64_t scratch_budget = kScratchBudget) {
-  return run_backward(config, phi, builder, segment, FunctionalStep{}, grad_phi, workspace, scratch_budget, stream);
+// Any network: one launch. means[t]: [layers][problems][gac] of step t; functional: its own members of the scalars.
+inline LaunchStatus run_layered_backward(const Config& config, const float* phi, TableBuilder<BackwardEntry> builder,
+                                         const std::vector<SegmentStep>& segment,
+                                         const std::vector<const float*>& means, int64_t problems,
+                                         const LayeredBackwardScalars& functional, float* grad_phi,
+                                         const Workspace& workspace, cudaStream_t stream) {
+  if (builder.entries().empty()) return cudaMemsetAsync(grad_phi, 0, sizeof(float) * config.phi_size(), stream);
+  LayeredBackwardScalars scalars = functional;
+  scalars.config = config;
+  scalars.features = make_features(config);
+  scalars.phi = phi;
+  scalars.tiles = builder.entries().back().end_tile;
+  scalars.problems = problems;
+  scalars.steps = static_cast<int32_t>(segment.size()) - 1;
+  scalars.grad_phi = grad_phi;
+  scalars.segment = append_segment(builder, segment, means);
+  const std::vector<int64_t> words = place_table(builder, workspace, scalars.table);
+  return launch_layered_backward(scalars, words, workspace.allocate, stream);
 }
 
-// The functional step's backward. grad and grad_update may have any strides (views of `views`); grad_grad is dense.
+inline LaunchStatus run_segment_backward(const Config& config, const float* phi,
+                                         const TableBuilder<BackwardEntry>& builder,
+                                         const std::vector<SegmentStep>& segment,
+                                         const std::vector<const float*>& means, int64_t problems, float* grad_phi,
+                                         const Workspace& workspace, cudaStream_t stream,
+                                         int64_t scratch_budget = kScratchBudget) {
+  if (config.is_plain())
+    return run_backward(config, phi, builder, segment, FunctionalStep{}, grad_phi, workspace, stream, scratch_budget);
+  return run_layered_backward(config, phi, builder, segment, means, problems, {}, grad_phi, workspace, stream);
+}
+
+// The functional step's backward. grad may have any strides (a view of `views`).
 struct StepBackward {
-  int64_t numel;  // > 0
-  View grad, grad_update, grad_grad;
+  int64_t numel, problems;  // numel > 0
+  View grad;
+  const float* extra;     // [extra][numel], or null
+  const float* grad_out;  // [outputs][numel]
   const float* state;
   const float* grad_new_state;
+  View grad_grad;     // dense
+  float* grad_extra;  // [extra][numel], or null
   float* grad_state;
 };
 
-// Three launches: gradients gathered into tiles, back-propagation, the sum of d phi.
+// The step once more, for its averages: to `means`, [layers][problems][gac].
+inline LaunchStatus run_forward_again(const Config& config, const float* phi, const StepBackward& b, float* gathered,
+                                      float* means, const Workspace& workspace, cudaStream_t stream) {
+  const int64_t tiles = tiles_for(b.numel);
+  const auto floats = [&](int64_t n) { return static_cast<float*>(workspace.allocate(sizeof(float) * (n + 4))); };
+  float* const new_state = floats(tiles * kTile * config.rows());
+  StepOptions options;
+  options.total = b.numel;
+  options.problems = b.problems;
+  options.extra = b.extra;
+  options.out = floats(config.outputs * b.numel);
+  options.means = means;
+  options.sums = static_cast<double*>(workspace.allocate(sizeof(double) * (2 * b.problems * config.gac + 2)));
+  options.last_phase = config.layers + 1;
+  if (!new_state || !options.out || !options.sums) return cudaErrorMemoryAllocation;
+  TableBuilder<StepEntry> step;
+  step.add({tiles, b.numel, {}, {gathered, Dtype::float32, -1}, b.state, new_state, nullptr, 0});
+  return run_step(config, phi, step, options, workspace, stream);
+}
+
+// Two or three launches: the gradient gathered into tiles, the step again for averages, back-propagation.
 inline LaunchStatus run_step_backward(const Config& config, const float* phi, TableBuilder<GatherEntry> views,
-                                      const StepBackward& step, float* grad_phi, const Workspace& workspace,
+                                      const StepBackward& b, float* grad_phi, const Workspace& workspace,
                                       cudaStream_t stream) {
-  const int64_t tiles = tiles_for(step.numel);
-  float* const gathered = static_cast<float*>(workspace.allocate(sizeof(float) * 2 * tiles * kTile));
-  if (!gathered) return cudaErrorMemoryAllocation;
-  float* const updates = gathered + tiles * kTile;
-  views.add({tiles, step.numel, step.grad, gathered});
-  views.add({2 * tiles, step.numel, step.grad_update, updates});
-  const LaunchStatus status = launch_gather(views, stream);
+  const int64_t tiles = tiles_for(b.numel);
+  float* const gathered = static_cast<float*>(workspace.allocate(sizeof(float) * tiles * kTile));
+  float* const means = static_cast<float*>(
+      workspace.allocate(sizeof(float) * (config.layers * b.problems * config.gac + 4)));
+  if (!gathered || !means) return cudaErrorMemoryAllocation;
+  views.add({tiles, b.numel, b.grad, gathered});
+  LaunchStatus status = launch_gather(views, stream);
   if (status != cudaSuccess) return status;
+
   TableBuilder<BackwardEntry> builder;
-  builder.add({tiles, step.numel, 0, step.state, step.grad_new_state, step.grad_state});
+  builder.add({tiles, b.numel, 0, b.state, b.grad_new_state, b.grad_state});
   const std::vector<SegmentStep> segment{{gathered, 0.f, 0.f, 0.f, 0.f}, {nullptr, 0.f, 0.f, 0.f, 0.f}};
-  return run_backward(config, phi, builder, segment, {step.numel, updates, step.grad_grad}, grad_phi, workspace,
-                      kScratchBudget, stream);
+  if (config.is_plain())
+    return run_backward(config, phi, builder, segment, {b.numel, b.grad_out, b.grad_grad}, grad_phi, workspace, stream);
+  if (config.gac > 0) status = run_forward_again(config, phi, b, gathered, means, workspace, stream);
+  if (status != cudaSuccess) return status;
+  LayeredBackwardScalars functional{};
+  functional.total = b.numel;
+  functional.extra = b.extra;
+  functional.grad_out = b.grad_out;
+  functional.grad_grad = b.grad_grad;
+  functional.grad_extra = b.grad_extra;
+  return run_layered_backward(config, phi, builder, segment, {means}, b.problems, functional, grad_phi, workspace,
+                              stream);
 }
 
 }  // namespace l2l

@@ -28,11 +28,12 @@ struct StepEntry {
   const float* state;  // 16-byte aligned
   float* new_state;    // may be state
   float* record;       // receives g, or null
+  int64_t first;       // its first coordinate in the rows of extra inputs and outputs
 };
 
 struct StepScalars {
   Config config;
-  LogSign log_sign;
+  Features features;
   const float* phi;
   int64_t tiles;  // of all entries
   float lr, decay;
@@ -134,6 +135,21 @@ __device__ __forceinline__ void read_gradients(const StepScalars& s, const Table
 }
 
 template <int C>
+__device__ __forceinline__ void read_features(const StepScalars& s, const Table<StepEntry>& table,
+                                              const StepEntry& entry, int64_t begin, float* parked,
+                                              float (&features)[kMaxFeatures][C]) {
+  float g[C];
+  read_gradients<C>(s, table, entry, begin, parked, g);
+#pragma unroll
+  for (int i = 0; i < C; i++) {
+    float x[kMaxFeatures];
+    features_of<DeviceMath>(s.features, g[i], x);
+#pragma unroll
+    for (int k = 0; k < kMaxFeatures; k++) features[k][i] = x[k];
+  }
+}
+
+template <int C>
 __device__ __forceinline__ void write_parameters(const StepScalars& s, const Table<StepEntry>& table,
                                                  const StepEntry& entry, int64_t begin, float* parked,
                                                  const float (&u)[C]) {
@@ -160,14 +176,9 @@ __device__ __forceinline__ void step_tile(const StepScalars& s, const Table<Step
 
   float features[kMaxFeatures][C], u[C];
   const float* out = reinterpret_cast<const float*>(weights + Packed<H>::out(s.config.layers));
-  read_gradients<C>(s, table, entry, tile * kTile + lane, parked, features[0]);
+  read_features<C>(s, table, entry, tile * kTile + lane, parked, features);
 #pragma unroll
-  for (int i = 0; i < C; i++) {
-    features[1][i] = 0.f;
-    if (s.config.preprocess == Preprocess::log_sign)
-      log_sign<DeviceMath>(s.log_sign, features[0][i], features[0][i], features[1][i]);
-    u[i] = out[H];
-  }
+  for (int i = 0; i < C; i++) u[i] = out[H];
 
   const int64_t offset = tile * (2 * s.config.layers * H * kTile) + lane;
   const float* state = global(entry.state) + offset;

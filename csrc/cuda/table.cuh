@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../core/layout.h"
+#include "../core/state_io.h"
 #include "compat.cuh"
 
 namespace l2l {

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "../checks.h"
+#include "../ops/backend.h"
 #include "operations.cuh"
 
 namespace l2l {
@@ -24,12 +24,6 @@ inline void check_cuda_config(const Config& config) {
                     "and num_layers 1, 2, 3, got hidden_size=", config.hidden, ", num_layers=", config.layers,
                     "; other sizes run on the CPU (hidden_size ", kMinHidden, "..", kMaxHidden,
                     ") and in l2l_fast.reference, on any device");
-}
-
-inline void check_aligned(const at::Tensor& tensor, const char* name, int64_t index = -1) {
-  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0, name,
-                    index < 0 ? "" : "[" + std::to_string(index) + "]",
-                    ": expected memory aligned to 16 bytes, got a slice that is not; clone it");
 }
 
 inline void check_launch(const LaunchStatus& status, const char* name, const Config& config) {

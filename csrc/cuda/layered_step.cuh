@@ -1,20 +1,19 @@
 // The step with global averaging cells, extra inputs and several outputs, for all tensors of a launch.
 //
 // One cooperative launch: layer by layer over all tiles, with a barrier of the whole grid between layers, at which the
-// first `gac` units of the layer below are averaged over all coordinates of a group. The grid is no larger than what is
+// first `gac` units of the layer below are averaged over all coordinates of a problem. The grid is no larger than what is
 // resident at once.
 //
 // Owns: threads and tiles as in step.cuh. The averages enter through the state's rows: each thread writes them to its
 // own coordinates when it comes back for the next layer.
-// One group: a thread adds its coordinates of some 64 tiles in float32, warps add their threads, blocks their warps and
-//   then all blocks in float64, in an order that depends on the size of the grid only. Several groups: a warp adds the
-//   coordinates of one group.
+// One problem: a thread adds its coordinates of some 64 tiles in float32, warps add their threads, blocks their warps and
+//   then all blocks in float64, in an order that depends on the size of the grid only. Several problems: a warp adds the
+//   coordinates of one problem.
 // Shared memory: the packed weights; one float per thread and averaged cell, a double per warp and cell; the averages.
 #pragma once
 
 #include <cooperative_groups.h>
 
-#include "gac_weights.cuh"
 #include "step.cuh"
 
 namespace l2l {
@@ -23,32 +22,28 @@ namespace l2l {
 // thousands, in float64.
 constexpr int kTilesInFloat = 64;
 
-struct GacEntry : StepEntry {
-  int64_t first;  // its first coordinate in the rows of extra inputs and outputs
-};
-
-struct GacScalars {
+struct LayeredScalars {
   StepScalars step;     // in_place: param = param * decay + lr * update; else there is none
-  int64_t groups;       // each tensor's coordinates belong to groups of equal size, one after the other
+  int64_t problems;       // each tensor's coordinates belong to problems of equal size, one after the other
   int64_t total;        // coordinates: length of a row of `extra` and `out`
   const float* extra;   // [extra][total], or null
   float* out;           // [outputs][total], or null
-  float* means;         // [layers][groups][gac]
-  double* sums;         // [2][groups][gac], of the last layer that was run: sums and counts of the finite h
-  double* block_sums;   // [2][blocks][2][gac], for one group: sums and how many were left out
+  float* means;         // [layers][problems][gac]
+  double* sums;         // [2][problems][gac], of the last layer that was run: sums and counts of the finite h
+  double* block_sums;   // [2][blocks][2][gac], for one problem: sums and how many were left out
   int32_t first_phase;  // phase l < layers: layer l and its sums; phase `layers`: the outputs
   int32_t last_phase;
 };
 
 template <int Bytes>
-struct GacArguments {
-  GacScalars scalars;
+struct LayeredArguments {
+  LayeredScalars scalars;
   InlineTable<Bytes> table;
 };
 
 // As step_layer, with inputs that are read where they are needed: extra[e] is a row of 64 or more, for this lane.
 template <int H, int C, int Inputs>
-__device__ __forceinline__ void gac_layer(const float4* weights, const float (&x)[Inputs][C], const float (&h)[H][C],
+__device__ __forceinline__ void layered_layer(const float4* weights, const float (&x)[Inputs][C], const float (&h)[H][C],
                                           const float* extra, int64_t extra_stride, int extras, int count,
                                           const float* state, float* new_state) {
 #pragma unroll 1
@@ -80,12 +75,12 @@ __device__ __forceinline__ void gac_layer(const float4* weights, const float (&x
 
 // What a thread does with one tile.
 template <int H, int C>
-struct GacTile {
-  const GacScalars& s;
+struct LayeredTile {
+  const LayeredScalars& s;
   const Table<StepEntry> table;
-  const GacEntry& entry;
+  const StepEntry& entry;
   const float4* weights;
-  const float* shared_means;  // [gac] of the layer below, for one group
+  const float* shared_means;  // [gac] of the layer below, for one problem
   float* partial;             // the thread's sums of averaged cells, kStepThreads apart
   int* left_out;              // [gac], of the block
   float* parked;
@@ -104,11 +99,11 @@ struct GacTile {
   // The averages of `layer` into the thread's lanes of the state. What is not finite is in no average and stays.
   __device__ __forceinline__ void fill(int layer) const {
     const int n = count();
-    const int64_t size = entry.numel / s.groups;
+    const int64_t size = entry.numel / s.problems;
     float* to = new_state(config().h_row(layer));
     for (int i = 0; i < n; i++) {
-      const int64_t g = s.groups == 1 ? 0 : (begin + i) / size;
-      const float* means = s.groups == 1 ? shared_means : s.means + (layer * s.groups + g) * config().gac;
+      const int64_t g = s.problems == 1 ? 0 : (begin + i) / size;
+      const float* means = s.problems == 1 ? shared_means : s.means + (layer * s.problems + g) * config().gac;
       for (int k = 0; k < config().gac; k++)
         if (isfinite(to[k * kTile + i])) to[k * kTile + i] = means[k];
     }
@@ -117,19 +112,13 @@ struct GacTile {
   __device__ __forceinline__ void run_layer(int layer) const {
     const float* state = global(entry.state) + place + static_cast<int64_t>(config().h_row(layer)) * kTile;
     float* to = new_state(config().h_row(layer));
-    const float4* w = weights + GacPacked<H>::layer(layer, config().extra);
+    const float4* w = weights + Packed<H>::layout(config().extra).layer(layer);
     if (layer == 0) {
       float features[kMaxFeatures][C], h[H][C];
-      read_gradients<C>(s.step, table, entry, begin, parked, features[0]);
-#pragma unroll
-      for (int i = 0; i < C; i++) {
-        features[1][i] = 0.f;
-        if (config().preprocess == Preprocess::log_sign)
-          log_sign<DeviceMath>(s.step.log_sign, features[0][i], features[0][i], features[1][i]);
-      }
+      read_features<C>(s.step, table, entry, begin, parked, features);
 #pragma unroll
       for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
-      gac_layer<H, C, kMaxFeatures>(w, features, h, s.extra ? s.extra + entry.first + begin : nullptr, s.total,
+      layered_layer<H, C, kMaxFeatures>(w, features, h, s.extra ? s.extra + entry.first + begin : nullptr, s.total,
                                     config().extra, count(), state, to);
     } else {
       fill(layer - 1);
@@ -139,9 +128,9 @@ struct GacTile {
       for (int k = 0; k < H; k++) load_lanes<C>(below + k * kTile, x[k]);
 #pragma unroll
       for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
-      gac_layer<H, C, H>(w, x, h, nullptr, 0, 0, 0, state, to);
+      layered_layer<H, C, H>(w, x, h, nullptr, 0, 0, 0, state, to);
     }
-    if (s.groups != 1) return;
+    if (s.problems != 1) return;
     const int n = count();
     for (int k = 0; k < config().gac; k++)
       for (int i = 0; i < n; i++) {
@@ -157,7 +146,7 @@ struct GacTile {
     const int layer = config().layers - 1, n = count();
     fill(layer);
     const float* from = new_state(config().h_row(layer));
-    const float* out = reinterpret_cast<const float*>(weights + GacPacked<H>::out(config()));
+    const float* out = reinterpret_cast<const float*>(weights + Packed<H>::layout(config().extra).out(config().layers));
     float h[H][C], u[C];
 #pragma unroll
     for (int k = 0; k < H; k++) load_lanes<C>(from + k * kTile, h[k]);
@@ -199,9 +188,9 @@ __device__ __forceinline__ void add_threads(int cells, float* partial, double* s
   }
 }
 
-// One group: from the warps' sums, `stride` apart, to those of all blocks. Afterwards every block has the averages in
+// One problem: from the warps' sums, `stride` apart, to those of all blocks. Afterwards every block has the averages in
 // shared_means.
-__device__ __forceinline__ void add_blocks(const GacScalars& s, int layer, const double* warp_sums, int stride,
+__device__ __forceinline__ void add_blocks(const LayeredScalars& s, int layer, const double* warp_sums, int stride,
                                            int* left_out, float* shared_means, bool average) {
   const int cells = s.step.config.gac, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   double* rows = s.block_sums + static_cast<int64_t>(layer % 2) * gridDim.x * 2 * cells;
@@ -238,18 +227,18 @@ __device__ __forceinline__ void add_blocks(const GacScalars& s, int layer, const
   __syncthreads();
 }
 
-// Several groups: a warp for each.
-__device__ __forceinline__ void add_groups(const GacScalars& s, const Table<GacEntry>& table, int layer, bool average) {
+// Several problems: a warp for each.
+__device__ __forceinline__ void add_problems(const LayeredScalars& s, const Table<StepEntry>& table, int layer, bool average) {
   const int cells = s.step.config.gac, lane = threadIdx.x % 32;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kStepThreads / 32);
-  const GacEntry* entries = reinterpret_cast<const GacEntry*>(table.words);
+  const StepEntry* entries = reinterpret_cast<const StepEntry*>(table.words);
   const int64_t stride = static_cast<int64_t>(s.step.config.rows()) * kTile;
   cooperative_groups::this_grid().sync();
-  for (int64_t g = static_cast<int64_t>(blockIdx.x) * (kStepThreads / 32) + threadIdx.x / 32; g < s.groups; g += warps)
+  for (int64_t g = static_cast<int64_t>(blockIdx.x) * (kStepThreads / 32) + threadIdx.x / 32; g < s.problems; g += warps)
     for (int k = 0; k < cells; k++) {
       double sum = 0., count = 0.;
       for (int e = 0; e < table.ref.entries; e++) {
-        const int64_t size = entries[e].numel / s.groups;
+        const int64_t size = entries[e].numel / s.problems;
         const float* rows = global(entries[e].new_state) + static_cast<int64_t>(s.step.config.h_row(layer) + k) * kTile;
         for (int64_t i = g * size + lane; i < (g + 1) * size; i += 32) {
           const float y = rows[i / kTile * stride + i % kTile];
@@ -260,8 +249,8 @@ __device__ __forceinline__ void add_groups(const GacScalars& s, const Table<GacE
       count = warp_sum(count);
       if (lane == 0) {
         s.sums[g * cells + k] = sum;
-        s.sums[(s.groups + g) * cells + k] = count;
-        if (average) s.means[(layer * s.groups + g) * cells + k] = quotient_of(sum, count);
+        s.sums[(s.problems + g) * cells + k] = count;
+        if (average) s.means[(layer * s.problems + g) * cells + k] = quotient_of(sum, count);
       }
     }
   if (average) cooperative_groups::this_grid().sync();
@@ -269,26 +258,25 @@ __device__ __forceinline__ void add_groups(const GacScalars& s, const Table<GacE
 
 template <int H, int C, int TableBytes>
 __global__ void __launch_bounds__(kStepThreads, 2)
-    gac_step_kernel(const __grid_constant__ GacArguments<TableBytes> arguments) {
+    layered_step_kernel(const __grid_constant__ LayeredArguments<TableBytes> arguments) {
   L2L_DYNAMIC_SHARED(float4, weights);
   __shared__ float parked[C][kStepThreads];
   __shared__ float means[H];
   __shared__ double warp_sums[kStepThreads / 32][H];
   __shared__ int left_out[H];
-  const GacScalars& s = arguments.scalars;
+  const LayeredScalars& s = arguments.scalars;
   const Config& config = s.step.config;
   const int cells = config.gac;
-  float* partial = reinterpret_cast<float*>(weights) + GacPacked<H>::bytes(config) / 4 + threadIdx.x;
-  pack_gac_network<H>(config, s.step.phi, weights);
+  float* partial = reinterpret_cast<float*>(weights) + Packed<H>::bytes(config.layers, config.extra, config.outputs) / 4 + threadIdx.x;
+  pack_network<H>(config, s.step.phi, weights);
   for (int k = threadIdx.x; k < cells; k += kStepThreads) left_out[k] = 0;
   const int below = s.first_phase - 1;
-  if (s.groups == 1 && below >= 0)
+  if (s.problems == 1 && below >= 0)
     for (int k = threadIdx.x; k < cells; k += kStepThreads) means[k] = s.means[below * cells + k];
   __syncthreads();
 
   constexpr int kLanes = kTile / C, kTilesPerBlock = kStepThreads / kLanes;
-  const Table<GacEntry> table(s.step.table, arguments.table.words);
-  const Table<StepEntry> views(s.step.table, arguments.table.words);
+  const Table<StepEntry> table(s.step.table, arguments.table.words);
   const int lane = static_cast<int>(threadIdx.x) % kLanes * C;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kTilesPerBlock;
   double* own_sums = warp_sums[threadIdx.x / 32];
@@ -302,15 +290,15 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     int64_t at = static_cast<int64_t>(blockIdx.x) * kTilesPerBlock + threadIdx.x / kLanes;
 #pragma unroll 1
     for (; at < s.step.tiles; at += stride) {
-      if (s.groups == 1 && held++ == kTilesInFloat) {
+      if (s.problems == 1 && held++ == kTilesInFloat) {
         add_threads(cells, partial, own_sums);
         held = 1;
       }
       int64_t first_tile;
-      const GacEntry& entry = table.find(at, first_tile);
+      const StepEntry& entry = table.find(at, first_tile);
       const int64_t tile = at - first_tile;
-      const GacTile<H, C> work{s,
-                               views,
+      const LayeredTile<H, C> work{s,
+                               table,
                                entry,
                                weights,
                                means,
@@ -326,11 +314,11 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     }
     if (phase == config.layers || cells == 0) continue;
     const bool average = phase + 1 < s.last_phase;
-    if (s.groups == 1) {
+    if (s.problems == 1) {
       add_threads(cells, partial, own_sums);
       add_blocks(s, phase, &warp_sums[0][0], H, left_out, means, average);
     } else {
-      add_groups(s, table, phase, average);
+      add_problems(s, table, phase, average);
     }
   }
 }

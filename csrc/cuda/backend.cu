@@ -1,0 +1,81 @@
+// The CUDA backend: the operators' calls as entries of a table, launched on the current stream of phi's device.
+#include "tensors.h"
+
+namespace l2l {
+namespace {
+
+void step(const StepCall& call) {
+  const c10::cuda::CUDAGuard guard(call.phi.device());
+  const bool in_place = call.in_place();
+  // Only the layered kernel has outputs beside the update, or phases.
+  const bool plain = call.config.is_plain() && call.is_whole() && !(in_place && call.out);
+  TableBuilder<StepEntry> builder;
+  builder.reserve(call.tensors.size());
+  int64_t tiles = 0;
+  for (const StepTensor& tensor : call.tensors) {
+    const int64_t numel = tensor.grad.numel();
+    const View to = in_place ? view_of(builder, tensor.param) : View{call.out, Dtype::float32, -1};
+    builder.add({tiles += tiles_for(numel), numel, to, view_of(builder, tensor.grad), tensor.state, tensor.new_state,
+                 tensor.record, tensor.first});
+  }
+  StepOptions options;
+  options.lr = call.lr;
+  options.decay = call.decay;
+  options.maximize = call.maximize;
+  options.in_place = in_place;
+  options.total = call.total;
+  options.problems = call.problems;
+  options.extra = call.extra;
+  options.out = call.out;
+  options.means = call.means;
+  options.sums = call.sums;
+  options.first_phase = plain ? 0 : call.first_phase;
+  options.last_phase = plain ? 0 : call.last_phase;
+  if (!plain && call.first_phase == call.last_phase) return;
+  CallMemory memory(call.phi);
+  check_launch(run_step(call.config, call.phi.const_data_ptr<float>(), builder, options, memory.workspace(),
+                        c10::cuda::getCurrentCUDAStream()),
+               in_place ? "step_" : "step", call.config);
+}
+
+void step_backward(const StepBackwardCall& call) {
+  const c10::cuda::CUDAGuard guard(call.phi.device());
+  TableBuilder<GatherEntry> views;
+  const StepBackward step{call.numel,
+                          call.problems,
+                          view_of(views, call.grad),
+                          call.extra,
+                          call.grad_out,
+                          call.state,
+                          call.grad_new_state,
+                          {call.grad_grad.mutable_data_ptr(), dtype_of(call.grad_grad), -1},
+                          call.grad_extra,
+                          call.grad_state};
+  CallMemory memory(call.phi);
+  check_launch(run_step_backward(call.config, call.phi.const_data_ptr<float>(), views, step, call.grad_phi,
+                                 memory.workspace(), c10::cuda::getCurrentCUDAStream()),
+               "step_backward", call.config);
+}
+
+void segment_backward(const SegmentCall& call) {
+  const c10::cuda::CUDAGuard guard(call.phi.device());
+  TableBuilder<BackwardEntry> builder;
+  builder.reserve(call.tensors.size());
+  int64_t tiles = 0;
+  for (const SegmentTensor& tensor : call.tensors)
+    builder.add({tiles += tiles_for(tensor.numel), tensor.numel, tensor.record_tile, tensor.state, tensor.grad_end,
+                 tensor.grad_start});
+  CallMemory memory(call.phi);
+  check_launch(run_segment_backward(call.config, call.phi.const_data_ptr<float>(), builder, call.steps, call.means,
+                                    call.problems, call.grad_phi, memory.workspace(),
+                                    c10::cuda::getCurrentCUDAStream()),
+               "segment_backward", call.config);
+}
+
+constexpr Backend kCuda{16, &check_cuda_config, &step, &step_backward, &segment_backward};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(l2l_fast, CUDA, m) { register_backend(m, at::kCUDA, kCuda); }
+
+}  // namespace l2l
