@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import os
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, effective
 from ..memory import NTMBFGS
 from ..network import CoordinatewiseLSTM
 from ..problems import Problem
@@ -140,7 +139,6 @@ class MetaTrainer:
         self.betas = (float(betas[0]), float(betas[1]))
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
         self._adam = torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=1e-8, fused=True)
-        attach(net, None)  # what it may carry of an earlier training is no longer true
 
     @property
     def episode(self) -> int:
@@ -171,7 +169,8 @@ class MetaTrainer:
 
         Raises:
             ValueError: the log holds another run's lines (resume that run, or give another file), a task has nothing to
-                optimise, or the learning rate has fallen to 0 already (``decay_to=0``).
+                optimise, the learning rate has fallen to 0 already (``decay_to=0``), or the network's weights change
+                whenever they are looked at (a spectral norm in training mode, noise).
         """
         episodes = positive_int("episodes", episodes)
         checkpoint_every = positive_int("checkpoint_every", checkpoint_every)
@@ -269,6 +268,7 @@ class MetaTrainer:
         if math.isfinite(self._grad_norms[-1]):
             if self._grad_norms[-1] > limit:
                 torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            attach(self.net, None)  # what it may carry of an earlier training is true no longer
             self._adam.step()
         else:
             # An optimizee that ran away; one such segment must not destroy phi.
@@ -314,9 +314,11 @@ class MetaTrainer:
         """A copy of the network with the lowest final validation loss; of the present one before any validation. It
         carries :meth:`record`."""
         with own_loop():
-            net = copy.deepcopy(self.net)
+            net = effective.copied(self.net)
             if self._best is not None:
                 net.load_state_dict(self._best)
+            for member in members(net).values():
+                effective.refresh(member)
         attach(net, self.record())
         return net
 
@@ -353,6 +355,8 @@ class MetaTrainer:
         tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         tensors.update({f"best.{name}": value for name, value in (self._best or {}).items()})
         tensors.update(checkpoints.adam_tensors(self.net, self._adam))
+        if not all(effective.is_plain(member) for member in members(self.net).values()):
+            tensors.update(checkpoints.effective_tensors(self.best_net()))
         checkpoints.write(path, Checkpoint(self.settings(), self.counters, tensors))
         self._saved = Path(path), self.episode
 
@@ -373,7 +377,8 @@ class MetaTrainer:
             log, device: as for the class.
 
         Raises:
-            FileNotFoundError, ValueError, TypeError: see :meth:`resume`; or an argument is missing.
+            FileNotFoundError, ValueError, TypeError: see :meth:`resume`; or an argument is missing; or the network was
+                pruned or parametrized, which a file does not tell how to do again: make the trainer, then ``resume``.
         """
         saved = checkpoints.read(path)
         if meta_loss is None and saved.settings["protocol"]["meta_loss"] is not None:
@@ -397,6 +402,7 @@ class MetaTrainer:
         saved = checkpoints.read(path)
         checkpoints.check_same_run(path, saved, self.settings(), self.net)
         checkpoints.restore_adam(self.net, self._adam, saved.part("adam"))
+        attach(self.net, None)
         self.net.load_state_dict(saved.part("net"))
         best = saved.part("best")
         self._best = {name: value.to(device_of(self.net)) for name, value in best.items()} or None
