@@ -196,6 +196,8 @@ def check_options(
     check_range("decay_to", decay_to, 0.0, 1.0, closed=True)
     if clip_norm is not None:
         check_range("clip_norm", clip_norm, 0.0, math.inf)
+    if isinstance(betas, (str, bytes, Mapping)) or not (hasattr(betas, "__len__") and hasattr(betas, "__getitem__")):
+        raise TypeError(f"betas: expected two numbers in [0, 1), got {betas!r}")
     if len(betas) != 2 or not all(0.0 <= checks.real("betas", beta) < 1.0 for beta in betas):
         raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
     if patience is not None and validate_every == 0:

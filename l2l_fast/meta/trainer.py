@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, effective
+from .. import checks, effective, writing
 from ..memory import NTMBFGS
 from ..network import CoordinatewiseLSTM
 from ..problems import Problem
@@ -106,7 +106,8 @@ class MetaTrainer:
         frozen = frozen_names(net)
         if not isinstance(problem, Problem):
             raise TypeError(f"problem: expected a Problem, got {type(problem).__name__} (ModuleProblem wraps a module)")
-        seed = checks.integer("seed", seed)
+        seed, autograd = checks.integer("seed", seed), checks.flag("autograd", autograd)
+        second_derivatives = checks.flag("second_derivatives", second_derivatives)
         decay_episodes = None if decay_episodes is None else positive_int("decay_episodes", decay_episodes)
         patience = None if patience is None else positive_int("patience", patience)
         validate_every = 0 if checks.as_int(validate_every) == 0 else positive_int("validate_every", validate_every)
@@ -119,7 +120,7 @@ class MetaTrainer:
         self.seed = seed
         self.meta_loss = meta_loss
         with_memory = any(isinstance(member, NTMBFGS) for member in members(net).values())
-        self.autograd = bool(autograd or second_derivatives or meta_loss is not None or with_memory)
+        self.autograd = autograd or second_derivatives or meta_loss is not None or with_memory
         self.coordinate_fraction = checked_fraction(coordinate_fraction, self.autograd, net)
         self.clip_norm = None if clip_norm is None else float(clip_norm)
         self.decay_episodes = decay_episodes
@@ -128,7 +129,7 @@ class MetaTrainer:
         self.validation_episodes = positive_int("validation_episodes", validation_episodes)
         self.patience = patience
         self.log = None if log is None else TrainingLog(log)
-        self.device = device_of(net) if device is None else torch.device(device)
+        self.device = device_of(net) if device is None else checks.device("device", device)
         self.counters = Counters()
         self._best: dict[str, Tensor] | None = None
         self._complete: Complete | None = None
@@ -175,8 +176,11 @@ class MetaTrainer:
         episodes = positive_int("episodes", episodes)
         checkpoint_every = positive_int("checkpoint_every", checkpoint_every)
         check_can_train(self, episodes)
+        if checkpoint is not None:
+            writing.check_writable(checkpoint, "checkpoint", make_folder=True)
+            checkpoint = Path(os.fsdecode(checkpoint))
         with own_loop():
-            self._fit(episodes, None if checkpoint is None else Path(checkpoint), checkpoint_every, progress)
+            self._fit(episodes, checkpoint, checkpoint_every, progress)
         # So that the network remembers its protocol if it is saved itself; it is the last one, not the best.
         last = dataclasses.replace(self.counters, best_episode=None, best_loss=None)
         attach(self.net, checkpoints.record(self.settings(), last))
@@ -396,11 +400,13 @@ class MetaTrainer:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, or was written by a run with other settings; the message lists them.
-                Nothing has been changed then.
+            ValueError: the file is damaged, or was written by a run with other settings; the message lists them; or
+                ``log`` is no run's log. Nothing has been changed then.
         """
         saved = checkpoints.read(path)
         checkpoints.check_same_run(path, saved, self.settings(), self.net)
+        if self.log is not None:
+            self.log.check_ours()
         checkpoints.restore_adam(self.net, self._adam, saved.part("adam"))
         attach(self.net, None)
         self.net.load_state_dict(saved.part("net"))
