@@ -67,11 +67,29 @@ def test_the_picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": (10,)}, {"coordinates": [("theta", 12)]}, {"coordinates": [("W", 0)]}, {"coordinates": []}]
+    "options, error, message",
+    [
+        ({"steps": (10,)}, ValueError, "steps"),
+        ({"coordinates": [("theta", 12)]}, ValueError, "coordinates: expected a parameter and an index below"),
+        ({"coordinates": [("W", 0)]}, ValueError, "coordinates: expected a parameter"),
+        ({"coordinates": []}, ValueError, "coordinates: expected at least one"),
+        ({"coordinates": 0}, ValueError, "coordinates must be a positive integer"),
+        ({"coordinates": 13}, ValueError, "coordinates: expected at most 12"),
+        ({"coordinates": 1.5}, TypeError, "coordinates: expected a number, or pairs"),
+        ({"coordinates": "theta"}, TypeError, "coordinates: expected a number, or pairs"),
+        ({"coordinates": ["theta"]}, TypeError, "coordinates: expected pairs"),
+        ({"coordinates": [("theta", 0.5)]}, ValueError, "coordinates: expected a parameter and an index"),
+        ({"horizon": 10**30}, ValueError, "horizon must be at most"),
+    ],
 )
-def test_arguments_are_checked(options):
-    with pytest.raises(ValueError):
+def test_arguments_are_checked_before_anything_moves(options, error, message, monkeypatch):
+    monkeypatch.setattr(decisions, "_trajectory", lambda *arguments: pytest.fail("something was computed"))
+    with pytest.raises(error, match=message):
         made(**options)
+
+
+def test_as_many_coordinates_as_asked_for():
+    assert len(set(made(coordinates=12)[1].coordinates)) == 12
 
 
 def test_learning_rates_are_needed():

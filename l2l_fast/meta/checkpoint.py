@@ -94,7 +94,10 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or is not a checkpoint.
     """
-    path = Path(path)
+    try:
+        path = Path(os.fsdecode(path))
+    except TypeError:
+        raise TypeError(f"path: expected the path of a checkpoint, got {path!r}") from None
     if not path.is_file():
         raise FileNotFoundError(f"path: no such checkpoint: {str(path)!r}")
     try:
