@@ -163,6 +163,102 @@ def test_other_files_are_refused(tmp_path, change, message):
         small(tmp_path, **change)
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{}", "experiment: keys missing: .'name', 'about'"),
+        ("[1]", r"experiment: expected an object with keys, got \[1\]"),
+        ("3", "experiment: expected an object"),
+        ("", "Expecting value"),
+        ({"candidates": 5}, "candidates: expected a list, got 5"),
+        ({"candidates": [1]}, "candidate: expected an object with keys, got 1"),
+        ({"candidates": [{}]}, "candidate: keys missing: .'seed'"),
+        ({"candidates": [{"seed": 0, "stages": [{}]}]}, "stage: keys missing: .'episodes'"),
+        ({"candidates": [{"seed": 0, "training": 3}]}, "candidate: training: expected an object with keys, got 3"),
+        ({"settings": [{}]}, "setting: keys missing: .'name', 'title'"),
+        ({"settings": [{"name": "test", "title": "T", "baselines": "sgd"}]}, "baselines: expected a list, got 'sgd'"),
+        ({"settings": [{"name": "test", "title": "T", "baselines": [["sgd"]]}]}, "baselines: expected some of"),
+        ({"settings": [{"name": "test", "title": "T", "split": "testing"}]}, "split must be one of"),
+        ({"settings": [{"name": "test", "title": "T", "horizon": "8"}]}, "horizon must be a positive integer, got '8'"),
+        ({"settings": [{"name": "test", "title": "T", "test_episodes": 0}]}, "test_episodes must be a positive"),
+        ({"selection": "test"}, "selection: expected a list"),
+        ({"networks": {}}, "networks: expected the options of at least one"),
+        ({"problem": "quadratic"}, "experiment: problem: expected an object"),
+        ({"tuning_episodes": 0}, "tuning_episodes must be a positive integer, got 0"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_its_own_words(tmp_path, content, message):
+    with pytest.raises(ValueError, match=f"small.json' is not an experiment: {message}"):
+        if isinstance(content, dict):
+            small(tmp_path, **content)
+        (tmp_path / "small.json").write_text(content if isinstance(content, str) else "")
+        experiments.load(tmp_path / "small.json")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"candidates": [{"seed": 0}, {"seed": 1, "training": {"unroll": 9}}]}, "unroll: expected at most horizon=8"),
+        ({"candidates": [{"seed": 0, "stages": [{"episodes": 1, "training": {"lr": -1}}]}]}, "lr: expected"),
+        ({"candidates": [{"seed": 0, "stages": [{"episodes": 1, "problem": {"dim": 0}}]}]}, "dim must be"),
+        ({"candidates": [{"seed": 10**30}]}, "seed: expected -9223"),
+        ({"candidates": [{"seed": 0, "training": {"speed": 1}}]}, "speed"),
+        ({"settings": [{"name": "test", "title": "T", "problem": {"dim": -1}}]}, "dim must be"),
+        ({"networks": {"": {"hidden_size": 3}}}, "hidden_size"),
+    ],
+)
+def test_what_the_last_part_would_raise_is_raised_before_the_first(tmp_path, change, message):
+    experiment = small(tmp_path, **change)
+    with pytest.raises((ValueError, TypeError), match=message):
+        experiments.run(experiment, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_optimizer_of_the_wrong_kind_is_noticed_before_the_baselines(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.baselines, "compare", lambda *a, **k: pytest.fail("baselines were computed"))
+    net = torch.nn.ModuleDict({"conv": l2l.CoordinatewiseLSTM(), "fc": l2l.CoordinatewiseLSTM()})
+    for run in (lambda out: experiments.run(small(tmp_path), out, optimizer=net),
+                lambda out: experiments.evaluate_experiment(small(tmp_path), net, out)):  # fmt: skip
+        with pytest.raises(ValueError, match="the networks are for"):
+            run(tmp_path / "out")
+    with pytest.raises(TypeError, match="net: expected"):
+        experiments.run(small(tmp_path), tmp_path / "out", optimizer=torch.nn.Linear(1, 1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_log_that_is_somebodys_is_left_alone(tmp_path):
+    log = tmp_path / "out" / "candidate1" / "log.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text("notes\n")
+    with pytest.raises(ValueError, match="candidate1/log.jsonl' is not the log of a run"):
+        experiments.run(small(tmp_path), tmp_path / "out", progress=False)
+    assert log.read_text() == "notes\n" and not (tmp_path / "out" / "candidate0").exists()
+
+
+def test_every_stage_begins_with_the_best_network_of_the_one_before(tmp_path, monkeypatch):
+    stages = [{"episodes": 3}, {"episodes": 2}]
+    # The best of four episodes is validated after the third, of which the last network knows nothing.
+    experiment = small(
+        tmp_path, candidates=[{"seed": 0, "stages": stages}],
+        training={"horizon": 8, "unroll": 4, "lr": 0.01, "validate_every": 3, "validation_episodes": 2},
+    )  # fmt: skip
+    trainers, starts = [], []
+    fit = runs.MetaTrainer.fit
+
+    def recording(self, *arguments, **options):
+        starts.append(self.net.phi().detach().clone())
+        trainers.append(fit(self, *arguments, **options))
+        return trainers[-1]
+
+    monkeypatch.setattr(runs.MetaTrainer, "fit", recording)
+    kept = experiments.train(experiment, tmp_path / "out", progress=False)
+    assert [run.episode for run in trainers] == [4, 3, 2]
+    assert not torch.equal(trainers[0].best_net().phi(), trainers[0].net.phi())
+    for before, start in zip(trainers, starts[1:]):
+        assert torch.equal(start, before.best_net().phi())
+    assert torch.equal(kept.phi(), trainers[-1].best_net().phi())
+
+
 def test_an_unknown_name():
     with pytest.raises(ValueError, match="quadratic-uniform"):
         experiments.load("quadratics")
