@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
+from l2l_fast import checks
 from l2l_fast.checks import as_float, chosen
 from l2l_fast.problems.base import Problem, Task, horizon_of, positive_int, seeds_of
 from l2l_fast.problems.theta import Theta
@@ -75,6 +76,7 @@ def run(
             anything to optimise. Frozen parameters (requires_grad=False) stay where they are.
     """
     horizon, seeds = horizon_of(horizon), seeds_of("seeds", seeds)
+    device = None if device is None else checks.device("device", device)
     with own_loop():
         episodes = [_episode(problem.sample(seed, split, device), name, lr, horizon) for seed in seeds]
     return torch.tensor(episodes, dtype=torch.float64, device="cpu")

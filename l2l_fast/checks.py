@@ -108,8 +108,11 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def device(name: str, value: Any) -> torch.device:
-    """``value`` as a device that exists here and holds numbers.
+def device(name: str, value: Any, with_values: bool = True) -> torch.device:
+    """``value`` as a device that exists here.
+
+    Args:
+        with_values: not the device "meta", on which nothing can be computed.
 
     Raises:
         TypeError: it does not name a device at all.
@@ -121,7 +124,7 @@ def device(name: str, value: Any) -> torch.device:
         found = torch.device(value)
     except (RuntimeError, ValueError, OverflowError):
         raise ValueError(f"{name}: expected a device such as 'cpu' or 'cuda:0', got {value!r}") from None
-    if found.type == "meta":
+    if found.type == "meta" and with_values:
         raise ValueError(f"{name}: tensors of the device meta have no values; expected one such as 'cpu' or 'cuda:0'")
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

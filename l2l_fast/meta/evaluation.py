@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..optimizer import LearnedOptimizer
 from ..problems import Problem
 from ..problems.base import horizon_of, seeds_of
@@ -47,6 +48,7 @@ def evaluate(
     net, horizon, seeds = as_networks(net), horizon_of(horizon), seeds_of("seeds", seeds)
     if not isinstance(problem, Problem):
         raise TypeError(f"problem: expected a Problem, got {type(problem).__name__} (ModuleProblem wraps a module)")
+    device = None if device is None else checks.device("device", device)
     warn_of_mismatch(net, problem, horizon)
     with own_loop():
         curves = [_episode(net, problem, seed, horizon, split, device) for seed in seeds]

@@ -84,7 +84,7 @@ class Problem(ABC):
             ValueError: ``split`` is none of the three, or there is no such device.
             TypeError: ``seed`` is not an integer.
         """
-        place = torch.device("cpu") if device is None else checks.device("device", device)
+        place = torch.device("cpu") if device is None else checks.device("device", device, with_values=False)
         task = self.make_task(task_generator(seed, split), split, place)
         task.origin = f"problem {self.name!r}, task {seed} of split {split!r}"
         return task

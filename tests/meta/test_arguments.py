@@ -116,6 +116,7 @@ MEASURES = {
         ({"horizon": 0}, ValueError, "horizon must be a positive integer"),
         ({"device": "gpu"}, ValueError, "device: expected a device"),
         ({"device": "cuda:99"}, ValueError, "device: torch sees"),
+        ({"device": "meta"}, ValueError, "device: .*no values"),
     ],
 )
 def test_of_a_measurement(name, options, error, message):
