@@ -131,9 +131,10 @@ def test_another_protocol_warns(problem, horizon, words):
 def test_a_value_within_the_range_of_the_training_does_not_warn():
     net = l2l.CoordinatewiseLSTM()
     attach(net, {"problem": {"init_std": [0.001, 0.05]}})
-    assert mismatches(net, l2l.problems.MNIST(init_std=0.05), 100) == []
+    for within in (0.001, 0.01, 0.05):
+        assert mismatches(net, l2l.problems.MNIST(init_std=within), 100) == []
     assert mismatches(net, l2l.problems.MNIST(init_std=(0.001, 0.05)), 100) == []
-    for other in (0.1, (0.001, 0.1)):
+    for other in (0.0009, 0.1, (0.001, 0.1)):
         assert "init_std" in mismatches(net, l2l.problems.MNIST(init_std=other), 100)[0]
 
 
