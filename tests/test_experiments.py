@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -66,6 +67,8 @@ def test_a_small_experiment_from_end_to_end(tmp_path):
     text = outcome.table.read_text()
     assert "| **learned LSTM** |" in text and "| Adam |" in text and text.count("## ") == 2
     assert "NOT reached" in text and "published sum 1e+09: reached" in text
+    assert text.count("3 fresh test tasks (the mean of 4 problems each)") == 2
+    assert {comparison.problems_per_task for comparison in outcome.comparisons.values()} == {4}
     assert outcome.picture.read_bytes().startswith(b"\x89PNG")
     assert json.loads(outcome.record.read_text())["long"]["horizon"] == 12
     net = l2l.load(tmp_path / "out" / runs.OPTIMIZER)
@@ -257,6 +260,41 @@ def test_every_stage_begins_with_the_best_network_of_the_one_before(tmp_path, mo
     for before, start in zip(trainers, starts[1:]):
         assert torch.equal(start, before.best_net().phi())
     assert torch.equal(kept.phi(), trainers[-1].best_net().phi())
+
+
+def test_networks_of_several_kinds_start_apart(tmp_path):
+    options = {"preprocess": "identity", "output_scale": 1.0, "hidden_size": 8}
+    several = runs.make_networks(small(tmp_path, networks={"conv": options, "fc": options}), 5)
+    single = runs.make_networks(small(tmp_path, networks={"": options}), 5)
+    later = runs.make_networks(small(tmp_path, networks={"": options}), 1005)
+    assert list(several) == ["conv", "fc"]
+    assert torch.equal(several["conv"].phi(), single.phi()) and torch.equal(several["fc"].phi(), later.phi())
+    assert not torch.equal(several["conv"].phi(), several["fc"].phi())
+
+
+@pytest.mark.parametrize("episodes, counts", [(None, [4, 3, 3]), (2, [2, 2, 2])])
+def test_the_rate_of_every_stage_decays_over_its_own_length(tmp_path, episodes, counts):
+    training = {"horizon": 8, "unroll": 4, "lr": 0.01, "validate_every": 2, "validation_episodes": 2}
+    stages = [{"episodes": 3, "training": {"lr": 0.004}}, {"episodes": 3, "training": {"decay_episodes": 9}}]
+    experiment = small(
+        tmp_path, training=training, candidates=[{"seed": 0, "training": {"lr": 0.02}, "stages": stages}]
+    )
+    record = record_of(experiments.train(experiment, tmp_path / "out", episodes=episodes, progress=False))
+    parts = [*record["earlier"], record]
+    assert [part["episodes"] for part in parts] == counts
+    assert [part["meta_optimizer"]["decay_episodes"] for part in parts] == [*counts[:2], 9]
+    # What a part says counts for itself only.
+    assert [part["meta_optimizer"]["lr"] for part in parts] == [0.02, 0.004, 0.01]
+    assert {part["protocol"]["unroll"] for part in parts} == {4}
+
+
+@pytest.mark.parametrize("finals, score", [((0.0, 1.0), -math.inf), ((math.inf, 1.0), math.inf),
+                                           ((0.0, math.inf), math.inf), ((1.0, 1.0), 0.0)])  # fmt: skip
+def test_a_candidate_that_diverges_somewhere_is_never_the_best(tmp_path, monkeypatch, finals, score):
+    values = iter(finals)
+    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: torch.full((2, 3), next(values), dtype=torch.float64))
+    experiment = small(tmp_path, selection=["test", "long"])
+    assert runs._score(experiment, runs.make_networks(experiment, 0), None)[0] == score
 
 
 def test_an_unknown_name():
