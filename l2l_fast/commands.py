@@ -56,7 +56,7 @@ def _add_decisions(commands: Any, add: Add, add_problem: Callable[[argparse.Argu
     add_device(parser)
     parser.add_argument("--horizon", type=_positive, default=100, metavar="N", help="steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the test task (%(default)s)")
-    parser.add_argument("--coordinates", type=_positive, default=2, metavar="N", help="how many (%(default)s)")
+    parser.add_argument("--coordinates", type=_positive, metavar="N", help="how many (2, or the one that there is)")
     parser.add_argument("--adam-lr", type=float, metavar="X", help="default: tuned on the problem")
     parser.add_argument("--sgd-lr", type=float, metavar="X", help="default: tuned on the problem")
     parser.add_argument("--plot", default="decisions.png", metavar="FILE", help="the picture (%(default)s)")
@@ -128,7 +128,7 @@ def _decisions(arguments: argparse.Namespace) -> int:
     check_outputs(plot=arguments.plot)
     net, problem = network(arguments.optimizer, arguments.device), named_problem(arguments)
     with user_errors():
-        if arguments.coordinates > _MAX_ROWS:
+        if (arguments.coordinates or 0) > _MAX_ROWS:
             count = f"expected 1..{_MAX_ROWS}, one row of panels each, got {arguments.coordinates}"
             raise UserError(f"--coordinates: {count}")
         given = {"adam": arguments.adam_lr, "sgd": arguments.sgd_lr}
@@ -139,7 +139,9 @@ def _decisions(arguments: argparse.Namespace) -> int:
         horizon_of(arguments.horizon)
         task = problem.sample(arguments.seed, "test", arguments.device)
         optimizer_groups(task, net)
-        decisions.check_count({name: value.numel() for name, value in trainable(task).items()}, arguments.coordinates)
+        if arguments.coordinates is not None:
+            sizes = {name: value.numel() for name, value in trainable(task).items()}
+            decisions.check_count(sizes, arguments.coordinates)
         rates = {name: lr if lr is not None else _tuned(problem, name, arguments) for name, lr in given.items()}
         made = decisions.decide(
             net,

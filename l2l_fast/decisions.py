@@ -60,7 +60,7 @@ def decide(
     learning_rates: Mapping[str, float],
     *,
     horizon: int = 100,
-    coordinates: Sequence[tuple[str, int]] | int = 2,
+    coordinates: Sequence[tuple[str, int]] | int | None = None,
     steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
     points: int = 201,
     reach: float = 2.0,
@@ -69,7 +69,8 @@ def decide(
 
     Args:
         learning_rates: of "adam" and "sgd".
-        coordinates: which to watch, or how many: then those that move most, each of another parameter if possible.
+        coordinates: which to watch, or how many: then those that move most, each of another parameter if possible;
+            by default two, or the one that there is.
         steps: where to take proposals; those beyond the horizon are left out.
         points, reach: a grid has so many points, from -reach to reach times the coordinate's largest gradient.
 
@@ -90,7 +91,7 @@ def decide(
         raise ValueError(f"steps: expected some within 1..{horizon}, got none")
     names_by_network(task, as_networks(net))
     sizes = {name: value.numel() for name, value in Theta(task).parameters.items()}
-    count = checks.as_int(coordinates)
+    count = min(2, sum(sizes.values())) if coordinates is None else checks.as_int(coordinates)
     if count is None:
         coordinates = _checked(sizes, coordinates)  # type: ignore[arg-type]
     else:

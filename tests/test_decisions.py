@@ -88,6 +88,12 @@ def test_arguments_are_checked_before_anything_moves(options, error, message, mo
         made(**options)
 
 
+def test_a_task_of_one_coordinate_is_shown_by_default():
+    task = l2l.problems.Quadratic(dim=1, batch=1).sample(0)
+    found = decisions.decide(random_network(preprocess="identity"), task, RATES, horizon=2)
+    assert found.coordinates == [("theta", 0)] and len(made()[1].coordinates) == 2
+
+
 def test_as_many_coordinates_as_asked_for():
     assert len(set(made(coordinates=12)[1].coordinates)) == 12
 
