@@ -7,10 +7,11 @@ call.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -18,6 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 if TYPE_CHECKING:
     from .network import CoordinatewiseLSTM
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _MAKERS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 _HOOKED = ("orig", "mask", "g", "v", "u")  # what a hook keeps beside a weight: {weight}_{suffix}
 
@@ -86,6 +88,46 @@ def weights(net: CoordinatewiseLSTM) -> dict[str, Tensor]:
     finally:
         for module in training:
             module.training = True
+
+
+def is_plain(net: CoordinatewiseLSTM) -> bool:
+    """Whether the weights are the network's own parameters, and nothing else is in its state dict."""
+    return set(net.state_dict()) == set(net._names)
+
+
+@torch.no_grad()
+def copied(net: ModuleT) -> ModuleT:
+    """A deep copy. What hooks left in the place of a weight belongs to a graph, which ``copy.deepcopy`` refuses; the
+    copy gets the value alone."""
+    memo: dict[int, Any] = {}
+    for module in net.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(net, memo)
+
+
+@torch.no_grad()
+def refresh(net: CoordinatewiseLSTM) -> None:
+    """Set anew what hooks keep in the place of weights: after the parameters that they are made of were loaded."""
+    for name in net._names:
+        if name in vars(net):
+            setattr(net, name, weight(net, name).detach())
+
+
+@torch.no_grad()
+def changes_by_itself(net: CoordinatewiseLSTM) -> bool:
+    """Whether every look at the weights finds others: noise, or a norm that goes on estimating. Leaves the network and
+    the random state as they were."""
+    if is_plain(net):
+        return False
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        for parameter in net.parameters():  # an estimate that has settled would look still until the first update
+            parameter += torch.randn_like(parameter) * parameter.abs().mean()
+        looks = [net.phi().clone() for _ in range(2)]
+    net.load_state_dict(before)
+    return not torch.equal(*looks)
 
 
 def strangers(net: CoordinatewiseLSTM) -> list[str]:
