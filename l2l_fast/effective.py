@@ -7,11 +7,10 @@ call.
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -19,7 +18,6 @@ from torch.nn.utils.weight_norm import WeightNorm
 if TYPE_CHECKING:
     from .network import CoordinatewiseLSTM
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _MAKERS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 _HOOKED = ("orig", "mask", "g", "v", "u")  # what a hook keeps beside a weight: {weight}_{suffix}
 
@@ -53,9 +51,10 @@ def kept(net: CoordinatewiseLSTM) -> dict[str, Any]:
 
 
 def remake(net: CoordinatewiseLSTM) -> None:
-    """Make those weights again, after ``net`` was made of what :func:`kept` gave."""
+    """Make those weights again, after ``net`` was made of what :func:`kept` gave, or the parameters that they are made
+    of were loaded."""
     for name in _hooked(net):
-        setattr(net, name, weight(net, name))
+        setattr(net, name, weight(net, name).detach())
 
 
 def _hooked(net: CoordinatewiseLSTM) -> set[str]:
@@ -93,26 +92,6 @@ def weights(net: CoordinatewiseLSTM) -> dict[str, Tensor]:
 def is_plain(net: CoordinatewiseLSTM) -> bool:
     """Whether the weights are the network's own parameters, and nothing else is in its state dict."""
     return set(net.state_dict()) == set(net._names)
-
-
-@torch.no_grad()
-def copied(net: ModuleT) -> ModuleT:
-    """A deep copy. What hooks left in the place of a weight belongs to a graph, which ``copy.deepcopy`` refuses; the
-    copy gets the value alone."""
-    memo: dict[int, Any] = {}
-    for module in net.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(net, memo)
-
-
-@torch.no_grad()
-def refresh(net: CoordinatewiseLSTM) -> None:
-    """Set anew what hooks keep in the place of weights: after the parameters that they are made of were loaded."""
-    for name in net._names:
-        if name in vars(net):
-            setattr(net, name, weight(net, name).detach())
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -318,11 +319,11 @@ class MetaTrainer:
         """A copy of the network with the lowest final validation loss; of the present one before any validation. It
         carries :meth:`record`."""
         with own_loop():
-            net = effective.copied(self.net)
+            net = copy.deepcopy(self.net)
             if self._best is not None:
                 net.load_state_dict(self._best)
             for member in members(net).values():
-                effective.refresh(member)
+                effective.remake(member)
         attach(net, self.record())
         return net
 
