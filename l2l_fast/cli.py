@@ -176,6 +176,8 @@ def draw(results: list[comparisons.Comparison], path: str | os.PathLike[str] | N
         print(f"no picture: {error}", file=sys.stderr)
 
 
+
+
 def _show_trial(name: str, lr: float, loss: float) -> None:
     print(f"tuning {name}: lr {lr:.3g}, final validation loss {loss:.4g}", file=sys.stderr)
 

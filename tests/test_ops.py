@@ -358,17 +358,8 @@ def test_bit_identical_for_any_number_of_threads(isa):
         ops.lstm_step_([param], [grad], [own], phi_of(net), *net.config, 1.0, 0.0, False)
         out += [param, own]
         grad_phi, grad_start = ops.lstm_segment_backward(
-            [s.data for s in starts],
-            [numel // 2, 700],
-            places,
-            records,
-            weights,
-            lrs,
-            decays,
-            phi_of(net),
-            *net.config,
-            [],
-            True,
+            [s.data for s in starts], [numel // 2, 700], places, records, weights, lrs, decays, phi_of(net),
+            *net.config, [], True,
         )
         results.append([*out, grad_phi, *grad_start])
     for other in results[1:]:

@@ -32,17 +32,8 @@ def every_result(net: l2l.CoordinatewiseLSTM, numel: int) -> list[torch.Tensor]:
     record = torch.empty(64 * (tiles[2] + num_tiles(numel)))
     OPS.lstm_step_(params, grads, states, phi, *net.config, 0.7, 0.1, False, record, tiles)
     grad_phi, starts = OPS.lstm_segment_backward(
-        states,
-        [p.numel() for p in params],
-        tiles,
-        [record, record, record],
-        [1.0, 0.5],
-        [1.0, 1.0],
-        [0.9, 0.9],
-        phi,
-        *net.config,
-        [],
-        True,
+        states, [p.numel() for p in params], tiles, [record, record, record], [1.0, 0.5], [1.0, 1.0], [0.9, 0.9], phi,
+        *net.config, [], True,
     )
     return [*results, *params, *states, record, grad_phi, *starts]
 
