@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
+from l2l_fast.kernels import checks
 from l2l_fast.kernels.checks import as_float, chosen
 from l2l_fast.kernels.surroundings import own_loop
-from l2l_fast.problems.base import Problem, Task, positive_int
+from l2l_fast.problems.base import Problem, Task, horizon_of, positive_int, seeds_of
 from l2l_fast.problems.theta import Theta
 
 # Torch7 adds Adam's eps before the bias correction, PyTorch after it; at 1e-8 only gradients of that size could tell.
@@ -74,11 +75,10 @@ def run(
         ValueError: an unknown ``name`` or ``split``, no seeds, ``lr`` or ``horizon`` out of range, or a task without
             anything to optimise. Frozen parameters (requires_grad=False) stay where they are.
     """
-    horizon = positive_int("horizon", horizon)
+    horizon, seeds = horizon_of(horizon), seeds_of("seeds", seeds)
+    device = None if device is None else checks.device("device", device)
     with own_loop():
         episodes = [_episode(problem.sample(seed, split, device), name, lr, horizon) for seed in seeds]
-    if not episodes:
-        raise ValueError("seeds must name at least one task, got none")
     return torch.tensor(episodes, dtype=torch.float64, device="cpu")
 
 
@@ -131,7 +131,7 @@ def search(
     """
     _check_name(name)
     points_per_decade = positive_int("points_per_decade", points_per_decade)
-    seeds = list(seeds)
+    seeds = seeds_of("seeds", seeds)
     # Keys are exponents counted in half steps of the grid, so that the midpoints are integers as well.
     unit = 2 * points_per_decade
     trials: dict[int, float] = {}
@@ -198,7 +198,10 @@ def compare(
     Raises:
         ValueError, RuntimeError: see ``search`` and ``run``.
     """
-    names, seeds, tuning_seeds = list(names), list(seeds), list(tuning_seeds)
+    seeds, tuning_seeds = seeds_of("seeds", seeds), seeds_of("tuning_seeds", tuning_seeds)
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"names: expected some of {NAMES}, got {names!r}")
+    names = list(names)
     if not names:
         raise ValueError(f"names: expected at least one of {NAMES}, got none")
     for name in names:

@@ -25,6 +25,8 @@ from .console import user_errors as _user_errors
 from .console import write_json as _write_json
 from .meta import evaluate
 
+_MAX_THREADS = 1024  # far beyond any machine's processors; a process that starts too many ends without a word
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (0; 1: a whole demo in which a baseline won; 2: a user's mistake; 130:
@@ -40,8 +42,9 @@ def _main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         if arguments.threads is not None:
-            with _user_errors("--threads: "):
-                torch.set_num_threads(arguments.threads)
+            if arguments.threads > _MAX_THREADS:
+                raise UserError(f"--threads: expected 1..{_MAX_THREADS}, got {arguments.threads}")
+            torch.set_num_threads(arguments.threads)
         return arguments.command(arguments)
     except UserError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)

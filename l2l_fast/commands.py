@@ -13,7 +13,13 @@ from . import baselines, comparison, decisions, experiments, interchange, pretra
 from .console import UserError, check_outputs, device, network, say, user_errors
 from .console import problem as named_problem
 from .experiments.report import training_text
+from .kernels import checks
+from .meta.networks import optimizer_groups
 from .problems import Problem
+from .problems.base import horizon_of
+from .problems.theta import trainable
+
+_MAX_ROWS = 50  # of panels in a picture
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -51,7 +57,7 @@ def _add_decisions(commands: Any, add: Add, add_problem: Callable[[argparse.Argu
     add_device(parser)
     parser.add_argument("--horizon", type=_positive, default=100, metavar="N", help="steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the test task (%(default)s)")
-    parser.add_argument("--coordinates", type=_positive, default=2, metavar="N", help="how many (%(default)s)")
+    parser.add_argument("--coordinates", type=_positive, metavar="N", help="how many (2, or the one that there is)")
     parser.add_argument("--adam-lr", type=float, metavar="X", help="default: tuned on the problem")
     parser.add_argument("--sgd-lr", type=float, metavar="X", help="default: tuned on the problem")
     parser.add_argument("--plot", default="decisions.png", metavar="FILE", help="the picture (%(default)s)")
@@ -92,7 +98,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
             optimizer = pretrained.load_pretrained(experiment.pretrained, arguments.device)
         outcome = experiments.run(
             experiment,
-            Path(arguments.out or Path("runs", "experiments", experiment.name)),
+            Path("runs", "experiments", experiment.name) if arguments.out is None else arguments.out,
             optimizer=optimizer,
             data=arguments.data,
             test_episodes=arguments.test_episodes,
@@ -123,11 +129,24 @@ def _decisions(arguments: argparse.Namespace) -> int:
     check_outputs(plot=arguments.plot)
     net, problem = network(arguments.optimizer, arguments.device), named_problem(arguments)
     with user_errors():
+        if (arguments.coordinates or 0) > _MAX_ROWS:
+            count = f"expected 1..{_MAX_ROWS}, one row of panels each, got {arguments.coordinates}"
+            raise UserError(f"--coordinates: {count}")
         given = {"adam": arguments.adam_lr, "sgd": arguments.sgd_lr}
+        # Before the searches, which take longer than anything that follows.
+        for name, rate in given.items():
+            if rate is not None:
+                checks.real(f"learning_rates[{name!r}]", rate, 0.0)
+        horizon_of(arguments.horizon)
+        task = problem.sample(arguments.seed, "test", arguments.device)
+        optimizer_groups(task, net)
+        if arguments.coordinates is not None:
+            sizes = {name: value.numel() for name, value in trainable(task).items()}
+            decisions.check_count(sizes, arguments.coordinates)
         rates = {name: lr if lr is not None else _tuned(problem, name, arguments) for name, lr in given.items()}
         made = decisions.decide(
             net,
-            problem.sample(arguments.seed, "test", arguments.device),
+            task,
             rates,
             horizon=arguments.horizon,
             coordinates=arguments.coordinates,

@@ -6,8 +6,9 @@ import argparse
 import difflib
 import json
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -79,6 +80,18 @@ def unbreakable_streams() -> Iterator[None]:
         yield
 
 
+def command_line(program: Sequence[str], *parts: str | tuple[str, str]) -> str:
+    """A command to copy: words, and (option, value) pairs, quoted for the shell. A value that begins with a dash is
+    joined to its option, of which it would pass for another one."""
+    words = list(program)
+    for part in parts:
+        if isinstance(part, str):
+            words.append(part)
+        else:
+            words += [f"{part[0]}={part[1]}"] if part[1].startswith("-") else part
+    return shlex.join(words)
+
+
 def say(text: str) -> None:
     """Print a result."""
     print(text, flush=True)
@@ -126,7 +139,7 @@ def device(text: str) -> torch.device:
     """A device for the argument parser: one that exists here."""
     try:
         found = torch.device(text)
-    except RuntimeError:
+    except (RuntimeError, ValueError, OverflowError):
         found = torch.device("meta")
     if found.type not in ("cpu", "cuda"):
         raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")

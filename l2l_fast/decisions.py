@@ -7,9 +7,8 @@ history being what it was.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from torch import Tensor
 from .kernels import checks
 from .kernels.state import State
 from .kernels.surroundings import own_loop
-from .meta.networks import Networks, members, names_by_network, optimizer_groups
+from .meta.networks import Networks, as_networks, members, names_by_network, optimizer_groups
 from .network import CoordinatewiseLSTM
 from .optimizer import LearnedOptimizer
 from .problems import Task
-from .problems.base import positive_int
+from .problems.base import horizon_of, positive_int
 from .problems.theta import Theta
 
 LEARNED = "learned"
@@ -61,7 +60,7 @@ def decide(
     learning_rates: Mapping[str, float],
     *,
     horizon: int = 100,
-    coordinates: Sequence[tuple[str, int]] | int = 2,
+    coordinates: Sequence[tuple[str, int]] | int | None = None,
     steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
     points: int = 201,
     reach: float = 2.0,
@@ -70,7 +69,8 @@ def decide(
 
     Args:
         learning_rates: of "adam" and "sgd".
-        coordinates: which to watch, or how many: then those that move most, each of another parameter if possible.
+        coordinates: which to watch, or how many: then those that move most, each of another parameter if possible;
+            by default two, or the one that there is.
         steps: where to take proposals; those beyond the horizon are left out.
         points, reach: a grid has so many points, from -reach to reach times the coordinate's largest gradient.
 
@@ -78,7 +78,7 @@ def decide(
         ValueError: a learning rate is missing, no step is within the horizon, no such coordinate, or ``points`` or
             ``reach`` out of range.
     """
-    horizon, points = positive_int("horizon", horizon), positive_int("points", points)
+    horizon, points = horizon_of(horizon), positive_int("points", points)
     reach = checks.real("reach", reach, above=0.0)
     missing = {"adam", "sgd"} - set(learning_rates)
     if missing:
@@ -89,12 +89,16 @@ def decide(
     steps = sorted(step for step in set(steps) if 1 <= step <= horizon)
     if not steps:
         raise ValueError(f"steps: expected some within 1..{horizon}, got none")
-    points = positive_int("points", points)
-    if not 0.0 < reach < math.inf:
-        raise ValueError(f"reach: expected a finite number above 0, got {reach}")
+    names_by_network(task, as_networks(net))
+    sizes = {name: value.numel() for name, value in Theta(task).parameters.items()}
+    count = min(2, sum(sizes.values())) if coordinates is None else checks.as_int(coordinates)
+    if count is None:
+        coordinates = _checked(sizes, coordinates)  # type: ignore[arg-type]
+    else:
+        check_count(sizes, count)
     history, moved = _trajectory(net, task, horizon)
-    count = checks.as_int(coordinates)
-    chosen = _most_moved(moved, count) if count is not None else _checked(moved, coordinates)  # type: ignore[arg-type]
+    chosen = _most_moved(moved, count) if count is not None else coordinates
+    assert not isinstance(chosen, int)
     gradients = torch.stack([history[name][:, index] for name, index in chosen], 1)
     largest = gradients.abs().amax(0).clamp_min(1e-12)
     grids = torch.linspace(-reach, reach, points, dtype=torch.float32, device="cpu") * largest.unsqueeze(1)
@@ -140,7 +144,6 @@ def _trajectory(net: Networks, task: Task, horizon: int) -> tuple[dict[str, Tens
 
 
 def _most_moved(moved: Mapping[str, Tensor], count: int) -> list[tuple[str, int]]:
-    positive_int("coordinates", count)
     ranked: list[tuple[int, float, str, int]] = []
     for name, distance in moved.items():
         best = distance.topk(min(count, distance.numel()))
@@ -148,14 +151,27 @@ def _most_moved(moved: Mapping[str, Tensor], count: int) -> list[tuple[str, int]
     return [(name, index) for _, _, name, index in sorted(ranked)[:count]]
 
 
-def _checked(moved: Mapping[str, Tensor], coordinates: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    for name, index in coordinates:
-        if name not in moved or not 0 <= index < moved[name].numel():
-            sizes = {each: value.numel() for each, value in moved.items()}
+def check_count(sizes: Mapping[str, int], count: int) -> None:
+    """Raise ValueError unless so many coordinates can be watched of parameters of these ``sizes``."""
+    positive_int("coordinates", count)
+    total = sum(sizes.values())
+    if count > total:
+        raise ValueError(f"coordinates: expected at most {total}, which is all the task has, got {count}")
+
+
+def _checked(sizes: Mapping[str, int], coordinates: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    if isinstance(coordinates, (str, Mapping)) or not isinstance(coordinates, Iterable):
+        raise TypeError(f"coordinates: expected a number, or pairs (parameter, index), got {coordinates!r}")
+    coordinates = list(coordinates)
+    for pair in coordinates:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"coordinates: expected pairs (parameter, index), got {pair!r}")
+        name, index = pair
+        if not checks.chosen(name, sizes) or checks.as_int(index) is None or not 0 <= index < sizes[name]:
             raise ValueError(f"coordinates: expected a parameter and an index below {sizes}, got {(name, index)}")
     if not coordinates:
         raise ValueError("coordinates: expected at least one, got none")
-    return list(coordinates)
+    return [(str(name), int(index)) for name, index in coordinates]
 
 
 def _learned(net: CoordinatewiseLSTM, series: Tensor, grid: Tensor, steps: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,9 @@ import torch
 from . import comparison as comparisons
 from . import recipes
 from .comparison import Comparison
+from .console import command_line
 from .data import EMBEDDED
+from .meta.log import TrainingLog
 from .network import load
 from .problems import MNIST, Problem, Quadratic
 from .writing import write_atomically
@@ -61,10 +63,15 @@ def tasks(data: str | os.PathLike[str] | None = None, quick: bool = False) -> li
 def run(halves: list[DemoTask], out: Path, progress: bool = True) -> int:
     """Run the demo into the folder ``out``.
 
+    Raises:
+        ValueError: a file of the name of a log is no run's log; nothing has been done then.
+
     Returns:
         1 if the learned optimizer does not end below every baseline on a problem where the demo claims so; else 0. A
         quick demo claims nothing: it shows that everything runs.
     """
+    for half in halves:
+        TrainingLog(_log(half, out)).check_removable(finished=True)
     begin = time.monotonic()
     results: list[Comparison] = []
     verdicts: list[tuple[bool, str]] = []
@@ -103,8 +110,8 @@ def run(halves: list[DemoTask], out: Path, progress: bool = True) -> int:
 
 def _train(half: DemoTask, out: Path, progress: bool) -> Path:
     recipe = recipes.get(half.problem)
-    log = out / f"{half.problem.name}.jsonl"
-    log.unlink(missing_ok=True)
+    log = _log(half, out)
+    TrainingLog(log).remove(finished=True)
     print(f"== meta-training on: {half.title} ({half.episodes} episodes)", file=sys.stderr, flush=True)
     trainer = recipe.make_trainer(recipe.make_network(), half.problem, half.episodes, log=log)
     trainer.fit(half.episodes, progress=progress)
@@ -138,6 +145,10 @@ def _file(half: DemoTask, out: Path) -> Path:
     return out / f"{half.problem.name}.safetensors"
 
 
+def _log(half: DemoTask, out: Path) -> Path:
+    return out / f"{half.problem.name}.jsonl"
+
+
 def _next_command(half: DemoTask, out: Path) -> str:
     try:
         python = os.path.relpath(sys.executable)
@@ -145,5 +156,11 @@ def _next_command(half: DemoTask, out: Path) -> str:
         python = sys.executable
     if python.startswith(".."):
         python = sys.executable
-    parts = [python, "-m l2l_fast compare --optimizer", str(_file(half, out)), "--problem", half.problem.name]
-    return " ".join([*parts, "--option 'hidden=[40]'", "--plot", str(out / "wider.png")])
+    return command_line(
+        [python, "-m", "l2l_fast"],
+        "compare",
+        ("--optimizer", str(_file(half, out))),
+        ("--problem", half.problem.name),
+        ("--option", "hidden=[40]"),
+        ("--plot", str(out / "wider.png")),
+    )

@@ -51,9 +51,10 @@ def kept(net: CoordinatewiseLSTM) -> dict[str, Any]:
 
 
 def remake(net: CoordinatewiseLSTM) -> None:
-    """Make those weights again, after ``net`` was made of what :func:`kept` gave."""
+    """Make those weights again, after ``net`` was made of what :func:`kept` gave, or the parameters that they are made
+    of were loaded."""
     for name in _hooked(net):
-        setattr(net, name, weight(net, name))
+        setattr(net, name, weight(net, name).detach())
 
 
 def _hooked(net: CoordinatewiseLSTM) -> set[str]:
@@ -86,6 +87,26 @@ def weights(net: CoordinatewiseLSTM) -> dict[str, Tensor]:
     finally:
         for module in training:
             module.training = True
+
+
+def is_plain(net: CoordinatewiseLSTM) -> bool:
+    """Whether the weights are the network's own parameters, and nothing else is in its state dict."""
+    return set(net.state_dict()) == set(net._names)
+
+
+@torch.no_grad()
+def changes_by_itself(net: CoordinatewiseLSTM) -> bool:
+    """Whether every look at the weights finds others: noise, or a norm that goes on estimating. Leaves the network and
+    the random state as they were."""
+    if is_plain(net):
+        return False
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        for parameter in net.parameters():  # an estimate that has settled would look still until the first update
+            parameter += torch.randn_like(parameter) * parameter.abs().mean()
+        looks = [net.phi().clone() for _ in range(2)]
+    net.load_state_dict(before)
+    return not torch.equal(*looks)
 
 
 def strangers(net: CoordinatewiseLSTM) -> list[str]:

@@ -115,6 +115,8 @@ def read(path: str | os.PathLike[str], tensors: bool = True) -> tuple[dict[str, 
     text = os.fsdecode(path)
     if not Path(text).is_file():
         raise FileNotFoundError(f"path: no such file: {text!r}{_no_file_hint(text)}")
+    if not os.path.getsize(text):
+        raise ValueError(f"{text!r} is not a readable safetensors file: it is empty")
     try:
         with safetensors.safe_open(text, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()} if tensors else {}

@@ -46,6 +46,8 @@ def load_deepmind(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: no such file: {str(path)!r}")
+    if not path.stat().st_size:
+        raise ValueError(f"{str(path)!r}: the file is empty")
     if path.stat().st_size > _MAX_BYTES:
         raise ValueError(f"{str(path)!r}: {path.stat().st_size} bytes, expected a network of at most {_MAX_BYTES}")
     try:
@@ -116,11 +118,13 @@ def load_torch(
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"path: no such file: {os.fspath(path)!r}")
+    if not os.path.getsize(path):
+        raise ValueError(f"{os.fspath(path)!r}: the file is empty")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return from_state_dict(_entry(state, key), preprocess, p, output_scale)
     except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{os.fspath(path)!r}: {error}") from error
+        raise ValueError(f"{os.fspath(path)!r}: {error or 'the file ends too soon'}") from error
 
 
 def _entry(state: Any, key: str | None) -> Any:

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .kernels import checks
 from .meta import MetaTrainer
 from .network import CoordinatewiseLSTM
 from .problems import Problem
+
+SEEDS = (-(1 << 63), (1 << 64) - 1)  # that a torch.Generator takes
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Recipe:
     episodes: int = 500
 
     def make_network(self, seed: int = 0, **changes: Any) -> CoordinatewiseLSTM:
-        """The untrained network, a function of ``seed``; the global random state is left alone."""
+        """The untrained network, a function of ``seed``, of 64 bits; the global random state is left alone."""
+        seed = checks.integer("seed", seed, *SEEDS)
         net = nn.utils.skip_init(CoordinatewiseLSTM, **{**self.network, **changes})
         net.reset_parameters(torch.Generator().manual_seed(seed))
         return net

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
+import os
 import signal
 import sys
 import threading
@@ -14,11 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from . import comparison, recipes, trained
-from .console import PROGRAM, UserError, problem_options, say, user_errors
+from . import comparison, recipes, trained, writing
+from .console import PROGRAM, UserError, command_line, problem_options, say, user_errors
 from .console import problem as named_problem
 from .meta import MetaTrainer
 from .meta import checkpoint as checkpoints
+from .meta.log import TrainingLog
 from .meta.settings import problem_of
 from .problems import Problem
 
@@ -42,38 +43,49 @@ _PLACES = {
 
 def train(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status (0; 130: interrupted; 143: terminated)."""
-    out = Path(arguments.out)
+    with user_errors():
+        out = writing.checked_folder(arguments.out, "--out")
     checkpoint, log, optimizer = out / "checkpoint.safetensors", out / "log.jsonl", out / "optimizer.safetensors"
     # Everything is checked before anything is created.
     if arguments.resume:
-        trainer, episodes = _resumed(arguments, checkpoint, log)
+        trainer, episodes = _resumed(arguments, checkpoint, log, optimizer)
     else:
-        if checkpoint.exists() or optimizer.exists():
+        if os.path.lexists(checkpoint):
             raise UserError(f"--out: {out} already holds a run; --resume continues it, or name another folder")
+        if os.path.lexists(optimizer):
+            raise UserError(
+                f"--out: {out} holds {optimizer.name} of a run whose checkpoint is gone: it cannot be resumed, and a "
+                "new run would take its place; move the file away or name another folder"
+            )
         trainer, episodes = _new(arguments, log)
         with user_errors("--out: "):
-            out.mkdir(parents=True, exist_ok=True)
-            if log.exists():
-                print(f"{log}: of a run that was stopped before it saved anything; begun anew", file=sys.stderr)
-                log.unlink()
+            leftover = TrainingLog(log)
+            leftover.check_removable()
+    with user_errors(), writing.folder(arguments.out, "--out"):
+        for path in (checkpoint, optimizer):
+            writing.check_writable(path, "--out")
+        if not arguments.resume and leftover.remove():
+            print(f"{log}: of a run that was stopped before it saved anything; begun anew", file=sys.stderr)
+        return _run(trainer, episodes, checkpoint, optimizer, arguments)
+
+
+def _run(trainer: MetaTrainer, episodes: int, checkpoint: Path, optimizer: Path, arguments: argparse.Namespace) -> int:
     say(f"{trainer.problem!r}\ndata: {comparison.data_set(trainer.problem)}\n{trainer.net!r}")
     if trainer.counters.stopped:
         say(f"nothing left to train: the run stopped early at episode {trainer.episode}, by --patience")
     elif trainer.episode == episodes:
         say(f"nothing left to train: the run has its {episodes} episodes; a larger --episodes extends it")
     else:
-        say(f"episodes {trainer.episode}..{episodes}, into {out}")
+        say(f"episodes {trainer.episode}..{episodes}, into {optimizer.parent}")
         with _termination() as received:
             try:
-                with user_errors():
-                    trainer.fit(episodes, checkpoint=checkpoint, progress=not arguments.quiet)
+                trainer.fit(episodes, checkpoint=checkpoint, progress=not arguments.quiet)
             except KeyboardInterrupt:
-                return _interrupted(out, checkpoint, bool(received))
-    with user_errors("--out: "):
-        trained.save(trainer.best_net(), optimizer)
+                return _interrupted(arguments.out, checkpoint, bool(received))
+    trained.save(trainer.best_net(), optimizer)
     _report(trainer)
     say(f"trained optimizer: {optimizer}")
-    say(f"compare it with:   {PROGRAM} {_compare_command(optimizer, trainer, arguments)}")
+    say(f"compare it with:   {_compare_command(optimizer, trainer, arguments)}")
     return 0
 
 
@@ -91,8 +103,13 @@ def _new(arguments: argparse.Namespace, log: Path) -> tuple[MetaTrainer, int]:
         return recipe.make_trainer(net, problem, episodes, seed=seed, log=log, **given), episodes
 
 
-def _resumed(arguments: argparse.Namespace, checkpoint: Path, log: Path) -> tuple[MetaTrainer, int]:
+def _resumed(arguments: argparse.Namespace, checkpoint: Path, log: Path, optimizer: Path) -> tuple[MetaTrainer, int]:
     if not checkpoint.is_file():
+        if os.path.lexists(optimizer):
+            raise UserError(
+                f"--resume: there is no checkpoint in {checkpoint.parent}, only {optimizer.name}, which cannot be "
+                "trained further; move it away to begin a run there, or name another folder"
+            )
         raise UserError(f"--resume: there is no checkpoint in {checkpoint.parent}; without --resume a run begins there")
     with user_errors("--resume: "):
         saved = checkpoints.read(checkpoint)
@@ -152,10 +169,11 @@ def _termination() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _interrupted(out: Path, checkpoint: Path, terminated: bool) -> int:
+def _interrupted(out: str, checkpoint: Path, terminated: bool) -> int:
     try:
-        saved = f"{checkpoints.read(checkpoint).counters.episode} episodes are saved; continue with\n  {PROGRAM} train"
-        print(f"\ninterrupted; {saved} --out {out} --resume", file=sys.stderr)
+        saved = f"{checkpoints.read(checkpoint).counters.episode} episodes are saved"
+        following = command_line(PROGRAM.split(), "train", ("--out", out), "--resume")
+        print(f"\ninterrupted; {saved}; continue with\n  {following}", file=sys.stderr)
     except (FileNotFoundError, ValueError):
         print("\ninterrupted; nothing was saved yet", file=sys.stderr)
     return 128 + signal.SIGTERM if terminated else 130
@@ -177,9 +195,11 @@ def _compare_command(optimizer: Path, trainer: MetaTrainer, arguments: argparse.
         config = trainer.problem.config()
         options = [(key, value) for key, value in config.items() if key not in ("name", "data")]
     data = arguments.data or (trainer.problem.config().get("data") if arguments.resume else None)
-    parts = ["compare", "--optimizer", str(optimizer), "--problem", trainer.problem.config()["name"]]
+    parts: list[str | tuple[str, str]] = ["compare", ("--optimizer", str(optimizer))]
+    parts.append(("--problem", trainer.problem.config()["name"]))
     for key, value in options:
-        parts += ["--option", f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"]
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        parts.append(("--option", f"{key}={text}"))
     if data is not None:
-        parts += ["--data", data]
-    return shlex.join(parts)
+        parts.append(("--data", data))
+    return command_line(PROGRAM.split(), *parts)

@@ -126,6 +126,34 @@ def _check_folder(folder: str, text: str, name: str) -> None:
         raise PermissionError(errno.EACCES, f"{name}: its folder cannot be written to", text)
 
 
+def checked_folder(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """``path``, which is a folder or could become one, as far as that can be known without making it.
+
+    Raises:
+        TypeError, ValueError: it is no path.
+        NotADirectoryError: there is something else of that name (a file, a link to nothing), or a file above it.
+        PermissionError: it is missing and may not be made.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise TypeError(f"{name}: expected a path, got {path!r}") from None
+    if not text or "\0" in text:
+        raise ValueError(f"{name}: expected the name of a folder, got {text!r}")
+    place = Path(text)
+    if not place.is_dir() and os.path.lexists(place):
+        what = "a link to nothing" if place.is_symlink() and not place.exists() else "a file"
+        raise NotADirectoryError(errno.ENOTDIR, f"{name}: expected a folder, but this is {what}", text)
+    above = os.path.abspath(place)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise NotADirectoryError(errno.ENOTDIR, f"{name}: the folder cannot be made: {above!r} is not a folder", text)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{name}: the folder cannot be written to", text)
+    return place
+
+
 @contextmanager
 def folder(path: str | os.PathLike[str], name: str = "path") -> Iterator[Path]:
     """A folder for results, made if it is missing, with the folders above it. If what happens inside fails, those that
@@ -136,13 +164,8 @@ def folder(path: str | os.PathLike[str], name: str = "path") -> Iterator[Path]:
         NotADirectoryError: there is a file of that name, or above it.
         OSError: it cannot be made; the message names ``path`` as it came.
     """
-    try:
-        text = os.fsdecode(path)
-    except TypeError:
-        raise TypeError(f"{name}: expected a path, got {path!r}") from None
-    if not text or "\0" in text:
-        raise ValueError(f"{name}: expected the name of a folder, got {text!r}")
-    place = Path(text)
+    place = checked_folder(path, name)
+    text = os.fsdecode(path)
     missing = [each for each in (place, *place.parents) if not os.path.lexists(each)]
     try:
         place.mkdir(parents=True, exist_ok=True)

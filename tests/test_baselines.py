@@ -220,3 +220,32 @@ def test_arguments_are_checked(arguments, error, message) -> None:
 def test_compare_refuses_an_unknown_name_before_any_work() -> None:
     with pytest.raises(ValueError, match="got 'momentum'"):
         baselines.compare(bowl, 5, [0], names=["sgd", "momentum"])
+
+
+def test_a_grid_on_which_every_run_diverges_grows_downwards() -> None:
+    trials = []
+    found = baselines.search(
+        quadratic_bowl(1e8), "sgd", 60, seeds=[0], on_trial=lambda lr, loss: trials.append((lr, loss))
+    )
+    assert all(math.isinf(loss) for _, loss in trials[:9])
+    assert found.lr == pytest.approx(0.5e-8, rel=0.34) and max(lr for lr, _ in trials) == 1.0
+
+
+@pytest.mark.parametrize("name", baselines.NAMES)
+def test_a_search_starts_with_two_decades_that_hold_the_usual_rates(name) -> None:
+    rates = []
+    baselines.search(Quadratic(dim=2, batch=8), name, 5, seeds=[0], on_trial=lambda lr, loss: rates.append(lr))
+    first = [math.log10(rate) for rate in rates[:9]]
+    assert first == pytest.approx([first[0] + k / 4 for k in range(9)])
+    # Where the best rates of the paper's problems are, with room on both sides.
+    assert first[0] < math.log10(0.018) and math.log10(0.21) < first[-1]
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_after_a_loss_that_is_not_finite_all_count_as_infinite(bad) -> None:
+    def loss(module: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        module.calls = getattr(module, "calls", 0) + 1
+        return module.x.square().sum() + (bad if module.calls == 3 else 0.0)
+
+    losses = baselines.run(ModuleProblem(lambda generator: Bowl(), loss), "sgd", 0.1, [0], 4)
+    assert losses[0, :2].isfinite().all() and losses[0, 2:].isinf().all()

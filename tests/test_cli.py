@@ -98,6 +98,93 @@ def test_the_printed_next_command_works(run_folder, tmp_path, capsys, monkeypatc
     assert cli.main([*words[3:], *SHORT, "--tuning-episodes", "1", "--quiet"]) == 0
 
 
+def words_of(command: str) -> list[str]:
+    import shlex
+
+    return shlex.split(command)
+
+
+def test_printed_commands_are_quoted(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = [*SMALL, *TRAIN, "--episodes", "1", "--quiet"]
+    for out in ("my run", "-dash", "$HOME;ls"):
+        assert cli.main(["train", *short, f"--out={out}"]) == 0
+        words = words_of(capsys.readouterr().out.splitlines()[-1].split(":", 1)[1])
+        parsed = cli._parser().parse_args(words[3:])
+        assert parsed.optimizer == f"{out}/optimizer.safetensors" and dict(parsed.option) == {"dim": 3, "batch": 4}
+        half = demo.DemoTask("small", Quadratic(), 1, 1, 1)
+        words = words_of(demo._next_command(half, Path(out)))
+        parsed = cli._parser().parse_args(words[3:])
+        assert (Path(words[0]).resolve(), words[1:3]) == (Path(sys.executable).resolve(), ["-m", "l2l_fast"])
+        assert parsed.optimizer == f"{out}/quadratic.safetensors" and parsed.plot == f"{out}/wider.png"
+        assert parsed.option == [("hidden", [40])]
+        with monkeypatch.context() as patch:
+            patch.setattr(l2l.MetaTrainer, "_one_episode", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert cli.main(["train", *short, f"--out={out}2"]) == 130
+        parsed = cli._parser().parse_args(words_of(capsys.readouterr().err.splitlines()[-1])[3:])
+        assert parsed.out == f"{out}2" and parsed.resume
+
+
+def test_a_folder_with_an_optimizer_and_no_checkpoint_says_how_to_go_on(run_folder, tmp_path, capsys):
+    optimizer = tmp_path / "optimizer.safetensors"
+    optimizer.write_bytes((run_folder / "optimizer.safetensors").read_bytes())
+    before = contents(tmp_path)
+    arguments = ["train", *SMALL, *TRAIN, "--episodes", "1", "--quiet", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert "whose checkpoint is gone" in err and "move the file away" in err and "--resume" not in err
+    assert cli.main([*arguments, "--resume"]) == 2
+    err = capsys.readouterr().err
+    assert "only optimizer.safetensors" in err and "move it away" in err
+    assert contents(tmp_path) == before
+    optimizer.rename(tmp_path / "old.safetensors")
+    assert cli.main(arguments) == 0
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "optimizer.safetensors", "log.jsonl"])
+def test_what_cannot_be_written_at_the_end_is_said_at_the_beginning(name, run_folder, tmp_path, capsys):
+    arguments = ["train", *SMALL, *TRAIN, "--episodes", "9", "--quiet", "--out", str(tmp_path)]
+    (tmp_path / name).mkdir()
+    if name != "checkpoint.safetensors":
+        (tmp_path / "checkpoint.safetensors").write_bytes((run_folder / "checkpoint.safetensors").read_bytes())
+        arguments.append("--resume")
+    before = contents(tmp_path)
+    assert cli.main(arguments) == 2
+    assert "folder" in capsys.readouterr().err and contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ['{"mine": 1}\n', "notes\n", "[1]\n", "\x00\xff\n"])
+def test_logs_that_are_somebodys_are_never_lost(content, run_folder, tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    log.write_text(content)
+    short = [*SMALL, *TRAIN, "--episodes", "1", "--quiet", "--out", str(tmp_path)]
+    assert cli.main(["train", *short]) == 2
+    assert "is not the log of a run" in capsys.readouterr().err
+    (tmp_path / "checkpoint.safetensors").write_bytes((run_folder / "checkpoint.safetensors").read_bytes())
+    assert cli.main(["train", "--resume", "--out", str(tmp_path), "--episodes", "9"]) == 2
+    assert "is not the log of a run" in capsys.readouterr().err
+    half = demo.DemoTask("small", Quadratic(dim=3, batch=4), 1, 1, 1, 3)
+    (tmp_path / "quadratic.jsonl").write_text(content)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="is not the log of a run"):
+        demo.run([replace(half, problem=MNIST(hidden=(2,))), half], tmp_path, progress=False)
+    assert contents(tmp_path) == before and log.read_text() == content
+
+
+def test_episodes_of_a_run_without_a_checkpoint_are_not_thrown_away(run_folder, tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    log.write_bytes((run_folder / "log.jsonl").read_bytes())
+    before = contents(tmp_path)
+    assert cli.main(["train", *SMALL, *TRAIN, "--episodes", "1", "--quiet", "--out", str(tmp_path)]) == 2
+    assert "holds 4 episodes of a run whose checkpoint is gone" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_log_torn_in_its_first_line_is_the_packages_own(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"event": "sett')
+    assert cli.main(["train", *SMALL, *TRAIN, "--episodes", "1", "--quiet", "--out", str(tmp_path)]) == 0
+
+
 def test_info(capsys, monkeypatch):
     monkeypatch.delenv("L2L_FAST_DATA", raising=False)
     assert cli.main(["info", "--json"]) == 0
@@ -133,7 +220,20 @@ def test_bench_is_handed_over(monkeypatch, capsys):
         (["train", *SMALL, "--out", "{tmp}", "--option", "dim"], "KEY=VALUE"),
         (["train", *SMALL, "--out", "{tmp}", "--option", "dim=-1"], "dim must be a positive integer, got -1"),
         (["train", *SMALL, "--out", "{tmp}", "--data", "x"], "data"),
-        (["train", *SMALL, "--out", "{tmp}/file"], "file"),
+        (["train", *SMALL, "--out", "{tmp}/file"], "--out: expected a folder, but this is a file: '{tmp}/file'"),
+        (["train", *SMALL, "--out", "file/x"], "--out: the folder cannot be made: '{tmp}/file' is not a folder"),
+        (["train", *SMALL, "--out", "dangling"], "--out: expected a folder, but this is a link to nothing"),
+        (["train", *SMALL, "--out", ""], "--out: expected the name of a folder"),
+        (["train", "--resume", "--out", ""], "--out: expected the name of a folder"),
+        (["train", "--resume", "--out", "file"], "--out: expected a folder, but this is a file"),
+        (["train", *SMALL, "--out", "foreign"], "log.jsonl' is not the log of a run"),
+        (["train", *SMALL, "--out", "new", "--seed", "9" * 30], "seed: expected -9223372036854775808..184467440737095"),
+        (["train", *SMALL, "--out", "new", "--horizon", "9" * 30], "horizon: expected 1..10000000, got 999"),
+        ([*EVALUATE, "--horizon", "9" * 30], "horizon must be at most 10,000,000 steps, got 999,"),
+        (["decisions", "quadratic", *SMALL, "--horizon", "9" * 30], "horizon must be at most 10,000,000 steps"),
+        (["info", "--threads", "1000000"], "--threads: expected 1..1024, got 1000000"),
+        (["demo", "--quick", "--out", "dangling"], "--out: expected a folder, but this is a link to nothing"),
+        (["demo", "--quick", "--out", "foreign"], "mnist.jsonl' is not the log of a run"),
         (["train", *SMALL, "--out", "{tmp}", "--lr", "-1"], "lr"),
         (["train", *SMALL, "--out", "{tmp}", "--lr", "much"], "--lr"),
         (["train", *SMALL, "--out", "{tmp}", "--horizon", "5", "--unroll", "6"], "unroll"),
@@ -182,14 +282,21 @@ def test_bench_is_handed_over(monkeypatch, capsys):
         (["compare", "--optimizer", "quadratic", *SMALL, "--plot", "file/x.png"], "--plot: 'file' is not a folder"),
         (["compare", "--optimizer", "quadratic", *SMALL, "--plot", "{tmp}"], "--plot: expected a file"),
         (["decisions", "quadratc", *SMALL], "did you mean 'quadratic'?"),
-        (["decisions", "fashion-conv", *SMALL, "--sgd-lr", "1", "--adam-lr", "1"], "['conv', 'fc']"),
+        (["decisions", "fashion-conv", *SMALL], "['conv', 'fc']"),
+        (["decisions", "quadratic", *SMALL, "--coordinates", "13"], "coordinates: expected at most 12, which is all"),
+        (["decisions", "quadratic", *SMALL, "--coordinates", "51"], "--coordinates: expected 1..50"),
+        (["decisions", "quadratic", *SMALL, "--adam-lr", "inf"], "learning_rates['adam']"),
         (["decisions", "quadratic", *SMALL, "--sgd-lr", "1", "--adam-lr", "nan"], "learning_rates['adam']"),
         (["decisions", "quadratic", *SMALL, "--sgd-lr", "-1", "--adam-lr", "1"], "learning_rates['sgd']"),
         (["decisions", "quadratic", *SMALL, "--plot", "x.abc"], "--plot: expected a file that ends in"),
         (["decisions", "quadratic", *SMALL, "--coordinates", "0"], "whole number"),
         (["experiment", "mnists"], "expected one of ('fashion-conv', 'mnist', 'neural-art', 'quadratic-gaussian'"),
         (["experiment", "none.json"], "none.json"),
-        (["experiment", "bad.json"], "not an experiment"),
+        (["experiment", "bad.json"], "not an experiment: experiment: expected an object with keys, got []"),
+        (["experiment", "empty.json"], "keys missing: ['name', 'about', 'source', 'pretrained', 'problem', 'networks'"),
+        (["experiment", "quadratic-uniform", "--optimizer", "fashion-conv", "--out", "new"], "for ['conv', 'fc']"),
+        (["experiment", "quadratic-uniform", "--out", ""], "out: expected the name of a folder"),
+        (["experiment", "quadratic-uniform", "--out", "dangling"], "out: expected a folder, but this is a link to no"),
         (["experiment", "quadratic-uniform", "--optimizer", "quadratc"], "did you mean 'quadratic'?"),
         (["experiment", "quadratic-uniform", "--out", "file"], "expected a folder, but this is a file"),
         (["experiment", "mnist", "--data", "none"], "MNIST is not complete"),
@@ -197,6 +304,9 @@ def test_bench_is_handed_over(monkeypatch, capsys):
         (["experiment", "quadratic-uniform", "--data", "x", "--out", "new"], "has no option 'data'"),
         (["import", "none.pt", *IMPORT], "no such file"),
         (["import", "file", *IMPORT], "file"),
+        (["import", "empty.pt", *IMPORT], "'empty.pt': the file is empty"),
+        (["import", "empty.l2l", *IMPORT], "'empty.l2l': the file is empty"),
+        (["evaluate", "--optimizer", "empty.pt", *SMALL], "not a readable safetensors file: it is empty"),
         (["import", "nested.pt", *IMPORT], "key: expected one of ['ema.net', 'model']"),
         (["import", "nested.pt", *IMPORT, "--key", "modle"], "key: expected one of ['ema.net', 'model']"),
         (["import", "list.pt", *IMPORT], "expected a state dict, got list; it holds no state dict"),
@@ -209,10 +319,23 @@ def test_mistakes_get_a_sentence(arguments, message, run_folder, tmp_path, capsy
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("nothing of use")
     (tmp_path / "bad.json").write_text("[]")
+    (tmp_path / "empty.json").write_text("{}")
+    for name in ("empty.pt", "empty.l2l"):
+        (tmp_path / name).touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "foreign").mkdir()
+    for name in ("log", "mnist"):
+        (tmp_path / "foreign" / f"{name}.jsonl").write_text('{"mine": 1}\n')
     cells = nn.ModuleDict({"cell": nn.LSTMCell(2, 8), "out": nn.Linear(8, 1)}).state_dict()
     torch.save({"model": cells, "ema": {"net": cells, "decay": 0.9}, "epoch": 3}, tmp_path / "nested.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     before = contents(tmp_path)
+    # Whatever is wrong is said before anything is computed.
+    for module in (l2l.meta.trainer, l2l.comparison, l2l.experiments.running, cli):
+        if "evaluate" in vars(module):
+            monkeypatch.setattr(module, "evaluate", _checking_only(module.evaluate))
+    monkeypatch.setattr(l2l.baselines, "run", _checking_only(l2l.baselines.run))
+    message = message.replace("{tmp}", str(tmp_path))
     arguments = [text.replace("{tmp}", str(tmp_path)).replace("{run}", str(run_folder)) for text in arguments]
     try:
         status = cli.main(arguments)
@@ -224,6 +347,16 @@ def test_mistakes_get_a_sentence(arguments, message, run_folder, tmp_path, capsy
     # The message is one line; only argparse puts the usage above its own.
     assert err.count("\n") == 1 or err.startswith("usage:")
     assert contents(tmp_path) == before  # no empty folder, no half-written file
+
+
+def _checking_only(function):
+    """The function, which must fail."""
+
+    def failing(*arguments, **options):
+        function(*arguments, **options)
+        pytest.fail("something was computed")
+
+    return failing
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

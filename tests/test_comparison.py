@@ -153,3 +153,15 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         l2l.plots.learning_curves([made_up({LEARNED: 0.05, "nag": 0.1})], tmp_path / "x.png")
+
+
+def test_the_rates_of_a_comparison_are_those_that_its_curves_were_made_with():
+    net = random_network(hidden_size=4, preprocess="identity", output_scale=0.01)
+    trials: dict[str, dict[float, float]] = {}
+    result = comparisons.compare(
+        net, SMALL, 6, 3, tuning_episodes=2, names=("sgd", "adam"),
+        on_trial=lambda name, lr, loss: trials.setdefault(name, {}).update({lr: loss}),
+    )  # fmt: skip
+    for name, rate in result.learning_rates.items():
+        assert trials[name][rate] == min(trials[name].values())
+        assert torch.equal(result.losses[name], l2l.baselines.run(SMALL, name, rate, range(3), 6))

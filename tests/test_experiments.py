@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -66,6 +67,8 @@ def test_a_small_experiment_from_end_to_end(tmp_path):
     text = outcome.table.read_text()
     assert "| **learned LSTM** |" in text and "| Adam |" in text and text.count("## ") == 2
     assert "NOT reached" in text and "published sum 1e+09: reached" in text
+    assert text.count("3 fresh test tasks (the mean of 4 problems each)") == 2
+    assert {comparison.problems_per_task for comparison in outcome.comparisons.values()} == {4}
     assert outcome.picture.read_bytes().startswith(b"\x89PNG")
     assert json.loads(outcome.record.read_text())["long"]["horizon"] == 12
     net = l2l.load(tmp_path / "out" / runs.OPTIMIZER)
@@ -161,6 +164,137 @@ def test_networks_by_kind_are_trained_and_kept(tmp_path):
 def test_other_files_are_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         small(tmp_path, **change)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{}", "experiment: keys missing: .'name', 'about'"),
+        ("[1]", r"experiment: expected an object with keys, got \[1\]"),
+        ("3", "experiment: expected an object"),
+        ("", "Expecting value"),
+        ({"candidates": 5}, "candidates: expected a list, got 5"),
+        ({"candidates": [1]}, "candidate: expected an object with keys, got 1"),
+        ({"candidates": [{}]}, "candidate: keys missing: .'seed'"),
+        ({"candidates": [{"seed": 0, "stages": [{}]}]}, "stage: keys missing: .'episodes'"),
+        ({"candidates": [{"seed": 0, "training": 3}]}, "candidate: training: expected an object with keys, got 3"),
+        ({"settings": [{}]}, "setting: keys missing: .'name', 'title'"),
+        ({"settings": [{"name": "test", "title": "T", "baselines": "sgd"}]}, "baselines: expected a list, got 'sgd'"),
+        ({"settings": [{"name": "test", "title": "T", "baselines": [["sgd"]]}]}, "baselines: expected some of"),
+        ({"settings": [{"name": "test", "title": "T", "split": "testing"}]}, "split must be one of"),
+        ({"settings": [{"name": "test", "title": "T", "horizon": "8"}]}, "horizon must be a positive integer, got '8'"),
+        ({"settings": [{"name": "test", "title": "T", "test_episodes": 0}]}, "test_episodes must be a positive"),
+        ({"selection": "test"}, "selection: expected a list"),
+        ({"networks": {}}, "networks: expected the options of at least one"),
+        ({"problem": "quadratic"}, "experiment: problem: expected an object"),
+        ({"tuning_episodes": 0}, "tuning_episodes must be a positive integer, got 0"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_its_own_words(tmp_path, content, message):
+    with pytest.raises(ValueError, match=f"small.json' is not an experiment: {message}"):
+        if isinstance(content, dict):
+            small(tmp_path, **content)
+        (tmp_path / "small.json").write_text(content if isinstance(content, str) else "")
+        experiments.load(tmp_path / "small.json")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"candidates": [{"seed": 0}, {"seed": 1, "training": {"unroll": 9}}]}, "unroll: expected at most horizon=8"),
+        ({"candidates": [{"seed": 0, "stages": [{"episodes": 1, "training": {"lr": -1}}]}]}, "lr: expected"),
+        ({"candidates": [{"seed": 0, "stages": [{"episodes": 1, "problem": {"dim": 0}}]}]}, "dim must be"),
+        ({"candidates": [{"seed": 10**30}]}, "seed: expected -9223"),
+        ({"candidates": [{"seed": 0, "training": {"speed": 1}}]}, "speed"),
+        ({"settings": [{"name": "test", "title": "T", "problem": {"dim": -1}}]}, "dim must be"),
+        ({"networks": {"": {"hidden_size": 3}}}, "hidden_size"),
+    ],
+)
+def test_what_the_last_part_would_raise_is_raised_before_the_first(tmp_path, change, message):
+    experiment = small(tmp_path, **change)
+    with pytest.raises((ValueError, TypeError), match=message):
+        experiments.run(experiment, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_optimizer_of_the_wrong_kind_is_noticed_before_the_baselines(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.baselines, "compare", lambda *a, **k: pytest.fail("baselines were computed"))
+    net = torch.nn.ModuleDict({"conv": l2l.CoordinatewiseLSTM(), "fc": l2l.CoordinatewiseLSTM()})
+    for run in (lambda out: experiments.run(small(tmp_path), out, optimizer=net),
+                lambda out: experiments.evaluate_experiment(small(tmp_path), net, out)):  # fmt: skip
+        with pytest.raises(ValueError, match="the networks are for"):
+            run(tmp_path / "out")
+    with pytest.raises(TypeError, match="net: expected"):
+        experiments.run(small(tmp_path), tmp_path / "out", optimizer=torch.nn.Linear(1, 1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_log_that_is_somebodys_is_left_alone(tmp_path):
+    log = tmp_path / "out" / "candidate1" / "log.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text("notes\n")
+    with pytest.raises(ValueError, match="candidate1/log.jsonl' is not the log of a run"):
+        experiments.run(small(tmp_path), tmp_path / "out", progress=False)
+    assert log.read_text() == "notes\n" and not (tmp_path / "out" / "candidate0").exists()
+
+
+def test_every_stage_begins_with_the_best_network_of_the_one_before(tmp_path, monkeypatch):
+    stages = [{"episodes": 3}, {"episodes": 2}]
+    # The best of four episodes is validated after the third, of which the last network knows nothing.
+    experiment = small(
+        tmp_path, candidates=[{"seed": 0, "stages": stages}],
+        training={"horizon": 8, "unroll": 4, "lr": 0.01, "validate_every": 3, "validation_episodes": 2},
+    )  # fmt: skip
+    trainers, starts = [], []
+    fit = runs.MetaTrainer.fit
+
+    def recording(self, *arguments, **options):
+        starts.append(self.net.phi().detach().clone())
+        trainers.append(fit(self, *arguments, **options))
+        return trainers[-1]
+
+    monkeypatch.setattr(runs.MetaTrainer, "fit", recording)
+    kept = experiments.train(experiment, tmp_path / "out", progress=False)
+    assert [run.episode for run in trainers] == [4, 3, 2]
+    assert not torch.equal(trainers[0].best_net().phi(), trainers[0].net.phi())
+    for before, start in zip(trainers, starts[1:]):
+        assert torch.equal(start, before.best_net().phi())
+    assert torch.equal(kept.phi(), trainers[-1].best_net().phi())
+
+
+def test_networks_of_several_kinds_start_apart(tmp_path):
+    options = {"preprocess": "identity", "output_scale": 1.0, "hidden_size": 8}
+    several = runs.make_networks(small(tmp_path, networks={"conv": options, "fc": options}), 5)
+    single = runs.make_networks(small(tmp_path, networks={"": options}), 5)
+    later = runs.make_networks(small(tmp_path, networks={"": options}), 1005)
+    assert list(several) == ["conv", "fc"]
+    assert torch.equal(several["conv"].phi(), single.phi()) and torch.equal(several["fc"].phi(), later.phi())
+    assert not torch.equal(several["conv"].phi(), several["fc"].phi())
+
+
+@pytest.mark.parametrize("episodes, counts", [(None, [4, 3, 3]), (2, [2, 2, 2])])
+def test_the_rate_of_every_stage_decays_over_its_own_length(tmp_path, episodes, counts):
+    training = {"horizon": 8, "unroll": 4, "lr": 0.01, "validate_every": 2, "validation_episodes": 2}
+    stages = [{"episodes": 3, "training": {"lr": 0.004}}, {"episodes": 3, "training": {"decay_episodes": 9}}]
+    experiment = small(
+        tmp_path, training=training, candidates=[{"seed": 0, "training": {"lr": 0.02}, "stages": stages}]
+    )
+    record = record_of(experiments.train(experiment, tmp_path / "out", episodes=episodes, progress=False))
+    parts = [*record["earlier"], record]
+    assert [part["episodes"] for part in parts] == counts
+    assert [part["meta_optimizer"]["decay_episodes"] for part in parts] == [*counts[:2], 9]
+    # What a part says counts for itself only.
+    assert [part["meta_optimizer"]["lr"] for part in parts] == [0.02, 0.004, 0.01]
+    assert {part["protocol"]["unroll"] for part in parts} == {4}
+
+
+@pytest.mark.parametrize("finals, score", [((0.0, 1.0), -math.inf), ((math.inf, 1.0), math.inf),
+                                           ((0.0, math.inf), math.inf), ((1.0, 1.0), 0.0)])  # fmt: skip
+def test_a_candidate_that_diverges_somewhere_is_never_the_best(tmp_path, monkeypatch, finals, score):
+    values = iter(finals)
+    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: torch.full((2, 3), next(values), dtype=torch.float64))
+    experiment = small(tmp_path, selection=["test", "long"])
+    assert runs._score(experiment, runs.make_networks(experiment, 0), None)[0] == score
 
 
 def test_an_unknown_name():

@@ -142,3 +142,53 @@ def test_curves_are_kept_for_what_they_depend_on(tmp_path, change):
     for name, losses in result.losses.items():
         assert torch.equal(again.losses[name], losses.float().double())
     assert again.problems_per_task == 4 and report.read_curves(tmp_path / "x", other + "x", problem) is None
+
+
+def test_numbers_in_tables():
+    shown = {
+        123.456: "123.5",
+        99.996: "100.00",
+        12.3456: "12.35",
+        1.23456: "1.2346",
+        0.01234: "0.0123",
+        -150.26: "-150.3",
+    }
+    assert {value: report._number(value) for value in shown} == shown
+    assert report._number(math.inf) == report._number(math.nan) == "diverged"
+
+
+def test_the_images_of_a_setting_are_named(tmp_path):
+    problem = l2l.problems.MNIST(data="mnist-10k-embedded", hidden=(2,), batch_size=2)
+    plain = curves(10, 3)
+    results = {split: Comparison(problem, plain.losses, plain.learning_rates, 1) for split in ("test", "train")}
+    settings = [{"name": split, "title": split, "horizon": 10, "split": split} for split in results]
+    found, _ = sections(tmp_path, results, settings)
+    for section, split in zip(found, results):
+        assert f"6 fresh test tasks, {split} images, 7 per learning rate tried; mnist-10k-embedded" in section
+    assert "images" not in sections(tmp_path, {"a": plain}, [{"name": "a", "title": "A", "horizon": 10}])[0][0]
+
+
+def record_of_a_run(seed: int, **more) -> dict:
+    return {
+        "episodes": 10 + seed,
+        "protocol": {"horizon": 20 + seed, "unroll": 30 + seed},
+        "meta_optimizer": {"lr": 0.1 + seed, "betas": [0.5, 0.6], "clip_norm": 40 + seed, "decay_to": 0.77},
+        "problem": {"name": "quadratic", "dim": 50 + seed},
+        "seed": seed,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("candidates", [0, 1, 2, 3])
+def test_how_an_optimizer_was_trained_is_told_stage_by_stage(candidates):
+    record = record_of_a_run(3, earlier=[record_of_a_run(1), record_of_a_run(2)], candidates=[{}] * candidates)
+    text = report.training_text(record)
+    stages = text.split("; then from the best network so far: ")
+    assert len(stages) == 3
+    for seed, stage in enumerate(stages, start=1):
+        assert stage.split("; the best of ")[0] == (
+            f"{10 + seed} episodes of {20 + seed} steps, segments of {30 + seed}, on "
+            f'{{"name": "quadratic", "dim": {50 + seed}}}; Adam, learning rate {0.1 + seed} (cosine decay), betas '
+            f"[0.5, 0.6], gradient norm cut to {40 + seed}; seed {seed}"
+        )
+    assert text.endswith(f"; the best of {candidates} runs on validation tasks") == (candidates > 1)

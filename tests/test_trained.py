@@ -67,9 +67,50 @@ def test_the_last_network_remembers_its_protocol_and_does_not_pass_for_the_best(
 def test_further_training_forgets_the_old_record():
     net = trainer().fit(1, progress=False).best_net()
     assert record_of(net) is not None
+    record = record_of(net)
     run = trainer(net, horizon=4)
-    assert record_of(run.net) is None
     assert record_of(run.best_net())["protocol"]["horizon"] == 4
+    assert record_of(net) == record  # a trainer alone changes nothing
+    run._one_episode()
+    assert record_of(net) is None
+
+
+@pytest.mark.parametrize("autograd", [False, True])
+def test_a_record_is_lost_with_the_first_update_and_comes_back_with_the_weights(autograd):
+    net = trainer().fit(1, progress=False).best_net()
+    record, before = record_of(net), net.phi().clone()
+    run = trainer(net, horizon=4, unroll=2, autograd=autograd)
+    seen = []
+    step = run._meta_step
+
+    def interrupted():
+        step()
+        seen.append(record_of(net))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    run._meta_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run.fit(1, progress=False)
+    assert seen == [None, None] and torch.equal(before, net.phi()) and record_of(net) == record
+    run._meta_step = step
+    run.fit(1, progress=False)
+    assert record_of(net)["protocol"]["horizon"] == 4
+
+
+def test_updates_that_are_left_out_leave_the_record():
+    net = trainer().fit(1, progress=False).best_net()
+    record, run = record_of(net), trainer(net)
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    run._meta_step()
+    assert run.counters.skipped_updates == 1 and record_of(net) == record
+
+
+def test_a_resumed_network_does_not_carry_the_record_of_its_former_weights(tmp_path):
+    trainer().fit(1, progress=False).save(tmp_path / "c")
+    run = trainer(trainer(horizon=5).fit(1, progress=False).best_net()).resume(tmp_path / "c")
+    assert record_of(run.net) is None
 
 
 @pytest.mark.parametrize(
@@ -90,9 +131,10 @@ def test_another_protocol_warns(problem, horizon, words):
 def test_a_value_within_the_range_of_the_training_does_not_warn():
     net = l2l.CoordinatewiseLSTM()
     attach(net, {"problem": {"init_std": [0.001, 0.05]}})
-    assert mismatches(net, l2l.problems.MNIST(init_std=0.05), 100) == []
+    for within in (0.001, 0.01, 0.05):
+        assert mismatches(net, l2l.problems.MNIST(init_std=within), 100) == []
     assert mismatches(net, l2l.problems.MNIST(init_std=(0.001, 0.05)), 100) == []
-    for other in (0.1, (0.001, 0.1)):
+    for other in (0.0009, 0.1, (0.001, 0.1)):
         assert "init_std" in mismatches(net, l2l.problems.MNIST(init_std=other), 100)[0]
 
 

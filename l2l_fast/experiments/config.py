@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any
 
 from .. import problems
 from ..baselines import NAMES
+from ..kernels import checks
+from ..problems.base import horizon_of, one_of, positive_int
 from ..problems.scaled import Scaled
 
 _FOLDER = Path(__file__).parent
@@ -42,7 +45,12 @@ class Candidate:
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Candidate:
         """From the JSON object."""
-        return cls(**{**content, "stages": tuple(Stage(**stage) for stage in content.get("stages", ()))})
+        given = _fields(cls, content, "candidate")
+        stages = _list("stages", content.get("stages", []))
+        stages = [Stage(**_fields(Stage, stage, "stage")) for stage in stages]
+        for stage in stages:
+            positive_int("stage: episodes", stage.episodes)
+        return cls(**{**given, "stages": tuple(stages)})
 
 
 @dataclass(frozen=True)
@@ -76,8 +84,14 @@ class Setting:
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Setting:
         """From the JSON object; ValueError for a baseline that there is not."""
-        setting = cls(**{**content, "baselines": tuple(content.get("baselines", NAMES))})
-        if not setting.baselines or not set(setting.baselines) <= set(NAMES):
+        given = _fields(cls, content, "setting")
+        setting = cls(**{**given, "baselines": tuple(_list("baselines", content.get("baselines", list(NAMES))))})
+        horizon_of(setting.horizon)
+        one_of("split", setting.split, problems.SPLITS)
+        for name in ("test_episodes", "tuning_episodes"):
+            if getattr(setting, name) is not None:
+                positive_int(name, getattr(setting, name))
+        if not setting.baselines or not all(checks.chosen(each, NAMES) for each in setting.baselines):
             raise ValueError(f"baselines: expected some of {NAMES}, got {setting.baselines}")
         return setting
 
@@ -162,11 +176,17 @@ def load(name: str | os.PathLike[str]) -> Experiment:
     path = Path(text) if text.endswith(".json") else _FOLDER / f"{text}.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["candidates"] = tuple(Candidate.parse(each) for each in content["candidates"])
-        content["settings"] = tuple(Setting.parse(each) for each in content["settings"])
-        content["selection"] = tuple(content["selection"])
+        content = _fields(Experiment, content, "experiment")
+        content["candidates"] = tuple(Candidate.parse(each) for each in _list("candidates", content["candidates"]))
+        content["settings"] = tuple(Setting.parse(each) for each in _list("settings", content["settings"]))
+        content["selection"] = tuple(_list("selection", content["selection"]))
+        for name in ("episodes", "test_episodes", "tuning_episodes"):
+            if name in content:
+                positive_int(name, content[name])
+        if not content["networks"]:
+            raise ValueError("networks: expected the options of at least one network")
         experiment = Experiment(**content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not an experiment: {error}") from error
     if not experiment.candidates or not experiment.settings:
         raise ValueError(f"{str(path)!r}: expected at least one candidate and one setting")
@@ -187,6 +207,32 @@ def paper_curves(name: str) -> dict[str, tuple[list[int], list[float]]]:
     figure = dict(curves[name])
     first = figure.pop("first")
     return {each: (list(range(first, first + len(losses))), losses) for each, losses in figure.items()}
+
+
+def _fields(kind: type, content: Any, what: str) -> dict[str, Any]:
+    """The JSON object of a dataclass, with the keys that it needs and no others, objects where it has dicts.
+
+    Raises:
+        TypeError: something else than an object. ValueError: other keys.
+    """
+    if not isinstance(content, dict):
+        raise TypeError(f"{what}: expected an object with keys, got {content!r}")
+    known = {each.name: each for each in dataclasses.fields(kind)}
+    nothing = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = [name for name, each in known.items() if (each.default, each.default_factory) == nothing]
+    missing, unknown = [name for name in needed if name not in content], sorted(set(content) - set(known))
+    if missing or unknown:
+        raise ValueError(f"{what}: keys missing: {missing}, unknown: {unknown}; expected {', '.join(known)}")
+    for name, value in content.items():
+        if str(known[name].type).startswith("dict") and not isinstance(value, dict):
+            raise TypeError(f"{what}: {name}: expected an object with keys, got {value!r}")
+    return dict(content)
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{name}: expected a list, got {value!r}")
+    return value
 
 
 def _with_data(options: dict[str, Any], data: str | None) -> dict[str, Any]:

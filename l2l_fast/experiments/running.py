@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import baselines, trained, writing
+from .. import baselines, recipes, trained, writing
 from .. import comparison as comparisons
 from ..comparison import Comparison
+from ..kernels import checks
 from ..meta import MetaTrainer, ProtocolWarning, evaluate
-from ..meta.networks import Networks, device_of
+from ..meta.log import TrainingLog
+from ..meta.networks import Networks, check_fits, device_of
 from ..meta.record import attach, record_of
 from ..network import CoordinatewiseLSTM
 from ..problems import Problem
@@ -45,7 +48,7 @@ class Outcome:
 
 def run(
     experiment: Experiment,
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     optimizer: Networks | None = None,
     data: str | None = None,
@@ -63,7 +66,12 @@ def run(
     Raises:
         ValueError, TypeError, FileNotFoundError: see the problems and :class:`l2l_fast.MetaTrainer`.
     """
-    with writing.folder(out, "out") as out:
+    out = writing.checked_folder(out, "out")
+    if optimizer is None:
+        _check(experiment, out, data, episodes)
+    else:
+        _tests_of(experiment, optimizer, data, device)
+    with writing.folder(out, "out"):
         if optimizer is None:
             optimizer = train(experiment, out, data=data, episodes=episodes, device=device, progress=progress)
         return evaluate_experiment(
@@ -99,8 +107,22 @@ def train(
     return net
 
 
+def _check(experiment: Experiment, out: Path, data: str | None, episodes: int | None) -> None:
+    """Raise now what the last candidate, stage or setting would raise after hours."""
+    for setting in experiment.settings:
+        experiment.problem_of(setting, data)
+    for k, candidate in enumerate(experiment.candidates):
+        net = make_networks(experiment, candidate.seed)
+        for part, seed, place, count in _parts(experiment, candidate, out / f"candidate{k}", episodes):
+            checkpoint, log = _files(place)
+            if not checkpoint.exists():
+                TrainingLog(log).check_removable()
+            MetaTrainer(net, experiment.training_problem(part, data), seed=seed, **_options(experiment, part, count))
+
+
 def make_networks(experiment: Experiment, seed: int) -> Networks:
     """The untrained network, or one for each kind of parameter; a function of ``seed``."""
+    seed = checks.integer("seed", seed, *recipes.SEEDS)
     made = {}
     for k, (kind, options) in enumerate(experiment.networks.items()):
         net = nn.utils.skip_init(CoordinatewiseLSTM, **options)
@@ -121,17 +143,32 @@ def _train_candidate(
     """The best network of a training run's last stage; every stage starts from the best of the one before."""
     net = make_networks(experiment, candidate.seed).to(device)
     history: list[dict[str, Any]] = []
-    for k, part in enumerate((candidate, *candidate.stages)):
-        planned = part.episodes if isinstance(part, Stage) else experiment.episodes
-        count = planned if episodes is None else episodes if part is candidate else min(episodes, planned)
-        place = folder / f"stage{k}" if k else folder
-        seed = part.seed if isinstance(part, Stage) and part.seed is not None else candidate.seed + 1000 * k
+    for part, seed, place, count in _parts(experiment, candidate, folder, episodes):
         trainer = _trainer(experiment, part, net, seed, place, data, count)
-        trainer.fit(count, checkpoint=place / "checkpoint.safetensors", progress=progress)
+        trainer.fit(count, checkpoint=_files(place)[0], progress=progress)
         net = trainer.best_net()
         history.append(record_of(net) or {})
     attach(net, {**history[-1], "earlier": history[:-1]})
     return net
+
+
+def _parts(
+    experiment: Experiment, candidate: Candidate, folder: Path, episodes: int | None
+) -> Iterator[tuple[Candidate | Stage, int, Path, int]]:
+    """The candidate and its stages, each with its seed, its folder, and how many episodes it takes."""
+    for k, part in enumerate((candidate, *candidate.stages)):
+        planned = part.episodes if isinstance(part, Stage) else experiment.episodes
+        count = planned if episodes is None else episodes if part is candidate else min(episodes, planned)
+        seed = part.seed if isinstance(part, Stage) and part.seed is not None else candidate.seed + 1000 * k
+        yield part, seed, folder / f"stage{k}" if k else folder, count
+
+
+def _files(folder: Path) -> tuple[Path, Path]:
+    return folder / "checkpoint.safetensors", folder / "log.jsonl"
+
+
+def _options(experiment: Experiment, part: Candidate | Stage, episodes: int) -> dict[str, Any]:
+    return {"decay_episodes": episodes, **experiment.training, **part.training}
 
 
 def _trainer(
@@ -143,11 +180,11 @@ def _trainer(
     data: str | None,
     episodes: int,
 ) -> MetaTrainer:
-    options = {"decay_episodes": episodes, **experiment.training, **part.training}
-    checkpoint, log = folder / "checkpoint.safetensors", folder / "log.jsonl"
+    checkpoint, log = _files(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not checkpoint.exists():
-        log.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
+        TrainingLog(log).remove()  # of a run that was stopped before its first checkpoint
+    options = _options(experiment, part, episodes)
     trainer = MetaTrainer(net, experiment.training_problem(part, data), seed=seed, log=log, **options)
     return trainer.resume(checkpoint) if checkpoint.exists() else trainer
 
@@ -190,13 +227,14 @@ def evaluate_experiment(
     ``out/curves`` and not computed again for the very same optimizer, problem and counts, so that a stopped
     evaluation goes on where it was.
     """
-    problems = {setting.name: experiment.problem_of(setting, data) for setting in experiment.settings}
+    tests = _tests_of(experiment, net, data, device)
     with writing.folder(out, "out") as out, writing.folder(out / "curves") as cache:
         results: dict[str, Comparison] = {}
         for setting in experiment.settings:
             begin = time.monotonic()
             count = experiment.tests(setting) if test_episodes is None else test_episodes
-            tasks = _Tasks(problems[setting.name], setting, count, experiment.tuning(setting), cache, str(device))
+            problem, side_by_side = tests[setting.name]
+            tasks = _Tasks(problem, setting, count, experiment.tuning(setting), cache, side_by_side, str(device))
             others = tasks.baselines(progress)
             losses = {comparisons.LEARNED: tasks.learned(net), **others.losses}
             results[setting.name] = replace(others, losses=losses)
@@ -221,7 +259,19 @@ def baseline_curves(
     for setting in experiment.settings:
         problem = experiment.problem_of(setting, data)
         count = experiment.tests(setting) if test_episodes is None else test_episodes
-        _Tasks(problem, setting, count, experiment.tuning(setting), cache).baselines(True)
+        side_by_side = problem.sample(0, "test").side_by_side
+        _Tasks(problem, setting, count, experiment.tuning(setting), cache, side_by_side).baselines(True)
+
+
+def _tests_of(
+    experiment: Experiment, net: Networks, data: str | None, device: torch.device | str
+) -> dict[str, tuple[Problem, int]]:
+    """The problem of every setting, and how many problems a task of it holds; raises now if ``net`` does not fit."""
+    found = {}
+    for setting in experiment.settings:
+        problem = experiment.problem_of(setting, data)
+        found[setting.name] = problem, check_fits(net, problem, device).side_by_side
+    return found
 
 
 @dataclass(frozen=True)
@@ -233,6 +283,7 @@ class _Tasks:
     count: int
     tuning: int
     cache: Path
+    side_by_side: int = 1
     device: str = "cpu"
 
     def seeds(self) -> range:
@@ -260,7 +311,7 @@ class _Tasks:
                 found = Comparison(self.problem, {name: tuned.losses}, {name: tuned.search.lr})
                 report.write_curves(path, key, found)
             losses[name], rates[name] = found.losses[name], found.learning_rates[name]
-        return Comparison(self.problem, losses, rates, self.problem.sample(0, "test").side_by_side)
+        return Comparison(self.problem, losses, rates, self.side_by_side)
 
     def learned(self, net: Networks) -> Tensor:
         """The learning curves of ``net``."""

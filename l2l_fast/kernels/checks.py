@@ -109,6 +109,32 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def device(name: str, value: Any, with_values: bool = True) -> torch.device:
+    """``value`` as a device that exists here.
+
+    Args:
+        with_values: not the device "meta", on which nothing can be computed.
+
+    Raises:
+        TypeError: it does not name a device at all.
+        ValueError: there is no such device.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, torch.device)):
+        raise TypeError(f"{name}: expected a device such as 'cpu' or 'cuda:0', got {value!r}")
+    try:
+        found = torch.device(value)
+    except (RuntimeError, ValueError, OverflowError):
+        raise ValueError(f"{name}: expected a device such as 'cpu' or 'cuda:0', got {value!r}") from None
+    if found.type == "meta" and with_values:
+        raise ValueError(f"{name}: tensors of the device meta have no values; expected one such as 'cpu' or 'cuda:0'")
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (found.index or 0) >= count:
+            seen = f"cuda:0 to cuda:{count - 1}" if count else "no CUDA device"
+            raise ValueError(f"{name}: torch sees {seen} here, got {value!r}")
+    return found
+
+
 def chosen(value: Any, allowed: Iterable[str]) -> bool:
     """Whether ``value`` is one of the ``allowed`` names; what is not a string, or cannot be hashed, is not."""
     return isinstance(value, str) and value in set(allowed)

@@ -1,7 +1,9 @@
 """Checkpoints of a meta-training run: one safetensors file with everything that its continuation depends on.
 
-Tensors: ``net.*`` and ``best.*`` (parameters of the present and of the best network), ``adam.{parameter}.{slot}``. The
-metadata holds JSON: the settings, which a resuming trainer must share, and the counters. Nothing is unpickled.
+Tensors: ``net.*`` and ``best.*`` (parameters of the present and of the best network), ``adam.{parameter}.{slot}``;
+where the parameters are not the weights (pruned, parametrized, normalised), also ``effective.*``, the best network's
+weights themselves, of which a network is made without knowing how they came about. The metadata holds JSON: the
+settings, which a resuming trainer must share, and the counters. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .. import files
+from .. import effective, files
 from ..writing import write_atomically
-from .networks import Networks, build
-from .record import attach
+from .networks import Networks, build, members
+from .record import attach, record_of
 
 FORMAT = files.CHECKPOINT_FORMAT
 VERSION = "1"
@@ -48,6 +50,7 @@ class Complete:
     adam: dict[str, Tensor]
     best: dict[str, Tensor] | None
     counters: Counters
+    record: dict[str, Any] | None  # that the network carries
 
 
 @dataclass
@@ -69,6 +72,12 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        # Tied parameters have several names, and the format knows no tensors that share memory.
+        place = value.untyped_storage().data_ptr()
+        tensors[name] = value.clone() if place in seen else value
+        seen.add(place)
     metadata = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -85,7 +94,10 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or is not a checkpoint.
     """
-    path = Path(path)
+    try:
+        path = Path(os.fsdecode(path))
+    except TypeError:
+        raise TypeError(f"path: expected the path of a checkpoint, got {path!r}") from None
     if not path.is_file():
         raise FileNotFoundError(f"path: no such checkpoint: {str(path)!r}")
     try:
@@ -120,7 +132,7 @@ def load_best(path: str | os.PathLike[str], device: torch.device | str = "cpu") 
         FileNotFoundError, ValueError: see :func:`read`.
     """
     checkpoint = read(path)
-    weights = checkpoint.part("best") or checkpoint.part("net")
+    weights = checkpoint.part("effective") or checkpoint.part("best") or checkpoint.part("net")
     if not weights:
         raise ValueError(f"{str(path)!r}: the checkpoint holds no network")
     try:
@@ -131,6 +143,18 @@ def load_best(path: str | os.PathLike[str], device: torch.device | str = "cpu") 
         raise ValueError(f"{str(path)!r}: the checkpoint's network cannot be built: {error}") from error
     attach(net, record(checkpoint.settings, checkpoint.counters))
     return net
+
+
+def effective_tensors(net: Networks) -> dict[str, Tensor]:
+    """The part ``effective`` of a checkpoint whose best network is ``net``; nothing where weights alone would not make
+    it."""
+    found: dict[str, Tensor] = {}
+    for key, member in members(net).items():
+        if effective.strangers(member):
+            return {}
+        start = f"effective.{key}." if key else "effective."
+        found.update((start + name, value) for name, value in effective.weights(member).items())
+    return found
 
 
 def record(settings: dict[str, Any], counters: Counters) -> dict[str, Any]:
@@ -170,7 +194,12 @@ def restore_adam(net: Networks, adam: torch.optim.Adam, slots: dict[str, Tensor]
                 raise ValueError(
                     f"checkpoint: the meta-optimizer's {name}.{slot} is missing or does not fit the network"
                 )
-        state[parameter] = {slot: value.to(parameter.device) for slot, value in entry.items() if value is not None}
+        # In the parameter's own strides: Adam's fused kernel walks through memory, and a file's tensors are contiguous.
+        state[parameter] = {
+            slot: value.to(parameter.device) if slot == "step" else torch.empty_like(parameter).detach().copy_(value)
+            for slot, value in entry.items()
+            if value is not None
+        }
     if remaining:
         raise ValueError(f"checkpoint: unknown tensors of the meta-optimizer: {sorted(remaining)}")
     adam.state.clear()
@@ -181,7 +210,7 @@ def capture(net: Networks, adam: torch.optim.Adam, best: dict[str, Tensor] | Non
     """A copy of where a run is; ``best`` is never changed, only replaced, and needs no copy."""
     weights = {name: value.detach().clone() for name, value in net.state_dict().items()}
     slots = {name: value.clone() for name, value in adam_tensors(net, adam).items()}
-    return Complete(weights, slots, best, replace(counters))
+    return Complete(weights, slots, best, replace(counters), record_of(net))
 
 
 def put_back(complete: Complete, net: Networks, adam: torch.optim.Adam) -> tuple[dict[str, Tensor] | None, Counters]:
@@ -189,6 +218,7 @@ def put_back(complete: Complete, net: Networks, adam: torch.optim.Adam) -> tuple
     net.load_state_dict(complete.net)
     restore_adam(net, adam, {name.removeprefix("adam."): value.clone() for name, value in complete.adam.items()})
     adam.zero_grad()
+    attach(net, complete.record)
     return complete.best, replace(complete.counters)
 
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from ..optimizer import LearnedOptimizer
 from ..problems import Task
 from ..problems.theta import Theta
-from .functional import Rounded, as_theta, walkers
+from .functional import Rounded, as_theta, walkers, with_edits
 from .networks import Networks, optimizer_groups
 from .protocol import Protocol
 from .sampling import start_sampled_segment
@@ -94,7 +94,8 @@ def autograd_episode(
 
     Serves what the fused backward cannot: second derivatives of f (``protocol.second_derivatives``) and any
     ``meta_loss``. Without them it gives the gradients of :func:`fused_episode`: theta's values live in the task, where
-    f and its gradient are taken in the very same way, and f(theta_t) enters the meta-loss through that gradient.
+    f and its gradient are taken in the very same way, and f(theta_t) enters the meta-loss through that gradient. What f
+    does to its own parameters stays there, as a constant shift, see :func:`l2l_fast.meta.functional.with_edits`.
 
     Raises:
         NotImplementedError: second derivatives of, or a ``meta_loss`` that evaluates, a task that recomputes its
@@ -105,6 +106,7 @@ def autograd_episode(
     theta = {name: as_theta(parameter) for name, parameter in place.parameters.items()}
     steppers = walkers(task, net, theta)
     loss = place.evaluate()
+    theta = with_edits(theta, place.parameters)
     grads = place.grads()
     history = [loss]
     for start, end in protocol.segments():
@@ -123,8 +125,10 @@ def autograd_episode(
                 values = {name: value.to(dtypes[name]) for name, value in _differentiable(theta).items()}
                 loss, found = place.evaluate_differentiably(values)
                 grads = dict(zip(values, found))
+                theta = with_edits(theta, values)
             else:
                 loss, grads = place.evaluate(), place.grads()
+                theta = with_edits(theta, place.parameters)
             losses.append(_Loss.apply(loss, *theta.values(), *(grads[name] for name in theta)))
             history.append(loss)
         if not any(protocol.weights[start:end]):

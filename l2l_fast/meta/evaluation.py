@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels import checks
 from ..kernels.surroundings import own_loop
 from ..optimizer import LearnedOptimizer
 from ..problems import Problem
-from ..problems.base import positive_int
+from ..problems.base import horizon_of, seeds_of
 from ..problems.theta import Theta
 from .episode import finite_prefix
-from .networks import Networks, optimizer_groups
+from .networks import Networks, as_networks, optimizer_groups
 from .record import warn_of_mismatch
 
 
@@ -40,14 +41,17 @@ def evaluate(
         From the first infinite or NaN loss on, an episode counts as +inf.
 
     Raises:
-        ValueError: an unknown ``split``, no seeds, ``horizon`` out of range, or a task without anything to optimise.
+        TypeError: no networks, no problem, or seeds that are not integers.
+        ValueError: an unknown ``split`` or ``device``, no seeds, ``horizon`` out of range, or a task without anything
+            to optimise.
     """
-    horizon = positive_int("horizon", horizon)
+    net, horizon, seeds = as_networks(net), horizon_of(horizon), seeds_of("seeds", seeds)
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem: expected a Problem, got {type(problem).__name__} (ModuleProblem wraps a module)")
+    device = None if device is None else checks.device("device", device)
     warn_of_mismatch(net, problem, horizon)
     with own_loop():
         curves = [_episode(net, problem, seed, horizon, split, device) for seed in seeds]
-    if not curves:
-        raise ValueError("seeds: expected at least one, got none")
     return torch.tensor(curves, dtype=torch.float64, device="cpu")
 
 
@@ -86,8 +90,11 @@ def summarize(losses: Tensor) -> Summary:
     """Summarise the result of :func:`evaluate` or :func:`l2l_fast.baselines.run`, ``[episodes, horizon + 1]``.
 
     Raises:
+        TypeError: not a tensor.
         ValueError: another shape.
     """
+    if not isinstance(losses, Tensor):
+        raise TypeError(f"losses: expected a tensor [episodes, horizon + 1], got {type(losses).__name__}")
     if losses.dim() != 2 or losses.shape[0] < 1 or losses.shape[1] < 2:
         raise ValueError(f"losses: expected shape [episodes, horizon + 1], got {tuple(losses.shape)}")
     losses = losses.double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,33 @@ class Rounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return grad, None
+
+
+class Edited(torch.autograd.Function):
+    """``theta`` with the values that somebody else gave it, by a shift that counts as a constant: what the fused
+    backward, which knows the updates and nothing else, makes of edits between them."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, value: Tensor) -> Tensor:
+        return value.to(theta.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+def with_edits(theta: Theta, present: Mapping[str, Tensor]) -> Theta:
+    """``theta``, but for parameters whose ``present`` values in the task are no longer those that were put there: a
+    loss may edit its own parameters in place (``clamp_``, a projection), and the edit stays, as in any training loop.
+
+    Compared by value, since edits through ``.data`` leave no other trace.
+    """
+    found = {}
+    for name, value in theta.items():
+        now = present[name].detach()
+        same = now is value or torch.equal(now, value.detach().to(now.dtype))
+        found[name] = value if same else Edited.apply(value, now)
+    return found
 
 
 def as_theta(parameter: Tensor) -> Tensor:

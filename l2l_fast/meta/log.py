@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .. import writing
+
 
 class TrainingLog:
     """A file of JSON objects, one per line, each with an ``"event"`` and (but for the first) an ``"episode"``.
@@ -17,7 +19,8 @@ class TrainingLog:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        writing.check_writable(path, "log", make_folder=True)  # after an episode would be late
+        self.path = Path(os.fsdecode(path))
 
     def is_empty(self) -> bool:
         """Whether there is nothing in it yet (or no such file)."""
@@ -28,6 +31,43 @@ class TrainingLog:
         if not self.is_empty():
             raise ValueError(
                 f"log: {str(self.path)!r} already holds a run; resume that one from its checkpoint or give another file"
+            )
+
+    def remove(self, finished: bool = False) -> bool:
+        """Remove the file if a run of this package wrote it and nothing but its settings is in it; with ``finished``,
+        whatever such a run wrote. Returns whether there was one. See :meth:`check_removable`."""
+        self.check_removable(finished)
+        there = os.path.lexists(self.path) and not self.path.is_symlink()
+        if there:
+            self.path.unlink()
+        return there
+
+    def check_removable(self, finished: bool = False) -> None:
+        """Raise ValueError unless :meth:`remove` would do it: what is not a run's log is somebody's, and so are the
+        episodes of a run that cannot be made again."""
+        if self.is_empty():
+            return
+        self.check_ours()
+        with open(self.path, "rb") as file:
+            events = [_event(line) for line in file]
+        episodes = events.count("episode")
+        if episodes and not finished:
+            raise ValueError(
+                f"{str(self.path)!r} holds {episodes} episodes of a run whose checkpoint is gone, and a new one would "
+                "take their place; move it away or name another folder"
+            )
+
+    def check_ours(self) -> None:
+        """Raise ValueError if there is something in it that no run of this package wrote."""
+        if self.is_empty():
+            return
+        with open(self.path, "rb") as file:
+            first = file.readline(1 << 20)
+        torn = first.startswith(_BEGINNING[: len(first)]) and not first.endswith(b"\n")  # by a crash of the machine
+        if not (torn or _event(first) == "settings"):
+            raise ValueError(
+                f"{str(self.path)!r} is not the log of a run, and one would be written there; move it away or give "
+                "another place"
             )
 
     def append(self, record: dict[str, Any]) -> None:
@@ -60,6 +100,16 @@ class TrainingLog:
         """All lines, parsed."""
         with open(self.path, encoding="utf-8") as file:
             return [json.loads(line) for line in file]
+
+
+_BEGINNING = b'{"event": "settings"'
+
+
+def _event(line: bytes) -> Any:
+    try:
+        return json.loads(line).get("event")
+    except (ValueError, AttributeError, RecursionError):
+        return None
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import files
 from ..network import CoordinatewiseLSTM
-from ..problems import Task
+from ..problems import Problem, Task
 from ..problems.theta import trainable
 
 Networks: TypeAlias = "CoordinatewiseLSTM | nn.ModuleDict"
@@ -96,6 +96,14 @@ def names_by_network(task: Task, net: Networks) -> dict[str, list[str]]:
     if sorted(name for names in chosen.values() for name in names) != sorted(moving):
         raise ValueError("task: parameter_groups() must name every parameter once")
     return chosen
+
+
+def check_fits(net: Networks, problem: Problem, device: torch.device | str | None = None) -> Task:
+    """The test task 0 of the problem; raises what any loop over its tasks with ``net`` would raise at its beginning,
+    for those that compute something else for a long time first."""
+    task = problem.sample(0, "test", device)
+    optimizer_groups(task, as_networks(net))
+    return task
 
 
 def optimizer_groups(task: Task, net: Networks) -> list[dict[str, Any]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..kernels import checks
+from ..problems.base import MAX_STEPS
 
 LossWeights = Sequence[float] | Tensor | Callable[[int], float] | str | None
 
@@ -35,7 +36,7 @@ class Protocol:
         Raises:
             TypeError, ValueError: an option of the wrong type or out of range; the message names it.
         """
-        horizon, unroll = checks.integer("horizon", horizon, 1), checks.integer("unroll", unroll, 1)
+        horizon, unroll = checks.integer("horizon", horizon, 1, MAX_STEPS), checks.integer("unroll", unroll, 1)
         if unroll > horizon:
             raise ValueError(f"unroll: expected at most horizon={horizon}, got {unroll}")
         second_derivatives = checks.flag("second_derivatives", second_derivatives)
@@ -68,10 +69,15 @@ def _loss_weights(weights: LossWeights, horizon: int, unroll: int) -> tuple[floa
         weights = [weights(t) for t in range(1, horizon + 1)]
     elif isinstance(weights, Tensor):
         weights = weights.tolist()
-    try:
-        values = tuple(float(w) for w in weights)
-    except TypeError as error:
-        raise TypeError(f'weights: expected "final", a callable or {horizon} numbers: {error}') from error
+    expected = f'weights: expected "final", a callable or {horizon} numbers'
+    # A mapping would give its keys, and a set an order of its own.
+    if isinstance(weights, (Mapping, Set, bytes, bytearray)) or not isinstance(weights, Iterable):
+        raise TypeError(f"{expected}, got {weights!r}")
+    found = [(w, checks.as_float(w)) for w in weights]
+    for t, (given, number) in enumerate(found, start=1):
+        if number is None:
+            raise TypeError(f"{expected}, got {given!r} for step {t}")
+    values = tuple(number for _, number in found if number is not None)
     if len(values) != horizon:
         raise ValueError(f"weights: expected {horizon} values (one per step), got {len(values)}")
     if not all(math.isfinite(w) and w >= 0.0 for w in values):

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.spectral_norm import SpectralNorm
 
-from .. import problems
+from .. import effective, problems
 from ..kernels import checks
 from ..memory import NTMBFGS
 from ..problems import Problem
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def settings_of(trainer: MetaTrainer) -> dict[str, Any]:
     """Everything the course of a run depends on, JSON-able. ``frozen`` is there only where parameters of the network
-    are (requires_grad=False): their names."""
+    are (requires_grad=False): their names. ``tied`` only where some are: every further name, and the first one."""
     meta_loss: Any = trainer.meta_loss
     if meta_loss is not None:
         meta_loss = getattr(meta_loss, "__qualname__", type(meta_loss).__name__)
@@ -53,6 +54,9 @@ def settings_of(trainer: MetaTrainer) -> dict[str, Any]:
     }
     if trainer.frozen:
         settings["frozen"] = list(trainer.frozen)
+    tied = tied_names(trainer.net)
+    if tied:
+        settings["tied"] = tied
     return json.loads(json.dumps(settings))  # tuples become lists, as they will in the file
 
 
@@ -93,15 +97,24 @@ def problem_of(settings: Mapping[str, Any], **changes: Any) -> Problem:
 
 
 def network_of(saved: Checkpoint, device: torch.device | str = "cpu") -> Networks:
-    """A network of the run's shape, with uninitialised parameters, frozen where the run's are.
+    """A network of the run's shape, with uninitialised parameters, frozen and tied where the run's are.
 
     Raises:
-        ValueError: the checkpoint has none.
+        ValueError: the checkpoint has none, or parameters of another kind (pruned, parametrized, normalised).
     """
     weights = saved.part("net")
     if not weights:
         raise ValueError("the checkpoint holds no network")
     net = build(saved.settings["network"], device=device, dtype=next(iter(weights.values())).dtype)
+    if set(weights) != set(net.state_dict()):
+        raise ValueError(
+            "the run's network was changed after it was built (pruned, parametrized, normalised), and a checkpoint "
+            f"does not tell how; its parameters are {sorted(weights)}. Change a network in the same way and call "
+            "MetaTrainer(net, ...).resume(path); load_best reads the weights alone"
+        )
+    for name, first in saved.settings.get("tied", {}).items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(net.get_submodule(owner), attribute, net.get_parameter(first))
     for name in saved.settings.get("frozen", ()):
         net.get_parameter(name).requires_grad_(False)
     return net
@@ -119,6 +132,11 @@ def frozen_names(net: Networks) -> tuple[str, ...]:
                 f"net: {name} was made under torch.inference_mode() and can never be trained; build or load the "
                 "network outside"
             )
+        if parameter.requires_grad and any(s == 0 and n > 1 for s, n in zip(parameter.stride(), parameter.shape)):
+            raise ValueError(
+                f"net: {name} is expanded: several of its elements are one place in memory, which cannot be trained; "
+                "give it memory of its own (.clone())"
+            )
     for name, member in members(net).items():
         if member.output_scale == 0.0 and not (isinstance(member, NTMBFGS) and member.add_read):
             which = f"net[{name!r}]" if name else "net"
@@ -132,12 +150,29 @@ def frozen_names(net: Networks) -> tuple[str, ...]:
     return frozen
 
 
+def tied_names(net: Networks) -> dict[str, str]:
+    """The further names of parameters that have several, and the first name of each."""
+    first = {id(parameter): name for name, parameter in net.named_parameters()}
+    listed = net.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in listed if first[id(parameter)] != name}
+
+
 def check_can_train(trainer: MetaTrainer, episodes: int) -> None:
     """Raise ValueError if training until ``episodes`` would change nothing, or something else than was checked when the
     trainer was made."""
     if frozen_names(trainer.net) != trainer.frozen:
         raise ValueError("net: other parameters are frozen (requires_grad=False) than when the trainer was made")
     left = trainer.episode < episodes and not trainer.counters.stopped
+    for name, member in members(trainer.net).items() if left else ():
+        which = f"net[{name!r}]" if name else "net"
+        hooks = member._forward_pre_hooks.values()
+        estimating = trainer.autograd and member.training and any(isinstance(hook, SpectralNorm) for hook in hooks)
+        # In autograd every step may look at other weights, but those of a segment of the kernels are one vector.
+        if estimating or (not trainer.autograd and effective.changes_by_itself(member)):
+            raise ValueError(
+                f"{which}: its weights are others whenever they are looked at (a spectral norm in training mode, or "
+                "noise), and a segment needs the same for all its steps; call net.eval() before"
+            )
     if left and cosine_decay(trainer.episode, trainer.decay_episodes, trainer.decay_to) == 0.0:
         raise ValueError(
             f"episodes: with decay_to=0 the learning rate is 0 after {trainer.decay_episodes} episodes, "
@@ -162,6 +197,8 @@ def check_options(
     check_range("decay_to", decay_to, 0.0, 1.0, closed=True)
     if clip_norm is not None:
         check_range("clip_norm", clip_norm, 0.0, math.inf)
+    if isinstance(betas, (str, bytes, Mapping)) or not (hasattr(betas, "__len__") and hasattr(betas, "__getitem__")):
+        raise TypeError(f"betas: expected two numbers in [0, 1), got {betas!r}")
     if len(betas) != 2 or not all(0.0 <= checks.real("betas", beta) < 1.0 for beta in betas):
         raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
     if patience is not None and validate_every == 0:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import effective, writing
 from ..kernels import checks
 from ..kernels.surroundings import own_loop
 from ..memory import NTMBFGS
@@ -107,7 +108,8 @@ class MetaTrainer:
         frozen = frozen_names(net)
         if not isinstance(problem, Problem):
             raise TypeError(f"problem: expected a Problem, got {type(problem).__name__} (ModuleProblem wraps a module)")
-        seed = checks.integer("seed", seed)
+        seed, autograd = checks.integer("seed", seed), checks.flag("autograd", autograd)
+        second_derivatives = checks.flag("second_derivatives", second_derivatives)
         decay_episodes = None if decay_episodes is None else positive_int("decay_episodes", decay_episodes)
         patience = None if patience is None else positive_int("patience", patience)
         validate_every = 0 if checks.as_int(validate_every) == 0 else positive_int("validate_every", validate_every)
@@ -120,7 +122,7 @@ class MetaTrainer:
         self.seed = seed
         self.meta_loss = meta_loss
         with_memory = any(isinstance(member, NTMBFGS) for member in members(net).values())
-        self.autograd = bool(autograd or second_derivatives or meta_loss is not None or with_memory)
+        self.autograd = autograd or second_derivatives or meta_loss is not None or with_memory
         self.coordinate_fraction = checked_fraction(coordinate_fraction, self.autograd, net)
         self.clip_norm = None if clip_norm is None else float(clip_norm)
         self.decay_episodes = decay_episodes
@@ -129,7 +131,7 @@ class MetaTrainer:
         self.validation_episodes = positive_int("validation_episodes", validation_episodes)
         self.patience = patience
         self.log = None if log is None else TrainingLog(log)
-        self.device = device_of(net) if device is None else torch.device(device)
+        self.device = device_of(net) if device is None else checks.device("device", device)
         self.counters = Counters()
         self._best: dict[str, Tensor] | None = None
         self._complete: Complete | None = None
@@ -140,7 +142,6 @@ class MetaTrainer:
         self.betas = (float(betas[0]), float(betas[1]))
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
         self._adam = torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=1e-8, fused=True)
-        attach(net, None)  # what it may carry of an earlier training is no longer true
 
     @property
     def episode(self) -> int:
@@ -171,13 +172,17 @@ class MetaTrainer:
 
         Raises:
             ValueError: the log holds another run's lines (resume that run, or give another file), a task has nothing to
-                optimise, or the learning rate has fallen to 0 already (``decay_to=0``).
+                optimise, the learning rate has fallen to 0 already (``decay_to=0``), or the network's weights change
+                whenever they are looked at (a spectral norm in training mode, noise).
         """
         episodes = positive_int("episodes", episodes)
         checkpoint_every = positive_int("checkpoint_every", checkpoint_every)
         check_can_train(self, episodes)
+        if checkpoint is not None:
+            writing.check_writable(checkpoint, "checkpoint", make_folder=True)
+            checkpoint = Path(os.fsdecode(checkpoint))
         with own_loop():
-            self._fit(episodes, None if checkpoint is None else Path(checkpoint), checkpoint_every, progress)
+            self._fit(episodes, checkpoint, checkpoint_every, progress)
         # So that the network remembers its protocol if it is saved itself; it is the last one, not the best.
         last = dataclasses.replace(self.counters, best_episode=None, best_loss=None)
         attach(self.net, checkpoints.record(self.settings(), last))
@@ -269,6 +274,7 @@ class MetaTrainer:
         if math.isfinite(self._grad_norms[-1]):
             if self._grad_norms[-1] > limit:
                 torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            attach(self.net, None)  # what it may carry of an earlier training is true no longer
             self._adam.step()
         else:
             # An optimizee that ran away; one such segment must not destroy phi.
@@ -317,6 +323,8 @@ class MetaTrainer:
             net = copy.deepcopy(self.net)
             if self._best is not None:
                 net.load_state_dict(self._best)
+            for member in members(net).values():
+                effective.remake(member)
         attach(net, self.record())
         return net
 
@@ -353,6 +361,8 @@ class MetaTrainer:
         tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         tensors.update({f"best.{name}": value for name, value in (self._best or {}).items()})
         tensors.update(checkpoints.adam_tensors(self.net, self._adam))
+        if not all(effective.is_plain(member) for member in members(self.net).values()):
+            tensors.update(checkpoints.effective_tensors(self.best_net()))
         checkpoints.write(path, Checkpoint(self.settings(), self.counters, tensors))
         self._saved = Path(path), self.episode
 
@@ -373,7 +383,8 @@ class MetaTrainer:
             log, device: as for the class.
 
         Raises:
-            FileNotFoundError, ValueError, TypeError: see :meth:`resume`; or an argument is missing.
+            FileNotFoundError, ValueError, TypeError: see :meth:`resume`; or an argument is missing; or the network was
+                pruned or parametrized, which a file does not tell how to do again: make the trainer, then ``resume``.
         """
         saved = checkpoints.read(path)
         if meta_loss is None and saved.settings["protocol"]["meta_loss"] is not None:
@@ -391,12 +402,15 @@ class MetaTrainer:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, or was written by a run with other settings; the message lists them.
-                Nothing has been changed then.
+            ValueError: the file is damaged, or was written by a run with other settings; the message lists them; or
+                ``log`` is no run's log. Nothing has been changed then.
         """
         saved = checkpoints.read(path)
         checkpoints.check_same_run(path, saved, self.settings(), self.net)
+        if self.log is not None:
+            self.log.check_ours()
         checkpoints.restore_adam(self.net, self._adam, saved.part("adam"))
+        attach(self.net, None)
         self.net.load_state_dict(saved.part("net"))
         best = saved.part("best")
         self._best = {name: value.to(device_of(self.net)) for name, value in best.items()} or None

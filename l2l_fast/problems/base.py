@@ -18,6 +18,8 @@ from l2l_fast.kernels import checks
 
 SPLITS = ("train", "validation", "test")
 
+MAX_STEPS = 10_000_000  # of an optimization; more is a slip of the pen, and lists of losses are kept
+
 # How tasks draw their numbers: whatever torch.set_default_dtype and torch.set_default_device say.
 FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
@@ -79,10 +81,11 @@ class Problem(ABC):
             device: where the parameters live; None is the CPU.
 
         Raises:
-            ValueError: ``split`` is none of the three.
+            ValueError: ``split`` is none of the three, or there is no such device.
             TypeError: ``seed`` is not an integer.
         """
-        task = self.make_task(task_generator(seed, split), split, torch.device("cpu" if device is None else device))
+        place = torch.device("cpu") if device is None else checks.device("device", device, with_values=False)
+        task = self.make_task(task_generator(seed, split), split, place)
         task.origin = f"problem {self.name!r}, task {seed} of split {split!r}"
         return task
 
@@ -119,6 +122,34 @@ def task_generator(seed: int, split: str) -> torch.Generator:
     digest = hashlib.blake2b(str(number).encode(), digest_size=4).digest()
     bits = (SPLITS.index(split) << 30) | (int.from_bytes(digest, "big") >> 2)
     return torch.Generator().manual_seed(bits)
+
+
+def horizon_of(value: int) -> int:
+    """The argument ``horizon``, how many steps: 1 to MAX_STEPS. Errors as :func:`positive_int`."""
+    number = positive_int("horizon", value)
+    if number > MAX_STEPS:
+        raise ValueError(f"horizon must be at most {MAX_STEPS:,} steps, got {number:,}")
+    return number
+
+
+def seeds_of(name: str, values: Iterable[int]) -> list[int]:
+    """The seeds of several tasks as plain ints, all of them looked at before the first is used.
+
+    Raises:
+        TypeError: not a sequence, or not of integers.
+        ValueError: there are none.
+    """
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected several integers, such as range(20), got {values!r}")
+    found = []
+    for value in values:
+        number = checks.as_int(value)
+        if number is None:
+            raise TypeError(f"{name}: expected integers, got {value!r}")
+        found.append(number)
+    if not found:
+        raise ValueError(f"{name} must name at least one task, got none")
+    return found
 
 
 def positive_int(name: str, value: int) -> int:

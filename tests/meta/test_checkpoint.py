@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 import l2l_fast as l2l
+from l2l_fast.meta import checkpoint as checkpoints
 from l2l_fast.meta.log import TrainingLog
 from l2l_fast.problems import Quadratic
 from tests.meta.test_trainer import log_of, network, trainer, weights_of
@@ -188,3 +189,62 @@ def test_a_log_is_cut_back_to_whole_lines_of_the_past(tmp_path):
     assert [record.get("episode") for record in log.records()] == [None, 1, 2]
     log.cut_back(2)
     assert len(log.records()) == 3
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    trainer().save(tmp_path / "c")
+    with safetensors.safe_open(tmp_path / "c", framework="pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(tmp_path / "c")
+    safetensors.torch.save_file(tensors, tmp_path / "c", {**metadata, "format_version": "2"})
+    for read in (l2l.meta.load_best, trainer().resume, l2l.MetaTrainer.from_checkpoint):
+        with pytest.raises(ValueError, match="expected a checkpoint .*version '1'.*'2'"):
+            read(tmp_path / "c")
+
+
+OPTIONS = {
+    "horizon": 9,
+    "unroll": 4,
+    "lr": 0.02,
+    "seed": 5,
+    "weights": [float(t) for t in range(1, 11)],
+    "second_derivatives": True,
+    "autograd": True,
+    "coordinate_fraction": 0.5,
+    "clip_norm": 0.7,
+    "betas": (0.8, 0.95),
+    "decay_episodes": 7,
+    "decay_to": 0.3,
+    "validate_every": 4,
+    "validation_episodes": 3,
+    "patience": 6,
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_in_the_settings_and_comes_back_from_a_checkpoint(name, tmp_path):
+    plain, run = trainer(), trainer(**{name: OPTIONS[name]})
+    assert run.settings() != plain.settings()
+    run.save(tmp_path / "c")
+    with pytest.raises(ValueError, match="belongs to another run"):
+        plain.resume(tmp_path / "c")
+    again = l2l.MetaTrainer.from_checkpoint(tmp_path / "c")
+    assert again.settings() == run.settings()
+    for attribute in ("protocol", *set(OPTIONS) - {"horizon", "unroll", "weights", "second_derivatives"}):
+        assert getattr(again, attribute) == getattr(run, attribute), attribute
+    group = again._adam.param_groups[0]
+    assert (group["betas"], group["lr"], group["eps"]) == (run.betas, run.lr, 1e-8)
+
+
+def test_a_checkpoint_is_written_when_it_is_due_and_not_twice(tmp_path, monkeypatch):
+    written, write = [], checkpoints.write
+    monkeypatch.setattr(
+        checkpoints, "write", lambda path, saved: (written.append(saved.counters.episode), write(path, saved))
+    )
+    run = trainer().fit(7, progress=False, checkpoint=tmp_path / "c", checkpoint_every=3)
+    assert written == [0, 3, 6, 7]
+    run.fit(7, progress=False, checkpoint=tmp_path / "c")
+    run.fit(9, progress=False, checkpoint=tmp_path / "c", checkpoint_every=3)
+    assert written == [0, 3, 6, 7, 9]
+    run.fit(9, progress=False, checkpoint=tmp_path / "other")
+    assert written == [0, 3, 6, 7, 9, 9]

@@ -261,3 +261,62 @@ def test_where_there_is_nothing_to_optimise_the_problem_is_named(name):
         with pytest.raises(ValueError, match=message):
             attempt()
     assert torch.equal(before, net.phi())
+
+
+class Clamped(nn.Module):
+    """Edits its own parameters in place whenever it is evaluated; ``how`` it does so."""
+
+    def __init__(self, how: str, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.layer, self.how = nn.Linear(6, 1).to(dtype), how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.layer.weight
+        with torch.no_grad():
+            if self.how == "clamp_":
+                weight.clamp_(-0.2, 0.2)
+            elif self.how == "data":
+                weight.data.mul_(0.9)
+            elif self.how == "replaced":
+                weight.data = weight.data.clamp(-0.2, 0.2)
+            elif self.how == "projected":
+                weight /= weight.norm().clamp_min(0.5)
+        return self.layer(x)
+
+
+EDITS = ["clamp_", "data", "replaced", "projected"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("gac_cells", [0, 2])
+@pytest.mark.parametrize("how", EDITS)
+def test_edits_in_place_stay_as_in_any_training_loop(how, gac_cells, dtype):
+    problem, net = unusual.problem_of(lambda: Clamped(how, dtype)), network(gac_cells=gac_cells)
+    fused, unrolled = (episode(run, problem.sample(3), net) for run in (fused_episode, autograd_episode))
+    assert_alike(fused, unrolled, 2e-2 if dtype == torch.bfloat16 else 2e-4)
+    plain = episode(fused_episode, unusual.problem_of(lambda: Clamped("not at all", dtype)).sample(3), net)
+    assert not torch.equal(plain[0], fused[0])
+    # As with an optimizer of torch's interface, by hand.
+    task = problem.sample(3)
+    optimizer = l2l.LearnedOptimizer([{"params": list(task.parameters()), "network": net}])
+    losses = []
+    for _ in range(HORIZON):
+        optimizer.zero_grad()
+        loss = task()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    assert losses == fused[0][:-1].tolist()
+    for key, value in task.named_parameters():  # the last evaluation of an episode edits once more
+        if key != "module.layer.weight":
+            assert torch.equal(value, fused[2].get_parameter(key))
+
+
+@pytest.mark.parametrize("how", EDITS)
+def test_edits_stay_with_second_derivatives_too(how):
+    problem, net = unusual.problem_of(lambda: Clamped(how)), network()
+    protocol = Protocol.make(HORIZON, UNROLL, second_derivatives=True)
+    exact, dropped = (episode(autograd_episode, problem.sample(3), net, each) for each in (protocol, None))
+    torch.testing.assert_close(exact[0], dropped[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(exact[1][2], dropped[1][2]) or torch.allclose(exact[1][2], dropped[1][2], rtol=1e-3)
+    assert not torch.allclose(exact[1][0], dropped[1][0], rtol=1e-3)

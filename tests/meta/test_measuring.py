@@ -183,3 +183,58 @@ def test_after_a_loss_that_is_not_finite_all_count_as_infinite():
         assert episode.finite_prefix(losses, 2) == [2.0, 1.0, math.inf, math.inf]
     # In float64: a sum over many problems is not rounded again before it is divided.
     assert episode.finite_prefix([torch.tensor(1.0), torch.tensor(1.0)], 3) == [1 / 3, 1 / 3]
+
+
+def test_what_a_record_says_of_a_run_that_is_under_way(tmp_path):
+    run = trainer(validate_every=2)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    run.fit(3, progress=False)
+    run._meta_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run.fit(9, progress=False, checkpoint=tmp_path / "c")
+    assert run.counters.planned == 9
+    for net in (run.best_net(), l2l.meta.load_best(tmp_path / "c")):
+        record = l2l.meta.record_of(net)
+        assert (record["episodes"], record["best_episode"]) == (3, 2)
+        losses = evaluate(net, run.problem, range(2), 10, split="validation")
+        assert record["validation_loss"] == pytest.approx(losses[:, -1].mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("autograd", [False, True])
+def test_the_gradient_that_adam_gets_is_cut_to_the_norm(autograd):
+    norms = {}
+    for limit in (None, 1e-3):
+        run = trainer(clip_norm=limit, autograd=autograd, lr=1e-6)
+        seen, step = [], run._adam.step
+
+        def recording(run=run, seen=seen, step=step):
+            grads = [parameter.grad.reshape(-1) for parameter in run.net.parameters()]
+            seen.append((torch.cat(grads).norm().item(), torch.cat(grads)))
+            step()
+
+        run._adam.step = recording
+        run.fit(1, progress=False)
+        norms[limit] = seen
+    assert all(norm > 1e-2 for norm, _ in norms[None])
+    assert [norm for norm, _ in norms[1e-3]] == pytest.approx([1e-3] * len(norms[None]), rel=1e-2)
+    torch.testing.assert_close(norms[1e-3][0][1] / 1e-3, norms[None][0][1] / norms[None][0][0], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_validation_that_is_not_finite_is_never_the_best(bad, monkeypatch, tmp_path):
+    module = importlib.import_module("l2l_fast.meta.trainer")
+    finals = iter([bad, 0.5, bad, 0.4])
+    monkeypatch.setattr(
+        module, "evaluate", lambda *args, **kwargs: torch.full((2, 5), next(finals), dtype=torch.float64)
+    )
+    run = trainer(validate_every=1, log=tmp_path / "log").fit(1, progress=False)
+    assert run.counters.best_loss is None and run.counters.best_episode is None and run._best is None
+    run.fit(3, progress=False)
+    assert (run.counters.best_loss, run.counters.best_episode) == (0.5, 2)
+    run.fit(4, progress=False)
+    assert (run.counters.best_loss, run.counters.best_episode) == (0.4, 4)
+    validations = [record for record in log_of(tmp_path / "log") if record["event"] == "validation"]
+    assert [record["best"] for record in validations] == [False, True, False, True]

@@ -107,3 +107,27 @@ def test_a_sampled_run_resumes_bit_for_bit(tmp_path):
     assert torch.equal(weights_of(whole.net), weights_of(resumed.net))
     exact = trainer(problem=options["problem"]).fit(4, progress=False)
     assert not torch.equal(weights_of(whole.net), weights_of(exact.net))
+
+
+def test_every_episode_and_every_run_looks_at_other_tiles(monkeypatch):
+    chosen = []
+    part = SampledSegment._part
+
+    def recording(self, *arguments):
+        chosen.append(tuple(arguments[-1].tolist()))
+        return part(self, *arguments)
+
+    monkeypatch.setattr(SampledSegment, "_part", recording)
+    for seed in (0, 1):
+        trainer(problem=Quadratic(dim=10, batch=256), coordinate_fraction=0.3, seed=seed).fit(3, progress=False)
+    assert len(chosen) == 2 * 3 * 2 and len(set(chosen)) == len(chosen)
+
+
+@pytest.mark.parametrize("fraction, count", [(1e-9, 1), (0.25, 9), (0.5, 18), (0.999, TILES)])
+def test_so_many_tiles_are_looked_at(fraction, count, monkeypatch):
+    chosen = []
+    part = SampledSegment._part
+    monkeypatch.setattr(SampledSegment, "_part", lambda self, *a: chosen.append(a[-1].tolist()) or part(self, *a))
+    assert sampled_gradient(with_fraction(fraction)).isfinite().all()
+    assert TILES == 35 and [len(tiles) for tiles in chosen] == [count]
+    assert chosen[0] == sorted(set(chosen[0])) and set(chosen[0]) <= set(range(TILES))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from l2l_fast import checks
+from l2l_fast.kernels import checks
 from l2l_fast.problems.base import Problem, one_of, positive_int
 from l2l_fast.problems.zoo.draws import Draw
 from l2l_fast.problems.zoo.families import FAMILIES, TRAINING, VALIDATION
