@@ -173,9 +173,9 @@ def threads_and_shared(kernel: Kernel) -> tuple[int, int]:
         weights = packed_bytes(hidden, layers)
         rows = 4 * 68 * (3 + layers * hidden + 4 * hidden) + 4 * 3 * 8 * hidden
         return 8 * hidden, rows + (weights if rows + weights <= 65536 else 0)
-    if kernel.name.startswith("gac_step_kernel"):
+    if kernel.name.startswith("layered_step_kernel"):
         return 128, packed_bytes(numbers[0], LAYERS) + 4 * CELLS * 128
-    if kernel.name.startswith("gac_backward_kernel"):
+    if kernel.name.startswith("layered_backward_kernel"):
         columns = 2 * HIDDEN  # the inputs and the state of the upper layer
         return 256, 4 * (4 * HIDDEN * (TILE + 1 + columns) + columns * (TILE + 1) + 2 * TILE + HIDDEN)
     return 256, 0

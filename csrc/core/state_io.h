@@ -1,6 +1,6 @@
-// The state of one tensor: [tiles][2 * layers * hidden][kTile] float32. A tile holds 64 consecutive coordinates; row r of
-// a tile holds one number of each: for layer l, rows [2*l*hidden, ...) are h and rows [(2*l+1)*hidden, ...) are c. A row
-// is contiguous, so it is read by SIMD lanes or by the threads of two warps at once; a tile is contiguous, so it
+// The state of one tensor: [tiles][2 * layers * hidden][kTile] float32. A tile holds 64 consecutive coordinates; row r
+// of a tile holds one number of each: for layer l, rows [2*l*hidden, ...) are h and rows [(2*l+1)*hidden, ...) are c. A
+// row is contiguous, so it is read by SIMD lanes or by the threads of two warps at once; a tile is contiguous, so it
 // streams. What a tile holds beyond the tensor's last coordinate may be anything and must reach nothing.
 #pragma once
 

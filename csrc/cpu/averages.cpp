@@ -43,12 +43,13 @@ void sum_cells(const Tiles& tiles, int64_t problems, const TileRows& rows, const
   if (problems == 1) {
     std::vector<double> partial(2 * tiles.slices() * cells, 0.0);
     double* counted = partial.data() + tiles.slices() * cells;
-    tiles.for_each_slice([] { return 0; }, [&](int64_t slice, int64_t begin, int64_t end, int) {
-      tiles.visit(begin, end, [&](const Tiles::Place& place) {
-        add_tile(rows(place, row), activations(place, row), place.count, cells, partial.data() + slice * cells,
-                 counted + slice * cells);
-      });
-    });
+    tiles.for_each_slice([] { return 0; },
+                         [&](int64_t slice, int64_t begin, int64_t end, int) {
+                           tiles.visit(begin, end, [&](const Tiles::Place& place) {
+                             add_tile(rows(place, row), activations(place, row), place.count, cells,
+                                      partial.data() + slice * cells, counted + slice * cells);
+                           });
+                         });
     return add_slices(partial, tiles.slices(), cells, sums);
   }
   const int64_t grain = std::max<int64_t>(1, 4096 * problems / std::max<int64_t>(tiles.coordinates(), 1));

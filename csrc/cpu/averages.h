@@ -24,8 +24,8 @@ void sum_cells(const Tiles& tiles, int64_t problems, const TileRows& rows, const
 void add_slices(const std::vector<double>& partial, int64_t slices, int cells, double* sums);
 
 // Rows [0, cells) of one tile = the values [problems][cells] of the lanes' problems, where those of `activations`
-// (perhaps the same) are finite; returns whether all are, which may be known. Lanes beyond the last coordinate keep what
-// they hold.
+// (perhaps the same) are finite; returns whether all are, which may be known. Lanes beyond the last coordinate keep
+// what they hold.
 bool fill_cells(const Tiles& tiles, const Tiles::Place& place, int64_t problems, const float* values, int cells,
                 bool known_finite, const float* activations, float* rows);
 

@@ -1,5 +1,5 @@
-// Back-propagation on the CPU, through one functional step and through a whole recorded segment. Of a plain network both
-// are the same tile kernel: a step is a segment of length one with its upstream gradient given.
+// Back-propagation on the CPU, through one functional step and through a whole recorded segment. Of a plain network
+// both are the same tile kernel: a step is a segment of length one with its upstream gradient given.
 #include "backend.h"
 #include "dispatch.h"
 #include "strided.h"
@@ -13,12 +13,11 @@ template <class Body>
 void sum_over_tiles(const Config& config, const Tiles& tiles, int steps, float* grad_phi, const Body& body) {
   const int64_t scratch_floats = kernels().backward_scratch(config, steps) / sizeof(float);
   PhiSums sums(config, tiles.slices());
-  tiles.for_each_slice([&] { return Floats(scratch_floats); },
-                       [&](int64_t slice, int64_t begin, int64_t end, Floats& scratch) {
-                         tiles.visit(begin, end, [&](const Tiles::Place& place) {
-                           body(place, scratch.data(), sums.slice(slice));
-                         });
-                       });
+  tiles.for_each_slice(
+      [&] { return Floats(scratch_floats); },
+      [&](int64_t slice, int64_t begin, int64_t end, Floats& scratch) {
+        tiles.visit(begin, end, [&](const Tiles::Place& place) { body(place, scratch.data(), sums.slice(slice)); });
+      });
   sums.write(grad_phi);
 }
 
@@ -89,7 +88,8 @@ void cpu_segment_backward(const SegmentCall& call) {
     const int64_t state = place.tile * stride;
     std::vector<float> masked[2];
     const float* start = without_padding(tensor.state + state, rows, place.count, masked[0]);
-    const float* end = without_padding(tensor.grad_end ? tensor.grad_end + state : nullptr, rows, place.count, masked[1]);
+    const float* end =
+        without_padding(tensor.grad_end ? tensor.grad_end + state : nullptr, rows, place.count, masked[1]);
     FlushDenormals flush;
     kernel.backward(net.network(),
                     {steps, segment.inputs.data(), segment.upstream.data(), start, end,

@@ -33,14 +33,16 @@ class LayeredBackward {
             const GradInputs& grad_inputs, bool need_grad_inputs) {
     const Config& config = net_.config;
     const int top = config.h_row(config.layers - 1);
-    tiles_.for_each_slice([] { return 0; }, [&](int64_t slice, int64_t begin, int64_t end, int) {
-      alignas(64) float rows[kMaxOutputs * kTile];
-      tiles_.visit(begin, end, [&](const Tiles::Place& place) {
-        upstream(place, rows);
-        FlushDenormals flush;
-        kernels().read_out_backward(net_, after(place, top), rows, grad_(place, top), sums_.slice(slice));
-      });
-    });
+    tiles_.for_each_slice([] { return 0; },
+                          [&](int64_t slice, int64_t begin, int64_t end, int) {
+                            alignas(64) float rows[kMaxOutputs * kTile];
+                            tiles_.visit(begin, end, [&](const Tiles::Place& place) {
+                              upstream(place, rows);
+                              FlushDenormals flush;
+                              kernels().read_out_backward(net_, after(place, top), rows, grad_(place, top),
+                                                          sums_.slice(slice));
+                            });
+                          });
     for (int layer = config.layers - 1; layer >= 0; layer--)
       run_layer(layer, before, after, inputs, grad_inputs, need_grad_inputs);
   }
@@ -260,8 +262,7 @@ void layered_segment_backward(const SegmentCall& call) {
     forward(first, count);
     for (int t = first + count - 1; t >= first; t--)
       backward.step(
-          state(t - first), state(t - first + 1),
-          [&](const Tiles::Place& place, float* x) { features(t, place, x); },
+          state(t - first), state(t - first + 1), [&](const Tiles::Place& place, float* x) { features(t, place, x); },
           [&](const Tiles::Place& place, float* du) { upstream(t, place, du); },
           [](const Tiles::Place&, const float*) {}, false);
   }

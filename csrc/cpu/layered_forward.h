@@ -1,5 +1,5 @@
-// The forward pass of one step layer by layer, for networks whose coordinates communicate: layers are separated by a sum
-// over everything (averages.h), so a tile cannot go through all of them on its own.
+// The forward pass of one step layer by layer, for networks whose coordinates communicate: layers are separated by a
+// sum over everything (averages.h), so a tile cannot go through all of them on its own.
 #pragma once
 
 #include <cmath>
@@ -60,18 +60,21 @@ void LayeredForward::run_layer(int layer, const Inputs& inputs) {
   const bool sum_here = cells > 0 && problems == 1;
   std::vector<double> partial(sum_here ? 2 * tiles.slices() * cells : 0, 0.0);
   double* counts = partial.data() + tiles.slices() * cells;
-  tiles.for_each_slice([] { return 0; }, [&](int64_t slice, int64_t begin, int64_t end, int) {
-    alignas(64) float x[(kMaxFeatures + kMaxExtraInputs) * kTile];
-    tiles.visit(begin, end, [&](const Tiles::Place& place) {
-      if (layer == 0) inputs(place, x);
-      {
-        FlushDenormals flush;
-        const bool averaged = layer == 0 || fill(layer - 1, place);
-        run_tile(averaged && holds(folded, layer, place) ? folded : whole, layer, place, x);
-      }
-      if (sum_here) add_cells(place, to(place, config.h_row(layer)), partial.data() + slice * cells, counts + slice * cells);
-    });
-  });
+  tiles.for_each_slice([] { return 0; },
+                       [&](int64_t slice, int64_t begin, int64_t end, int) {
+                         alignas(64) float x[(kMaxFeatures + kMaxExtraInputs) * kTile];
+                         tiles.visit(begin, end, [&](const Tiles::Place& place) {
+                           if (layer == 0) inputs(place, x);
+                           {
+                             FlushDenormals flush;
+                             const bool averaged = layer == 0 || fill(layer - 1, place);
+                             run_tile(averaged && holds(folded, layer, place) ? folded : whole, layer, place, x);
+                           }
+                           if (sum_here)
+                             add_cells(place, to(place, config.h_row(layer)), partial.data() + slice * cells,
+                                       counts + slice * cells);
+                         });
+                       });
   if (cells == 0) return;
   if (sum_here)
     add_slices(partial, tiles.slices(), cells, sums);

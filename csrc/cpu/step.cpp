@@ -1,5 +1,5 @@
-// The step on the CPU: functional, or in place on all tensors of a parameter group. Coordinates that do not communicate go
-// through it tile by tile in one parallel region; else it is done layer by layer.
+// The step on the CPU: functional, or in place on all tensors of a parameter group. Coordinates that do not communicate
+// go through it tile by tile in one parallel region; else it is done layer by layer.
 #include <torch/library.h>
 
 #include "backend.h"

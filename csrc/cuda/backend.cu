@@ -18,23 +18,13 @@ void step(const StepCall& call) {
     builder.add({tiles += tiles_for(numel), numel, to, view_of(builder, tensor.grad), tensor.state, tensor.new_state,
                  tensor.record, tensor.first});
   }
-  StepOptions options;
-  options.lr = call.lr;
-  options.decay = call.decay;
-  options.maximize = call.maximize;
-  options.in_place = in_place;
-  options.total = call.total;
-  options.problems = call.problems;
-  options.extra = call.extra;
-  options.out = call.out;
-  options.means = call.means;
-  options.sums = call.sums;
-  options.first_phase = plain ? 0 : call.first_phase;
-  options.last_phase = plain ? 0 : call.last_phase;
   if (!plain && call.first_phase == call.last_phase) return;
+  const StepScalars scalars{call.config, {}, call.phi.const_data_ptr<float>(), 0, call.lr, call.decay, call.maximize,
+                            in_place,    {}};
   CallMemory memory(call.phi);
-  check_launch(run_step(call.config, call.phi.const_data_ptr<float>(), builder, options, memory.workspace(),
-                        c10::cuda::getCurrentCUDAStream()),
+  check_launch(run_step({scalars, call.problems, call.total, call.extra, call.out, call.means, call.sums, nullptr,
+                         plain ? 0 : call.first_phase, plain ? 0 : call.last_phase},
+                        builder, memory.workspace(), c10::cuda::getCurrentCUDAStream()),
                in_place ? "step_" : "step", call.config);
 }
 
@@ -66,10 +56,10 @@ void segment_backward(const SegmentCall& call) {
     builder.add({tiles += tiles_for(tensor.numel), tensor.numel, tensor.record_tile, tensor.state, tensor.grad_end,
                  tensor.grad_start});
   CallMemory memory(call.phi);
-  check_launch(run_segment_backward(call.config, call.phi.const_data_ptr<float>(), builder, call.steps, call.means,
-                                    call.problems, call.grad_phi, memory.workspace(),
-                                    c10::cuda::getCurrentCUDAStream()),
-               "segment_backward", call.config);
+  check_launch(
+      run_segment_backward(call.config, call.phi.const_data_ptr<float>(), builder, call.steps, call.means,
+                           call.problems, call.grad_phi, memory.workspace(), c10::cuda::getCurrentCUDAStream()),
+      "segment_backward", call.config);
 }
 
 constexpr Backend kCuda{16, &check_cuda_config, &step, &step_backward, &segment_backward};

@@ -106,7 +106,8 @@ inline std::string launch_failure(const LaunchStatus& status, const Config& conf
          "; it runs on the CPU and in l2l_fast.reference";
 }
 
-template <class... P, class... A>
+// Cooperative: the blocks, which must all be resident, may wait for one another.
+template <bool Cooperative = false, class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), int blocks, int threads, size_t shared_bytes, cudaStream_t stream,
                    const A&... arguments) {
   cudaLaunchConfig_t config{};
@@ -114,6 +115,11 @@ cudaError_t launch(void (*kernel)(P...), int blocks, int threads, size_t shared_
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute cooperative[1];
+  cooperative[0].id = cudaLaunchAttributeCooperative;
+  cooperative[0].val.cooperative = 1;
+  config.attrs = cooperative;
+  config.numAttrs = Cooperative ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

@@ -46,8 +46,8 @@ struct LayeredWalk : LayeredTiles {
     }
   }
 
-  // After a pass that called add_cells(slot, layer) for every tile: the averages in `means`, or in problem_means. `turn`
-  // alternates between 0 and 1.
+  // After a pass that called add_cells(slot, layer) for every tile: the averages in `means`, or in problem_means.
+  // `turn` alternates between 0 and 1.
   __device__ __forceinline__ void average(int slot, int layer, int turn, double coordinates) const {
     const int cells = config().gac, warp = static_cast<int>(threadIdx.x) / 32;
     const int half = static_cast<int>(threadIdx.x) % 32;
@@ -100,6 +100,24 @@ struct LayeredWalk : LayeredTiles {
     __syncthreads();
     for (int q = static_cast<int>(threadIdx.x); q < quadruples; q += kLayeredThreads)
       pass_sums[q] = make_float4(0.f, 0.f, 0.f, 0.f);
+  }
+
+  // Visits every tile and sums over them: in float32 over a few, in float64 over all that the block visits, which may
+  // be hundreds of thousands.
+  template <class Visit, class Flush>
+  __device__ __forceinline__ void sum_over_tiles(int quadruples, const Visit& visit, const Flush& flush) {
+    int held = 0;
+    clear_sums(quadruples);
+    for_each_tile([&] {
+      if (held == kTilesInFloat) {
+        flush();
+        clear_sums(quadruples);
+        held = 0;
+      }
+      visit();
+      held++;
+    });
+    flush();
   }
 
   // The outputs of step t: their gradients into d h of the last layer.

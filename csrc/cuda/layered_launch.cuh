@@ -12,29 +12,14 @@ namespace l2l {
 // Registers hold the inputs of two layers' worth of units for each coordinate of a thread.
 constexpr int layered_coordinates(int hidden) { return hidden <= 20 ? 2 : 1; }
 
-template <class... P, class... A>
-cudaError_t launch_cooperative(void (*kernel)(P...), int blocks, int threads, size_t shared_bytes, cudaStream_t stream,
-                               const A&... arguments) {
-  cudaLaunchAttribute cooperative[1];
-  cooperative[0].id = cudaLaunchAttributeCooperative;
-  cooperative[0].val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = cooperative;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
-
 // allocate(bytes): device memory that lives until the stream has done the work.
 template <int H, class Allocate>
 LaunchStatus launch_layered_kernel(LayeredScalars scalars, const std::vector<int64_t>& words, const Allocate& allocate,
-                               cudaStream_t stream) {
+                                   cudaStream_t stream) {
   constexpr int C = layered_coordinates(H), kTilesPerBlock = kStepThreads / (kTile / C);
   const Config& config = scalars.step.config;
-  const size_t shared = Packed<H>::bytes(config.layers, config.extra, config.outputs) + sizeof(float) * config.gac * kStepThreads;
+  const size_t shared =
+      Packed<H>::bytes(config.layers, config.extra, config.outputs) + sizeof(float) * config.gac * kStepThreads;
   int resident = 0;
   const LaunchStatus status = resident_blocks(&layered_step_kernel<H, C, kLargeTable>, kStepThreads, shared, &resident);
   if (status != cudaSuccess) return status;
@@ -45,13 +30,13 @@ LaunchStatus launch_layered_kernel(LayeredScalars scalars, const std::vector<int
   LayeredArguments<kLargeTable> arguments;
   arguments.scalars = scalars;
   if (!scalars.step.table.device) fill_inline(arguments.table, words);
-  return launch_cooperative(&layered_step_kernel<H, C, kLargeTable>, blocks, kStepThreads, shared, stream, arguments);
+  return launch<true>(&layered_step_kernel<H, C, kLargeTable>, blocks, kStepThreads, shared, stream, arguments);
 }
 
 // One launch for all entries. `words` is the table unless it is in device memory already.
 template <class Allocate>
-LaunchStatus launch_layered_step(const LayeredScalars& scalars, const std::vector<int64_t>& words, const Allocate& allocate,
-                             cudaStream_t stream) {
+LaunchStatus launch_layered_step(const LayeredScalars& scalars, const std::vector<int64_t>& words,
+                                 const Allocate& allocate, cudaStream_t stream) {
   if (scalars.step.tiles == 0) return cudaSuccess;
   return dispatch_hidden(scalars.step.config.hidden, [&](auto hidden) {
     return launch_layered_kernel<decltype(hidden)::value>(scalars, words, allocate, stream);
@@ -61,11 +46,12 @@ LaunchStatus launch_layered_step(const LayeredScalars& scalars, const std::vecto
 // Back-propagation for all entries: one launch. The pointers to temporary memory are filled in here.
 template <class Allocate>
 LaunchStatus launch_layered_backward(LayeredBackwardScalars scalars, const std::vector<int64_t>& words,
-                                 const Allocate& allocate, cudaStream_t stream) {
+                                     const Allocate& allocate, cudaStream_t stream) {
   const Config& c = scalars.config;
   const size_t shared = static_cast<size_t>(LayeredShared(c).bytes);
   int resident = 0;
-  const LaunchStatus status = resident_blocks(&layered_backward_kernel<kLargeTable>, kLayeredThreads, shared, &resident);
+  const LaunchStatus status =
+      resident_blocks(&layered_backward_kernel<kLargeTable>, kLayeredThreads, shared, &resident);
   if (status != cudaSuccess) return status;
   const int blocks = static_cast<int>(std::min<int64_t>(scalars.tiles, resident));
   scalars.chunk = static_cast<int>(std::ceil(std::sqrt(static_cast<double>(scalars.steps))));
@@ -91,7 +77,7 @@ LaunchStatus launch_layered_backward(LayeredBackwardScalars scalars, const std::
   LayeredBackwardArguments<kLargeTable> arguments;
   arguments.scalars = scalars;
   if (!scalars.table.device) fill_inline(arguments.table, words);
-  return launch_cooperative(&layered_backward_kernel<kLargeTable>, blocks, kLayeredThreads, shared, stream, arguments);
+  return launch<true>(&layered_backward_kernel<kLargeTable>, blocks, kLayeredThreads, shared, stream, arguments);
 }
 
 }  // namespace l2l

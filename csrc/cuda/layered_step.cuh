@@ -1,14 +1,15 @@
 // The step with global averaging cells, extra inputs and several outputs, for all tensors of a launch.
 //
 // One cooperative launch: layer by layer over all tiles, with a barrier of the whole grid between layers, at which the
-// first `gac` units of the layer below are averaged over all coordinates of a problem. The grid is no larger than what is
-// resident at once.
+// first `gac` units of the layer below are averaged over all coordinates of a problem. The grid is no larger than what
+// is resident at once.
 //
 // Owns: threads and tiles as in step.cuh. The averages enter through the state's rows: each thread writes them to its
 // own coordinates when it comes back for the next layer.
-// One problem: a thread adds its coordinates of some 64 tiles in float32, warps add their threads, blocks their warps and
-//   then all blocks in float64, in an order that depends on the size of the grid only. Several problems: a warp adds the
-//   coordinates of one problem.
+// One problem: a thread adds its coordinates of some 64 tiles in float32, warps add their threads, blocks their warps
+// and
+//   then all blocks in float64, in an order that depends on the size of the grid only. Several problems: a warp adds
+//   the coordinates of one problem.
 // Shared memory: the packed weights; one float per thread and averaged cell, a double per warp and cell; the averages.
 #pragma once
 
@@ -24,7 +25,7 @@ constexpr int kTilesInFloat = 64;
 
 struct LayeredScalars {
   StepScalars step;     // in_place: param = param * decay + lr * update; else there is none
-  int64_t problems;       // each tensor's coordinates belong to problems of equal size, one after the other
+  int64_t problems;     // each tensor's coordinates belong to problems of equal size, one after the other
   int64_t total;        // coordinates: length of a row of `extra` and `out`
   const float* extra;   // [extra][total], or null
   float* out;           // [outputs][total], or null
@@ -43,9 +44,9 @@ struct LayeredArguments {
 
 // As step_layer, with inputs that are read where they are needed: extra[e] is a row of 64 or more, for this lane.
 template <int H, int C, int Inputs>
-__device__ __forceinline__ void layered_layer(const float4* weights, const float (&x)[Inputs][C], const float (&h)[H][C],
-                                          const float* extra, int64_t extra_stride, int extras, int count,
-                                          const float* state, float* new_state) {
+__device__ __forceinline__ void layered_layer(const float4* weights, const float (&x)[Inputs][C],
+                                              const float (&h)[H][C], const float* extra, int64_t extra_stride,
+                                              int extras, int count, const float* state, float* new_state) {
 #pragma unroll 1
   for (int j = 0; j < H; j++) {
     float cell[C], a[4][C], y[C];
@@ -119,7 +120,7 @@ struct LayeredTile {
 #pragma unroll
       for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
       layered_layer<H, C, kMaxFeatures>(w, features, h, s.extra ? s.extra + entry.first + begin : nullptr, s.total,
-                                    config().extra, count(), state, to);
+                                        config().extra, count(), state, to);
     } else {
       fill(layer - 1);
       const float* below = new_state(config().h_row(layer - 1));
@@ -228,13 +229,15 @@ __device__ __forceinline__ void add_blocks(const LayeredScalars& s, int layer, c
 }
 
 // Several problems: a warp for each.
-__device__ __forceinline__ void add_problems(const LayeredScalars& s, const Table<StepEntry>& table, int layer, bool average) {
+__device__ __forceinline__ void add_problems(const LayeredScalars& s, const Table<StepEntry>& table, int layer,
+                                             bool average) {
   const int cells = s.step.config.gac, lane = threadIdx.x % 32;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kStepThreads / 32);
   const StepEntry* entries = reinterpret_cast<const StepEntry*>(table.words);
   const int64_t stride = static_cast<int64_t>(s.step.config.rows()) * kTile;
   cooperative_groups::this_grid().sync();
-  for (int64_t g = static_cast<int64_t>(blockIdx.x) * (kStepThreads / 32) + threadIdx.x / 32; g < s.problems; g += warps)
+  for (int64_t g = static_cast<int64_t>(blockIdx.x) * (kStepThreads / 32) + threadIdx.x / 32; g < s.problems;
+       g += warps)
     for (int k = 0; k < cells; k++) {
       double sum = 0., count = 0.;
       for (int e = 0; e < table.ref.entries; e++) {
@@ -267,7 +270,8 @@ __global__ void __launch_bounds__(kStepThreads, 2)
   const LayeredScalars& s = arguments.scalars;
   const Config& config = s.step.config;
   const int cells = config.gac;
-  float* partial = reinterpret_cast<float*>(weights) + Packed<H>::bytes(config.layers, config.extra, config.outputs) / 4 + threadIdx.x;
+  float* partial = reinterpret_cast<float*>(weights) +
+                   Packed<H>::bytes(config.layers, config.extra, config.outputs) / 4 + threadIdx.x;
   pack_network<H>(config, s.step.phi, weights);
   for (int k = threadIdx.x; k < cells; k += kStepThreads) left_out[k] = 0;
   const int below = s.first_phase - 1;
@@ -298,15 +302,15 @@ __global__ void __launch_bounds__(kStepThreads, 2)
       const StepEntry& entry = table.find(at, first_tile);
       const int64_t tile = at - first_tile;
       const LayeredTile<H, C> work{s,
-                               table,
-                               entry,
-                               weights,
-                               means,
-                               partial,
-                               left_out,
-                               &parked[0][threadIdx.x],
-                               tile * kTile + lane,
-                               tile * (static_cast<int64_t>(config.rows()) * kTile) + lane};
+                                   table,
+                                   entry,
+                                   weights,
+                                   means,
+                                   partial,
+                                   left_out,
+                                   &parked[0][threadIdx.x],
+                                   tile * kTile + lane,
+                                   tile * (static_cast<int64_t>(config.rows()) * kTile) + lane};
       if (phase < config.layers)
         work.run_layer(phase);
       else

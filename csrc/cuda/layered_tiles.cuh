@@ -26,14 +26,14 @@ struct LayeredBackwardScalars {
   View grad_grad;         // dense
   float* grad_extra;      // [extra][total]
   // Temporary memory.
-  float4* weights;     // all layers as [H][1 + inputs + H]; then the read-out
-  float* checkpoints;  // [chunks] states of all tiles
-  float* states;       // [chunk + 1]
-  float* grad_state;   // one
-  float* adjoint;      // [tiles][64]: d loss / d theta
+  float4* weights;       // all layers as [H][1 + inputs + H]; then the read-out
+  float* checkpoints;    // [chunks] states of all tiles
+  float* states;         // [chunk + 1]
+  float* grad_state;     // one
+  float* adjoint;        // [tiles][64]: d loss / d theta
   float* problem_means;  // [problems][gac]
-  double* block_sums;  // [2][blocks][2][gac]: sums and how many were left out
-  double* sums;        // [blocks][phi_size]
+  double* block_sums;    // [2][blocks][2][gac]: sums and how many were left out
+  double* sums;          // [blocks][phi_size]
   float* grad_phi;
   TableRef table;
 };
@@ -127,24 +127,6 @@ struct LayeredTiles {
     }
   }
 
-  // The same with sums over the tiles: in float32 over a few, in float64 over all that the block visits, which may be
-  // hundreds of thousands.
-  template <class Visit, class Flush>
-  __device__ __forceinline__ void sum_over_tiles(int quadruples, const Visit& visit, const Flush& flush) {
-    int held = 0;
-    clear_sums(quadruples);
-    for_each_tile([&] {
-      if (held == kTilesInFloat) {
-        flush();
-        clear_sums(quadruples);
-        held = 0;
-      }
-      visit();
-      held++;
-    });
-    flush();
-  }
-
   // ---- one tile on the way forward
 
   // A state from outside, or nothing; lanes beyond the last coordinate become zero.
@@ -176,7 +158,8 @@ struct LayeredTiles {
           if (k < c.features()) inputs[k * kLayeredRow + lane] = x[k];
       }
       for (int e = part; e < c.extra; e += kLayeredParts)
-        inputs[(c.features() + e) * kLayeredRow + lane] = lane < count ? s.extra[e * s.total + tile * kTile + lane] : 0.f;
+        inputs[(c.features() + e) * kLayeredRow + lane] =
+            lane < count ? s.extra[e * s.total + tile * kTile + lane] : 0.f;
     } else {
       for (int k = part; k < n; k += kLayeredParts)
         inputs[k * kLayeredRow + lane] = after[static_cast<int64_t>(c.h_row(layer - 1) + k) * kTile];

@@ -27,46 +27,16 @@ std::vector<int64_t> place_table(const TableBuilder<Entry>& builder, const Works
   return words;
 }
 
-struct StepOptions {
-  float lr = 1.f, decay = 0.f;
-  bool maximize = false, in_place = false;
-  StepMapping mapping = StepMapping::automatic;
-  // Beyond the plain step; see LayeredScalars. Functional: the plain step writes its update to the entries' params.
-  int64_t total = 0, problems = 1;
-  const float* extra = nullptr;
-  float* out = nullptr;
-  float* means = nullptr;
-  double* sums = nullptr;
-  int first_phase = 0, last_phase = 0;
-};
-
-// One launch: the step for all entries. The plain kernel does it where every coordinate is by itself and has one input
-// and one output; else the layered one.
-inline LaunchStatus run_step(const Config& config, const float* phi, const TableBuilder<StepEntry>& builder,
-                             const StepOptions& options, const Workspace& workspace, cudaStream_t stream) {
+// One launch: the step for all entries. `call` has everything but features, tiles and table; the plain kernel does it
+// if no phases are given (last_phase is 0), which is for plain networks only.
+inline LaunchStatus run_step(LayeredScalars call, const TableBuilder<StepEntry>& builder, const Workspace& workspace,
+                             cudaStream_t stream, StepMapping mapping = StepMapping::automatic) {
   if (builder.entries().empty()) return cudaSuccess;
-  StepScalars step{};
-  step.config = config;
-  step.features = make_features(config);
-  step.phi = phi;
-  step.tiles = builder.entries().back().end_tile;
-  step.lr = options.lr;
-  step.decay = options.decay;
-  step.maximize = options.maximize;
-  step.in_place = options.in_place;
-  const std::vector<int64_t> words = place_table(builder, workspace, step.table);
-  if (options.last_phase == 0) return launch_step(step, words, options.mapping, stream);
-  LayeredScalars scalars{};
-  scalars.step = step;
-  scalars.problems = options.problems;
-  scalars.total = options.total;
-  scalars.extra = options.extra;
-  scalars.out = options.out;
-  scalars.means = options.means;
-  scalars.sums = options.sums;
-  scalars.first_phase = options.first_phase;
-  scalars.last_phase = options.last_phase;
-  return launch_layered_step(scalars, words, workspace.allocate, stream);
+  call.step.features = make_features(call.step.config);
+  call.step.tiles = builder.entries().back().end_tile;
+  const std::vector<int64_t> words = place_table(builder, workspace, call.step.table);
+  if (call.last_phase == 0) return launch_step(call.step, words, mapping, stream);
+  return launch_layered_step(call, words, workspace.allocate, stream);
 }
 
 // Appends the T + 1 steps of a segment, and T pointers to averages, to a table; returns which word is the first.
@@ -156,18 +126,20 @@ inline LaunchStatus run_forward_again(const Config& config, const float* phi, co
   const int64_t tiles = tiles_for(b.numel);
   const auto floats = [&](int64_t n) { return static_cast<float*>(workspace.allocate(sizeof(float) * (n + 4))); };
   float* const new_state = floats(tiles * kTile * config.rows());
-  StepOptions options;
-  options.total = b.numel;
-  options.problems = b.problems;
-  options.extra = b.extra;
-  options.out = floats(config.outputs * b.numel);
-  options.means = means;
-  options.sums = static_cast<double*>(workspace.allocate(sizeof(double) * (2 * b.problems * config.gac + 2)));
-  options.last_phase = config.layers + 1;
-  if (!new_state || !options.out || !options.sums) return cudaErrorMemoryAllocation;
+  LayeredScalars call{};
+  call.step.config = config;
+  call.step.phi = phi;
+  call.total = b.numel;
+  call.problems = b.problems;
+  call.extra = b.extra;
+  call.out = floats(config.outputs * b.numel);
+  call.means = means;
+  call.sums = static_cast<double*>(workspace.allocate(sizeof(double) * (2 * b.problems * config.gac + 2)));
+  call.last_phase = config.layers + 1;
+  if (!new_state || !call.out || !call.sums) return cudaErrorMemoryAllocation;
   TableBuilder<StepEntry> step;
   step.add({tiles, b.numel, {}, {gathered, Dtype::float32, -1}, b.state, new_state, nullptr, 0});
-  return run_step(config, phi, step, options, workspace, stream);
+  return run_step(call, step, workspace, stream);
 }
 
 // Two or three launches: the gradient gathered into tiles, the step again for averages, back-propagation.
@@ -176,8 +148,8 @@ inline LaunchStatus run_step_backward(const Config& config, const float* phi, Ta
                                       cudaStream_t stream) {
   const int64_t tiles = tiles_for(b.numel);
   float* const gathered = static_cast<float*>(workspace.allocate(sizeof(float) * tiles * kTile));
-  float* const means = static_cast<float*>(
-      workspace.allocate(sizeof(float) * (config.layers * b.problems * config.gac + 4)));
+  float* const means =
+      static_cast<float*>(workspace.allocate(sizeof(float) * (config.layers * b.problems * config.gac + 4)));
   if (!gathered || !means) return cudaErrorMemoryAllocation;
   views.add({tiles, b.numel, b.grad, gathered});
   LaunchStatus status = launch_gather(views, stream);

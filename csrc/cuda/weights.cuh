@@ -1,5 +1,5 @@
-// phi in shared memory, as packed_layout.h has it. The first layer always has kMaxFeatures inputs for the gradient: with
-// one feature the other weight is zero.
+// phi in shared memory, as packed_layout.h has it. The first layer always has kMaxFeatures inputs for the gradient:
+// with one feature the other weight is zero.
 #pragma once
 
 #include "../core/cell.h"

@@ -101,8 +101,10 @@ void check_problems(int64_t problems, int64_t numel, const char* name, int64_t i
 
 void check_phases(const Config& config, const StepArguments& a) {
   const std::vector<int64_t> means{config.layers, a.problems, config.gac}, sums{2, a.problems, config.gac};
-  TORCH_CHECK_VALUE(config.gac == 0 || a.means, "means: expected a tensor of shape ", at::IntArrayRef(means), ", got None");
-  TORCH_CHECK_VALUE(config.gac == 0 || a.sums, "sums: expected a tensor of shape ", at::IntArrayRef(sums), ", got None");
+  TORCH_CHECK_VALUE(config.gac == 0 || a.means, "means: expected a tensor of shape ", at::IntArrayRef(means),
+                    ", got None");
+  TORCH_CHECK_VALUE(config.gac == 0 || a.sums, "sums: expected a tensor of shape ", at::IntArrayRef(sums),
+                    ", got None");
   if (a.means) {
     check_dense(*a.means, "means", at::kFloat, means, a.phi);
     check_written(*a.means, "means");
@@ -156,8 +158,10 @@ void check_records(const SegmentArguments& a) {
 }  // namespace
 
 Config make_config(const ConfigArguments& a) {
-  TORCH_CHECK_VALUE(a.sizes.size() == 5, "sizes: expected hidden_size, num_layers, gac_cells, extra_inputs, "
-                    "num_outputs, got ", a.sizes.size(), " numbers");
+  TORCH_CHECK_VALUE(a.sizes.size() == 5,
+                    "sizes: expected hidden_size, num_layers, gac_cells, extra_inputs, "
+                    "num_outputs, got ",
+                    a.sizes.size(), " numbers");
   TORCH_CHECK_VALUE(a.constants.size() == 2, "constants: expected p and output_scale, got ", a.constants.size(),
                     " numbers");
   const auto in_range = [](const char* name, int64_t value, int64_t low, int64_t high, const char* what = "") {

@@ -35,9 +35,9 @@ struct StepCall {
   float* out = nullptr;          // [outputs][total], or null
   float lr = 1.f, decay = 0.f;
   bool maximize = false;
-  int64_t problems = 1;     // a tensor's coordinates belong to so many of equal size, one after the other
-  float* means = nullptr;   // [layers][problems][gac], of the finite new h; null if gac is 0
-  double* sums = nullptr;   // [2][problems][gac]: sums and counts of the layer that was run last; null if gac is 0
+  int64_t problems = 1;    // a tensor's coordinates belong to so many of equal size, one after the other
+  float* means = nullptr;  // [layers][problems][gac], of the finite new h; null if gac is 0
+  double* sums = nullptr;  // [2][problems][gac]: sums and counts of the layer that was run last; null if gac is 0
   int first_phase = 0, last_phase = 0;
 
   bool in_place() const { return tensors.front().param.defined(); }
@@ -50,16 +50,16 @@ struct StepBackwardCall {
   at::Tensor phi;   // contiguous
   at::Tensor grad;  // any strides, not a lazy negation
   int64_t numel, problems;
-  const float *extra, *state;               // as in StepCall
-  const float *grad_out, *grad_new_state;   // [outputs][numel]; tiles
-  at::Tensor grad_grad;                     // contiguous, of grad's dtype
+  const float *extra, *state;              // as in StepCall
+  const float *grad_out, *grad_new_state;  // [outputs][numel]; tiles
+  at::Tensor grad_grad;                    // contiguous, of grad's dtype
   float *grad_extra, *grad_state, *grad_phi;
 };
 
 struct SegmentTensor {
-  int64_t numel;        // > 0
-  int64_t record_tile;  // where its tiles start in a record
-  const float* state;   // before the first step
+  int64_t numel;          // > 0
+  int64_t record_tile;    // where its tiles start in a record
+  const float* state;     // before the first step
   const float* grad_end;  // d loss / d state after the last step, or null for zero
   float* grad_start;      // receives d loss / d state before the first step, or null
 };
@@ -78,9 +78,9 @@ struct SegmentCall {
 };
 
 struct Backend {
-  int64_t alignment;                        // bytes that states have to be aligned to
-  void (*check_config)(const Config&);      // ValueError if it is not compiled for this device
-  void (*step)(const StepCall&);            // at least one tensor
+  int64_t alignment;                    // bytes that states have to be aligned to
+  void (*check_config)(const Config&);  // ValueError if it is not compiled for this device
+  void (*step)(const StepCall&);        // at least one tensor
   void (*step_backward)(const StepBackwardCall&);
   void (*segment_backward)(const SegmentCall&);  // at least one tensor
 };

@@ -1,5 +1,5 @@
-// The bodies of the operators: arguments are parsed and checked, results allocated, versions bumped; then the backend of
-// phi's device does the work on plain structs.
+// The bodies of the operators: arguments are parsed and checked, results allocated, versions bumped; then the backend
+// of phi's device does the work on plain structs.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -49,8 +49,8 @@ std::tuple<at::Tensor, at::Tensor> step(const at::Tensor& grad, const std::optio
   StepCall call;
   call.config = config;
   call.phi = dense(phi);
-  call.tensors.push_back({{}, grad.resolve_neg(), state.const_data_ptr<float>(), new_state.mutable_data_ptr<float>(),
-                          nullptr, 0});
+  call.tensors.push_back(
+      {{}, grad.resolve_neg(), state.const_data_ptr<float>(), new_state.mutable_data_ptr<float>(), nullptr, 0});
   call.total = grad.numel();
   call.extra = floats_of(extra);
   call.out = out.mutable_data_ptr<float>();

@@ -13,8 +13,9 @@ TORCH_LIBRARY(l2l_fast, m) {
   m.def("step(Tensor grad, Tensor? extra, Tensor state, Tensor phi, " L2L_CONFIG
         ", int num_problems) -> (Tensor out, Tensor new_state)");
   m.def(
-      "step_backward(Tensor grad_out, Tensor grad_new_state, Tensor grad, Tensor? extra, Tensor state, Tensor phi, "
-      L2L_CONFIG ", int num_problems) -> (Tensor grad_grad, Tensor grad_extra, Tensor grad_state, Tensor grad_phi)");
+      "step_backward(Tensor grad_out, Tensor grad_new_state, Tensor grad, Tensor? extra, Tensor state, Tensor "
+      "phi, " L2L_CONFIG
+      ", int num_problems) -> (Tensor grad_grad, Tensor grad_extra, Tensor grad_state, Tensor grad_phi)");
   m.def("step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor phi, " L2L_CONFIG
         ", float lr, float weight_decay, bool maximize, Tensor(c!)? record, int[] record_tiles, Tensor? extra, "
         "Tensor(d!)? out, int num_problems, Tensor(e!)? means, Tensor(f!)? sums, int first_phase, int last_phase, "

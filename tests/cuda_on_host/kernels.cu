@@ -30,11 +30,15 @@ struct Memory {
   }
 };
 
+// sizes: hidden, layers, log_sign, gac, extra, outputs, problems. constants: p, output_scale.
 Config config_from(const int64_t* sizes, const float* constants) {
   Config c;
   c.hidden = static_cast<int>(sizes[0]);
   c.layers = static_cast<int>(sizes[1]);
   c.preprocess = static_cast<Preprocess>(sizes[2]);
+  c.gac = static_cast<int>(sizes[3]);
+  c.extra = static_cast<int>(sizes[4]);
+  c.outputs = static_cast<int>(sizes[5]);
   c.p = constants[0];
   c.output_scale = constants[1];
   return c;
@@ -57,11 +61,13 @@ View view_from(TableBuilder<Entry>& builder, const int64_t* tensor, int64_t dims
 extern "C" {
 
 // Per tensor: parameter address, dtype, gradient address, dtype, state, new state, record, dims, sizes, parameter
-// strides, gradient strides. options: maximize, in place, mapping. scalars: p, output_scale, lr, decay.
+// strides, gradient strides. options: maximize, in place, mapping, first phase, last phase (0: the plain kernel).
+// scalars: p, output_scale, lr, decay.
 int step(const int64_t* sizes, const float* scalars, const float* phi, const int64_t* options, int64_t tensors,
-         const int64_t* stream) {
+         const int64_t* stream, const float* extra, float* out, float* means, double* sums) {
   const Config config = config_from(sizes, scalars);
   TableBuilder<StepEntry> builder;
+  LayeredScalars call{};
   int64_t tiles = 0;
   for (int64_t k = 0; k < tensors; k++) {
     const int64_t dims = stream[7];
@@ -72,26 +78,29 @@ int step(const int64_t* sizes, const float* scalars, const float* phi, const int
       tiles += tiles_for(numel);
       const View param = view_from(builder, stream, dims, shape, shape + dims);
       const View grad = view_from(builder, stream + 2, dims, shape, shape + 2 * dims);
-      builder.add(
-          {tiles, numel, param, grad, pointer<float>(stream[4]), pointer<float>(stream[5]), pointer<float>(stream[6])});
+      builder.add({tiles, numel, param, grad, pointer<float>(stream[4]), pointer<float>(stream[5]),
+                   pointer<float>(stream[6]), call.total});
+      call.total += numel;
     }
     stream = shape + 3 * dims;
   }
   Memory memory;
-  StepOptions o;
-  o.maximize = options[0] != 0;
-  o.in_place = options[1] != 0;
-  o.mapping = static_cast<StepMapping>(options[2]);
-  o.lr = scalars[2];
-  o.decay = scalars[3];
-  return run_step(config, phi, builder, o, memory.workspace(), nullptr);
+  call.step = {config, {}, phi, 0, scalars[2], scalars[3], options[0] != 0, options[1] != 0, TableRef{}};
+  call.problems = sizes[6];
+  call.extra = extra;
+  call.out = out;
+  call.means = means;
+  call.sums = sums;
+  call.first_phase = static_cast<int>(options[3]);
+  call.last_phase = static_cast<int>(options[4]);
+  return run_step(call, builder, memory.workspace(), nullptr, static_cast<StepMapping>(options[2]));
 }
 
 // Per tensor: numel, record tile, state, gradient of the end state, gradient of the start state. Per step and for
-// theta_T: record in `records`, weight, lr, decay in `coefficients`.
+// theta_T: record in `records`, weight, lr, decay in `coefficients`. averages: none, or an address per step.
 int segment_backward(const int64_t* sizes, const float* scalars, const float* phi, int64_t tensors,
-                     const int64_t* stream, int64_t steps, const int64_t* records, const float* coefficients,
-                     float* grad_phi, int64_t scratch_budget) {
+                     const int64_t* stream, int64_t steps, const int64_t* records, const int64_t* averages,
+                     const float* coefficients, float* grad_phi, int64_t scratch_budget) {
   const Config config = config_from(sizes, scalars);
   TableBuilder<BackwardEntry> builder;
   int64_t tiles = 0;
@@ -100,32 +109,38 @@ int segment_backward(const int64_t* sizes, const float* scalars, const float* ph
       builder.add({tiles += tiles_for(stream[0]), stream[0], stream[1], pointer<float>(stream[2]),
                    pointer<float>(stream[3]), pointer<float>(stream[4])});
   std::vector<SegmentStep> segment;
-  for (int64_t t = 0; t <= steps; t++)
+  std::vector<const float*> means;
+  for (int64_t t = 0; t <= steps; t++) {
     segment.push_back(
         {pointer<float>(records[t]), coefficients[3 * t], coefficients[3 * t + 1], coefficients[3 * t + 2], 0.f});
+    if (averages && t < steps) means.push_back(pointer<float>(averages[t]));
+  }
   Memory memory;
-  return run_segment_backward(config, phi, builder, segment, grad_phi, memory.workspace(), nullptr,
+  return run_segment_backward(config, phi, builder, segment, means, sizes[6], grad_phi, memory.workspace(), nullptr,
                               scratch_budget > 0 ? scratch_budget : kScratchBudget);
 }
 
-// The stream: gradient address, dtype, upstream gradient address, dtype, address of the result, its dtype, state,
-// gradient of the new state, gradient of the state, dims, sizes, strides of the gradient, strides of the upstream
-// gradient.
+// The stream: gradient address, dtype, address of the result, its dtype, extra inputs, gradient of the outputs
+// [outputs][numel], state, gradient of the new state; results: gradient of extra, of the state; dims, sizes, strides of
+// the gradient.
 int step_backward(const int64_t* sizes, const float* scalars, const float* phi, const int64_t* stream,
                   float* grad_phi) {
   const Config config = config_from(sizes, scalars);
-  const int64_t dims = stream[9];
-  const int64_t* shape = stream + 10;
+  const int64_t dims = stream[10];
+  const int64_t* shape = stream + 11;
   TableBuilder<GatherEntry> views;
   StepBackward b{};
   b.numel = 1;
   for (int64_t d = 0; d < dims; d++) b.numel *= shape[d];
+  b.problems = sizes[6];
   b.grad = view_from(views, stream, dims, shape, shape + dims);
-  b.grad_update = view_from(views, stream + 2, dims, shape, shape + 2 * dims);
-  b.grad_grad = {pointer<void>(stream[4]), static_cast<Dtype>(stream[5]), -1};
+  b.grad_grad = {pointer<void>(stream[2]), static_cast<Dtype>(stream[3]), -1};
+  b.extra = pointer<float>(stream[4]);
+  b.grad_out = pointer<float>(stream[5]);
   b.state = pointer<float>(stream[6]);
   b.grad_new_state = pointer<float>(stream[7]);
-  b.grad_state = pointer<float>(stream[8]);
+  b.grad_extra = pointer<float>(stream[8]);
+  b.grad_state = pointer<float>(stream[9]);
   Memory memory;
   return run_step_backward(config, phi, views, b, grad_phi, memory.workspace(), nullptr);
 }

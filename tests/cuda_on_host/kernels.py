@@ -30,7 +30,7 @@ class Config(NamedTuple):
         return 2 * self.num_layers * self.hidden_size
 
     def sizes(self) -> np.ndarray:
-        return np.array([self.hidden_size, self.num_layers, self.preprocess == "log_sign"], np.int64)
+        return np.array([self.hidden_size, self.num_layers, self.preprocess == "log_sign", 0, 0, 1, 1], np.int64)
 
 
 def to_bits(values: np.ndarray, dtype: int) -> np.ndarray:
@@ -116,9 +116,10 @@ class Kernels:
             config.sizes(),
             np.array([config.p, config.output_scale, lr, decay], np.float32),
             self.library.array(phi.astype(np.float32)),
-            np.array([maximize, in_place, mapping], np.int64),
+            np.array([maximize, in_place, mapping, 0, 0], np.int64),
             len(params),
             np.array(stream, np.int64),
+            *(None, None, None, None),
         )
 
     def segment_backward(
@@ -159,6 +160,7 @@ class Kernels:
             np.array(stream, np.int64),
             steps,
             np.array([record.pointer for record in recorded], np.int64),
+            None,
             coefficients,
             grad_phi,
             scratch_budget,
@@ -170,7 +172,7 @@ class Kernels:
         config: Config,
         phi: np.ndarray,
         grad: Tensor,
-        grad_update: Tensor,
+        grad_update: np.ndarray,
         state: np.ndarray,
         grad_new_state: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -179,9 +181,9 @@ class Kernels:
         grad_state = library.array(np.full_like(state, np.nan))
         grad_phi = library.array(np.full(phi.shape, np.nan, np.float32))
         held, end = library.array(state), library.array(grad_new_state)
-        stream = [grad.array.pointer, grad.dtype, grad_update.array.pointer, grad_update.dtype]
-        stream += [grad_grad.array.pointer, grad_grad.dtype, held.pointer, end.pointer, grad_state.pointer]
-        stream += [len(grad.shape), *grad.shape, *grad.strides, *grad_update.strides]
+        above = library.array(np.ascontiguousarray(grad_update, np.float32).reshape(-1))
+        stream = [grad.array.pointer, grad.dtype, grad_grad.array.pointer, grad_grad.dtype, 0, above.pointer]
+        stream += [held.pointer, end.pointer, 0, grad_state.pointer, len(grad.shape), *grad.shape, *grad.strides]
         library.call(
             "step_backward",
             config.sizes(),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from l2l_fast import State, reference
-from l2l_fast.ops import Config as ReferenceConfig
+from l2l_fast.kernels.config import Config as ReferenceConfig
 
 from .kernels import (
     AUTOMATIC,

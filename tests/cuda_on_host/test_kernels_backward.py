@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from l2l_fast import reference
-from l2l_fast.ops import Config as ReferenceConfig
+from l2l_fast.kernels.config import Config as ReferenceConfig
 
 from .kernels import BFLOAT16, FLOAT16, FLOAT32, SHORT_FLAGS, SOURCE, TILE, Config, Kernels, Tensor, from_bits, to_bits
 from .library import Library
@@ -178,8 +178,7 @@ def check_step_backward(kernels: Kernels, config: Config, shape: tuple[int, ...]
     library = kernels.library
     order = tuple(reversed(range(len(shape)))) if strided else None
     source = Tensor(library, grad, dtype, permutation=order, offset=int(strided))
-    above = Tensor(library, upstream, permutation=order, step=2 if strided else 1)
-    grad_grad, grad_state, grad_phi = kernels.step_backward(config, phi, source, above, state, end)
+    grad_grad, grad_state, grad_phi = kernels.step_backward(config, phi, source, upstream, state, end)
     expected = grads[0].numpy().reshape(shape)
     unit = {FLOAT32: 0.0, BFLOAT16: 2.0**-8, FLOAT16: 2.0**-10}[dtype]
     # The features are exact to 2e-5; their derivative is 1 / (p g) or e^p, if there is preprocessing.
@@ -227,8 +226,9 @@ def test_padding_reaches_nothing(kernels: Kernels, config: Config, poison: float
         grad_phi, starts = segment.run(kernels)
         for n, start in zip(segment.numels, starts):
             assert n % TILE == 0 or not start[-1, :, n % TILE :].any()
-        grads = [Tensor(kernels.library, np.linspace(-1, 1, 70, dtype=np.float32)) for _ in range(2)]
-        step = kernels.step_backward(config, segment.phi, *grads, segment.states[2], segment.ends[2])
+        values = np.linspace(-1, 1, 70, dtype=np.float32)
+        grad = Tensor(kernels.library, values)
+        step = kernels.step_backward(config, segment.phi, grad, values, segment.states[2], segment.ends[2])
         results.append([grad_phi, *starts, *step])
     for clean, dirty in zip(*results):
         assert np.array_equal(clean, dirty) and np.isfinite(clean).all()

@@ -35,7 +35,8 @@ static L2L_ALWAYS_INLINE void gradients_of_features(const Network& net, const fl
   }
 }
 
-static void tile_features_backward(const Network& net, const float* grad, const float* grad_features, float* grad_grad) {
+static void tile_features_backward(const Network& net, const float* grad, const float* grad_features,
+                                   float* grad_grad) {
   gradients_of_features(net, grad, grad_features, kTile, kTile, grad_grad);
 }
 
@@ -75,8 +76,8 @@ static void step(const Network& net, const float* inputs, const float* state, fl
   for (int l = 0; l < config.layers; l++) {
     const long h = (long)config.h_row(l) * kTile, c = (long)config.c_row(l) * kTile;
     float* new_h = state == new_state ? waiting : new_state + h;
-    layer_forward({net.layer[l].forward, hidden, below, config.inputs(l), state + h, hidden, state + c, new_state + c,
-                   new_h});
+    layer_forward(
+        {net.layer[l].forward, hidden, below, config.inputs(l), state + h, hidden, state + c, new_state + c, new_h});
     if (new_h == waiting) __builtin_memcpy(new_state + h, waiting, sizeof(float) * kTile * hidden);
     below = new_state + h;
   }

@@ -1,5 +1,5 @@
-// The kernel table of one instruction set. Each .cpp of this folder defines L2L_ISA and L2L_LANES, is compiled with that
-// set's flags, and includes this file and nothing else.
+// The kernel table of one instruction set. Each .cpp of this folder defines L2L_ISA and L2L_LANES, is compiled with
+// that set's flags, and includes this file and nothing else.
 #include "layer.h"
 
 namespace l2l {

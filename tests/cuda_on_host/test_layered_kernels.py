@@ -1,7 +1,9 @@
-"""The step with global averaging cells of csrc/cuda on the CPU, against the float64 reference."""
+"""The layered kernels of csrc/cuda on the CPU (averaging cells, extra inputs, several outputs), against the float64
+reference."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,11 @@ import pytest
 import torch
 
 from l2l_fast import State, reference
-from l2l_fast.config import GacConfig
+from l2l_fast.kernels.config import Config
 
-from .kernels import BFLOAT16, FLOAT16, FLOAT32, SHORT_FLAGS, Tensor
+from .kernels import AUTOMATIC, BFLOAT16, FLOAT16, FLOAT32, SHORT_FLAGS, SOURCE, Tensor
 from .library import DeviceError, Library
 
-SOURCE = Path(__file__).parent / "gac_kernels.cu"
 TILE = 64
 TOLERANCE = 2e-5
 
@@ -41,7 +42,7 @@ class Case:
     def __init__(
         self,
         library: Library,
-        config: GacConfig,
+        config: Config,
         numels: list[int],
         groups: int,
         dtypes: tuple[int, int],
@@ -79,19 +80,19 @@ class Case:
     def run(self, first: int, last: int, *, lr: float = 0.5, decay: float = 0.9, in_place: bool = True) -> np.ndarray:
         """Phases first ... last - 1; returns the sums."""
         c = self.config
-        sizes = [c.hidden_size, c.num_layers, c.preprocess == "log_sign", c.gac_cells, c.extra_inputs, c.num_outputs]
-        sizes += [self.groups, False, in_place, first, last]
         stream: list[int] = []
         for k, n in enumerate(self.numels):
             stream += [self.params[k].array.pointer, self.params[k].dtype, self.grads[k].array.pointer]
-            stream += [self.grads[k].dtype, self.states[k].pointer, self.states[k].pointer, self.records[k].pointer, n]
+            stream += [self.grads[k].dtype, self.states[k].pointer, self.states[k].pointer, self.records[k].pointer]
+            stream += [1, n, 1, 1]
         means = self.library.array(self.means)
         sums = self.library.array(np.full((2, self.groups, c.gac_cells), np.nan, np.float64))
         self.library.call(
-            "gac_step",
-            np.array(sizes, np.int64),
+            "step",
+            sizes_of(c, self.groups),
             np.array([c.p, c.output_scale, lr, decay], np.float32),
             self.library.array(self.phi),
+            np.array([False, in_place, AUTOMATIC, first, last], np.int64),
             len(self.numels),
             np.array(stream, np.int64),
             self.library.array(self.extra) if c.extra_inputs else None,
@@ -131,16 +132,16 @@ class Case:
 
 
 CONFIGS = [
-    GacConfig(20, 2, "log_sign", 10.0, 0.1, 2, 0, 1),
-    GacConfig(20, 2, "log_sign", 10.0, 0.1, 2, 1, 8),
-    GacConfig(8, 1, "identity", 10.0, 1.0, 8, 3, 2),
-    GacConfig(8, 2, "identity", 10.0, 1.0, 0, 2, 3),
+    Config(20, 2, "log_sign", 10.0, 0.1, 2, 0, 1),
+    Config(20, 2, "log_sign", 10.0, 0.1, 2, 1, 8),
+    Config(8, 1, "identity", 10.0, 1.0, 8, 3, 2),
+    Config(8, 2, "identity", 10.0, 1.0, 0, 2, 3),
 ]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize(("numels", "groups"), [([1], 1), ([63, 0, 65, 300], 1), ([10, 40, 130], 5), ([128 * 10], 128)])
-def test_step(library: Library, config: GacConfig, numels: list[int], groups: int) -> None:
+def test_step(library: Library, config: Config, numels: list[int], groups: int) -> None:
     case = Case(library, config, numels, groups, (FLOAT32, FLOAT32))
     case.run(0, config.num_layers + 1)
     case.check()
@@ -148,7 +149,7 @@ def test_step(library: Library, config: GacConfig, numels: list[int], groups: in
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize(("numels", "groups"), [([63, 65, 300], 1), ([10, 40, 130], 5)])
-def test_bad_coordinates_stay_alone(library: Library, config: GacConfig, numels: list[int], groups: int) -> None:
+def test_bad_coordinates_stay_alone(library: Library, config: Config, numels: list[int], groups: int) -> None:
     """In two steps, the second without a bad gradient, whole and cut into phases; no average knows of them."""
     bad = ((0, 0), (2, 3), (2, numels[2] - 1))
     whole, cut = (Case(library, config, numels, groups, (FLOAT32, FLOAT32), bad) for _ in range(2))
@@ -221,7 +222,7 @@ def test_the_same_in_any_order_of_threads(library: Library) -> None:
 
 
 def run_step_backward(
-    library: Library, config: GacConfig, numel: int, groups: int, bad: tuple[int, ...] = ()
+    library: Library, config: Config, numel: int, groups: int, bad: tuple[int, ...] = ()
 ) -> None:
     """The functional step's gradients against autograd through the reference. bad: coordinates whose gradient is NaN;
     d phi contains them."""
@@ -252,14 +253,14 @@ def run_step_backward(
     shapes = [grad.shape, extra.shape, held[3].numpy().shape]
     results = [library.array(np.full(shape, np.nan, np.float32)) for shape in shapes]
     grad_phi = library.array(np.full(phi.shape, np.nan, np.float32))
-    addresses = [held[0].pointer, FLOAT32, *(x.pointer for x in held[1:]), *(x.pointer for x in results)]
+    stream = [held[0].pointer, FLOAT32, results[0].pointer, FLOAT32, *(x.pointer for x in held[1:])]
+    stream += [*(x.pointer for x in results[1:]), 1, numel, 1]
     library.call(
-        "gac_step_backward",
+        "step_backward",
         sizes_of(config, groups),
         np.array([config.p, config.output_scale], np.float32),
         library.array(phi),
-        np.array(addresses, np.int64),
-        numel,
+        np.array(stream, np.int64),
         grad_phi,
     )
     grad_state = State(torch.from_numpy(results[2].numpy()), numel, config.hidden_size, config.num_layers).to_logical()
@@ -270,7 +271,7 @@ def run_step_backward(
     assert relative(torch.stack([torch.stack(pair) for pair in grad_state]).numpy(), expected[3]) < TOLERANCE
 
 
-def sizes_of(config: GacConfig, groups: int) -> np.ndarray:
+def sizes_of(config: Config, groups: int) -> np.ndarray:
     log_sign = config.preprocess == "log_sign"
     numbers = [config.hidden_size, config.num_layers, log_sign, config.gac_cells, config.extra_inputs]
     return np.array([*numbers, config.num_outputs, groups], np.int64)
@@ -278,19 +279,19 @@ def sizes_of(config: GacConfig, groups: int) -> np.ndarray:
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize(("numel", "groups"), [(1, 1), (200, 1), (130, 5), (400, 40)])
-def test_step_backward(library: Library, config: GacConfig, numel: int, groups: int) -> None:
+def test_step_backward(library: Library, config: Config, numel: int, groups: int) -> None:
     run_step_backward(library, config, numel, groups)
 
 
 @pytest.mark.parametrize("config", CONFIGS[:3])
 @pytest.mark.parametrize(("numel", "groups"), [(70, 1), (130, 5)])
-def test_step_backward_with_bad_coordinates(library: Library, config: GacConfig, numel: int, groups: int) -> None:
+def test_step_backward_with_bad_coordinates(library: Library, config: Config, numel: int, groups: int) -> None:
     run_step_backward(library, config, numel, groups, (0, 5, numel - 1))
 
 
 def run_segment_backward(
     library: Library,
-    config: GacConfig,
+    config: Config,
     numels: list[int],
     groups: int,
     steps: int,
@@ -357,7 +358,7 @@ def run_segment_backward(
     coefficients[1:, 0], coefficients[:steps, 1], coefficients[:steps, 2] = weights, lrs, decays
     grad_phi = library.array(np.full(phi.shape, np.nan, np.float32))
     library.call(
-        "gac_segment_backward",
+        "segment_backward",
         sizes_of(config, groups),
         np.array([config.p, config.output_scale], np.float32),
         library.array(phi),
@@ -368,6 +369,7 @@ def run_segment_backward(
         np.array([mean.pointer for mean in averages], np.int64),
         coefficients,
         grad_phi,
+        0,
     )
     assert bad is not None or relative(grad_phi.numpy(), expected) < tolerance
     for n, result, logical_start in zip(numels, results, expected_starts):
@@ -379,7 +381,7 @@ def run_segment_backward(
     return grad_phi.numpy()
 
 
-SEGMENT_CONFIGS = [GacConfig(20, 2, "log_sign", 10.0, 0.1, 2, 0, 1), GacConfig(8, 1, "identity", 10.0, 1.0, 8, 0, 1)]
+SEGMENT_CONFIGS = [Config(20, 2, "log_sign", 10.0, 0.1, 2, 0, 1), Config(8, 1, "identity", 10.0, 1.0, 8, 0, 1)]
 
 
 @pytest.mark.parametrize("config", SEGMENT_CONFIGS)
@@ -387,7 +389,7 @@ SEGMENT_CONFIGS = [GacConfig(20, 2, "log_sign", 10.0, 0.1, 2, 0, 1), GacConfig(8
     ("numels", "groups", "steps"), [([1], 1, 1), ([63, 65, 200], 1, 5), ([10, 40, 130], 5, 3), ([30 * 10], 30, 7)]
 )
 def test_segment_backward(
-    library: Library, config: GacConfig, numels: list[int], groups: int, steps: int
+    library: Library, config: Config, numels: list[int], groups: int, steps: int
 ) -> None:
     run_segment_backward(library, config, numels, groups, steps)
 
@@ -395,7 +397,7 @@ def test_segment_backward(
 @pytest.mark.parametrize("config", SEGMENT_CONFIGS)
 @pytest.mark.parametrize(("numels", "groups", "steps"), [([63, 70], 1, 5), ([10, 130], 5, 3)])
 def test_segment_backward_with_a_bad_coordinate(
-    library: Library, config: GacConfig, numels: list[int], groups: int, steps: int
+    library: Library, config: Config, numels: list[int], groups: int, steps: int
 ) -> None:
     run_segment_backward(library, config, numels, groups, steps, bad=4)
 
@@ -437,12 +439,12 @@ def test_reads_and_writes_stay_in_bounds_and_do_not_race() -> None:
                 case.run(0, 3)
                 case.check()
                 run_step_backward(checked, config, 130, groups)
-                run_segment_backward(checked, config._replace(extra_inputs=0, num_outputs=1), [65, 130], groups, 3)
+                run_segment_backward(checked, replace(config, extra_inputs=0, num_outputs=1), [65, 130], groups, 3)
 
 
 def test_a_missing_grid_barrier_is_found(tmp_path: Path) -> None:
     """The kernel without its grid-wide barrier must not pass."""
-    header = Path(__file__).parents[2] / "csrc" / "cuda" / "gac_step.cuh"
+    header = Path(__file__).parents[2] / "csrc" / "cuda" / "layered_step.cuh"
     text = header.read_text()
     barrier = "  cooperative_groups::this_grid().sync();\n  for (int k = warp;"
     assert text.count(barrier) == 1
@@ -454,9 +456,9 @@ def test_a_missing_grid_barrier_is_found(tmp_path: Path) -> None:
     for file in (header.parents[1] / "core").iterdir():
         (folder.parent / "core" / file.name).write_text(file.read_text())
     weaker = barrier.replace("cooperative_groups::this_grid().sync();", "__syncthreads();")
-    (folder / "gac_step.cuh").write_text(text.replace(barrier, weaker))
+    (folder / "layered_step.cuh").write_text(text.replace(barrier, weaker))
     source = tmp_path / "broken.cu"
-    source.write_text(SOURCE.read_text().replace('"cuda/gac_operations.cuh"', f'"{folder}/gac_operations.cuh"'))
+    source.write_text(SOURCE.read_text().replace('"cuda/operations.cuh"', f'"{folder}/operations.cuh"'))
     broken = Library.build([source], sanitizer="access", flags=SHORT_FLAGS)
     broken.set_device("sm_90,multiprocessors=2")
     case = Case(broken, CONFIGS[0], [600, 300], 1, (FLOAT32, FLOAT32))
