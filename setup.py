@@ -63,7 +63,7 @@ def load(*path: str) -> ModuleType:
     return module
 
 
-VERSION = load("l2l_fast", "version.py").VERSION
+VERSION = load("l2l_fast", "kernels", "version.py").VERSION
 cuda_build = load("cuda_build.py")
 plan = cuda_build.plan(os.environ, cuda_build.describe(torch))
 if plan.cuda:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: F401  (the extension links against the libraries that this loads)
 
-from .version import VERSION as __version__
+from .kernels.version import VERSION as __version__
 
 try:
     from . import _C as _C
@@ -31,19 +31,24 @@ if getattr(_C, "version", None) != __version__:  # None: built before extensions
         "source folder: pip install --no-build-isolation -e ."
     )
 
+from .kernels import moved, reference
 from .kernels import operators as ops
-from .kernels import reference
 from .kernels.config import Config, GacConfig
 from .kernels.state import State
-from .memory import NTMBFGS
-from .network import CoordinatewiseLSTM
-from .optimizer import LearnedOptimizer
+from .networks.lstm import CoordinatewiseLSTM
+from .networks.ntm_bfgs import NTMBFGS
+from .optim.optimizer import LearnedOptimizer
+
+moved.install(__name__)
 
 if TYPE_CHECKING:
-    from . import baselines, data, decisions, experiments, interchange, meta, plots, pretrained, problems, trained
+    from . import meta, problems
+    from .evaluation import baselines, decisions, experiments, plots
     from .meta import MetaTrainer
-    from .pretrained import list_pretrained, load_pretrained
-    from .trained import load
+    from .networks import interchange, pretrained, trained
+    from .networks.pretrained import list_pretrained, load_pretrained
+    from .networks.trained import load
+    from .problems import data
 
 __all__ = [
     "Config",
@@ -70,30 +75,30 @@ __all__ = [
     "trained",
 ]
 
-_LAZY_MODULES = (
-    "baselines",
-    "data",
-    "decisions",
-    "experiments",
-    "interchange",
-    "meta",
-    "plots",
-    "pretrained",
-    "problems",
-    "trained",
-)
+# What deployment does not need (data sets, plots, meta-training) is imported when first asked for.
+_LAZY_MODULES = {
+    "baselines": "evaluation",
+    "data": "problems",
+    "decisions": "evaluation",
+    "experiments": "evaluation",
+    "interchange": "networks",
+    "meta": "",
+    "plots": "evaluation",
+    "pretrained": "networks",
+    "problems": "",
+    "trained": "networks",
+}
 _LAZY_NAMES = {
     "MetaTrainer": "meta",
-    "list_pretrained": "pretrained",
-    "load": "trained",
-    "load_pretrained": "pretrained",
+    "list_pretrained": "networks.pretrained",
+    "load": "networks.trained",
+    "load_pretrained": "networks.pretrained",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # What deployment does not need (data sets, plots, meta-training) is imported when first asked for.
     if name in _LAZY_MODULES:
-        return importlib.import_module(f".{name}", __name__)
+        return importlib.import_module(f".{_LAZY_MODULES[name]}.{name}".replace("..", "."), __name__)
     if name in _LAZY_NAMES:
         return getattr(importlib.import_module(f".{_LAZY_NAMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ from pathlib import Path
 import matplotlib
 from safetensors.torch import save_file
 
-from l2l_fast.data.vgg import load_vgg16, torchvision_names
+from l2l_fast.problems.data.vgg import load_vgg16, torchvision_names
 
 # Where the wheels keep colour pictures that are photographs.
 _PHOTOGRAPHS = {

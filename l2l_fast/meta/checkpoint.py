@@ -19,10 +19,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .. import effective, files
-from ..writing import write_atomically
-from .networks import Networks, build, members
-from .record import attach, record_of
+from ..networks import effective, files
+from ..networks.record import attach, record_of
+from ..networks.several import Networks, build, members
+from ..networks.writing import write_atomically
 
 FORMAT = files.CHECKPOINT_FORMAT
 VERSION = "1"

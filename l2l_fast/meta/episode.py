@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..optimizer import LearnedOptimizer
+from ..networks.several import Networks
+from ..optim.optimizer import LearnedOptimizer
 from ..problems import Task
 from ..problems.theta import Theta
+from .assignment import optimizer_groups
 from .functional import Rounded, as_theta, walkers, with_edits
-from .networks import Networks, optimizer_groups
 from .protocol import Protocol
 from .sampling import start_sampled_segment
 

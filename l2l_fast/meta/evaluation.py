@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ..kernels import checks
 from ..kernels.surroundings import own_loop
-from ..optimizer import LearnedOptimizer
+from ..networks.several import Networks, as_networks
+from ..optim.optimizer import LearnedOptimizer
 from ..problems import Problem
 from ..problems.base import horizon_of, seeds_of
 from ..problems.theta import Theta
+from .assignment import optimizer_groups
 from .episode import finite_prefix
-from .networks import Networks, as_networks, optimizer_groups
-from .record import warn_of_mismatch
+from .mismatch import warn_of_mismatch
 
 
 def evaluate(

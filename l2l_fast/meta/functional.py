@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..kernels.reference import join, join_states, separate, separate_states
 from ..kernels.state import State
-from ..memory import NTMBFGS
-from ..network import CoordinatewiseLSTM
+from ..networks.lstm import CoordinatewiseLSTM
+from ..networks.ntm_bfgs import NTMBFGS
+from ..networks.several import Networks, members
 from ..problems import Task
-from .networks import Networks, members, names_by_network
+from .assignment import names_by_network
 
 Theta = dict[str, Tensor]
 Gradients = dict[str, Tensor | None]

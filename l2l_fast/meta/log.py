@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import writing
+from ..networks import writing
 
 
 class TrainingLog:

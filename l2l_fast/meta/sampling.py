@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..kernels import operators
 from ..kernels.state import TILE, State
-from ..optimizer import LearnedOptimizer
-from ..segment import Segment, Tape
+from ..optim.optimizer import LearnedOptimizer
+from ..optim.segment import Segment, Tape
 
 SMALL = 16  # a tensor of at most so many tiles is never sampled
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from .. import effective, problems
+from .. import problems
 from ..kernels import checks
-from ..memory import NTMBFGS
+from ..networks import effective
+from ..networks.ntm_bfgs import NTMBFGS
+from ..networks.several import Networks, build, config_of, members
 from ..problems import Problem
 from ..problems.scaled import Scaled
 from .checkpoint import Checkpoint
-from .networks import Networks, build, config_of, members
 from .protocol import cosine_decay
 
 if TYPE_CHECKING:

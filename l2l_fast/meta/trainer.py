@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import effective, writing
 from ..kernels import checks
 from ..kernels.surroundings import own_loop
-from ..memory import NTMBFGS
-from ..network import CoordinatewiseLSTM
+from ..networks import effective, writing
+from ..networks.lstm import CoordinatewiseLSTM
+from ..networks.ntm_bfgs import NTMBFGS
+from ..networks.record import attach
+from ..networks.several import Networks, as_networks, device_of, members
 from ..problems import Problem
 from ..problems.base import positive_int
 from . import checkpoint as checkpoints
@@ -26,10 +28,8 @@ from .checkpoint import Checkpoint, Complete, Counters, capture
 from .episode import MetaLoss, autograd_episode, fused_episode
 from .evaluation import evaluate
 from .log import TrainingLog
-from .networks import Networks, as_networks, device_of, members
 from .progress import Progress, note
 from .protocol import LossWeights, Protocol, cosine_decay, episode_seed
-from .record import attach
 from .settings import (
     arguments_of,
     check_can_train,

@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from l2l_fast.problems.base import SPLITS, Problem, Task, one_of
-from l2l_fast.problems.conv import ConvNet
-from l2l_fast.problems.custom import ModuleProblem
-from l2l_fast.problems.mnist import MNIST
-from l2l_fast.problems.neural_art import NeuralArt
-from l2l_fast.problems.quadratic import Quadratic
-from l2l_fast.problems.zoo import Zoo
+from .base import SPLITS, Problem, Task, one_of
+from .conv import ConvNet
+from .custom import ModuleProblem
+from .mnist import MNIST
+from .neural_art import NeuralArt
+from .quadratic import Quadratic
+from .zoo import Zoo
 
 __all__ = [
     "MNIST",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2l_fast.kernels import checks
+from ..kernels import checks
 
 SPLITS = ("train", "validation", "test")
 

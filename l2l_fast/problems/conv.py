@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from l2l_fast.data.images import load_cifar10, load_fashion_mnist
-from l2l_fast.data.mnist import ImageSplit, MNISTData, load_mnist
-from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
+from .base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
+from .data.images import load_cifar10, load_fashion_mnist
+from .data.mnist import ImageSplit, MNISTData, load_mnist
 
 _DATA: dict[str, Callable[[Any], MNISTData]] = {
     "fashion-mnist": load_fashion_mnist,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2l_fast.problems.base import Problem, Task
+from .base import Problem, Task
 
 
 class ModuleTask(Task):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from l2l_fast.data import ImageSplit, MNISTData, load_mnist
-from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
+from .base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
+from .data import ImageSplit, MNISTData, load_mnist
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid,

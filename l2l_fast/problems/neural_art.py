@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2l_fast.data import photographs
-from l2l_fast.data.vgg import FILES, VGG16, load_vgg16
-from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative, positive_int
+from .base import FLOAT32, Problem, Task, non_negative, positive_int
+from .data import photographs
+from .data.vgg import FILES, VGG16, load_vgg16
 
 CONTENT_LAYER = "conv4_2"
 STYLE_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative, one_of, positive_int
+from .base import FLOAT32, Problem, Task, non_negative, one_of, positive_int
 
 _FAMILIES: dict[str, Callable[..., torch.Tensor]] = {"uniform": torch.rand, "gaussian": torch.randn}
 ILL_CONDITIONED = "ill_conditioned"

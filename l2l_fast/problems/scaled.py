@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2l_fast.kernels import checks
-from l2l_fast.problems.base import FLOAT32, Problem, Task, non_negative
-from l2l_fast.problems.theta import places_of, put, trainable
+from ..kernels import checks
+from .base import FLOAT32, Problem, Task, non_negative
+from .theta import places_of, put, trainable
 
 
 class ScaledTask(Task):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from l2l_fast.problems.base import Task
+from .base import Task
 
 
 def trainable(task: Task) -> dict[str, nn.Parameter]:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.layers import Leaf, Theta
-from l2l_fast.problems.zoo.optimizee import Batch, Optimizee
-from l2l_fast.problems.zoo.pixels import Images
-from l2l_fast.problems.zoo.sources import Rows
+from .draws import Draw
+from .layers import Leaf, Theta
+from .optimizee import Batch, Optimizee
+from .pixels import Images
+from .sources import Rows
 
 
 @dataclass(frozen=True)

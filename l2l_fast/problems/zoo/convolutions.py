@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.layers import (
+from .draws import Draw
+from .layers import (
     ACTIVATIONS,
     Init,
     Leaf,
@@ -21,9 +21,9 @@ from l2l_fast.problems.zoo.layers import (
     norm_leaves,
     to_conv,
 )
-from l2l_fast.problems.zoo.optimizee import Batch, Optimizee
-from l2l_fast.problems.zoo.perceptrons import pictures
-from l2l_fast.problems.zoo.pixels import CLASSES, SIDES, Images
+from .optimizee import Batch, Optimizee
+from .perceptrons import pictures
+from .pixels import CLASSES, SIDES, Images
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from l2l_fast.problems.base import FLOAT32
+from ..base import FLOAT32
 
 T = TypeVar("T")
 

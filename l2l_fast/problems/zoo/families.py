@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from l2l_fast.problems.zoo import heldout_images, heldout_others
-from l2l_fast.problems.zoo.analytic import logistic_regression, noisy_quadratic
-from l2l_fast.problems.zoo.convolutions import convolutions
-from l2l_fast.problems.zoo.optimizee import Family
-from l2l_fast.problems.zoo.perceptrons import (
+from . import heldout_images, heldout_others
+from .analytic import logistic_regression, noisy_quadratic
+from .convolutions import convolutions
+from .optimizee import Family
+from .perceptrons import (
     autoencoder,
     image_perceptron,
     sine_regression,
@@ -14,8 +14,8 @@ from l2l_fast.problems.zoo.perceptrons import (
     teacher_classification,
     teacher_regression,
 )
-from l2l_fast.problems.zoo.recurrent import recurrent
-from l2l_fast.problems.zoo.transformers import transformer
+from .recurrent import recurrent
+from .transformers import transformer
 
 # Half of the weight is on what people train most, perceptrons, convolutions and transformers; convex problems, where an
 # optimizer learns to be exact, have an eighth.

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.layers import (
+from .draws import Draw
+from .layers import (
     ACTIVATIONS,
     Init,
     Leaf,
@@ -23,11 +23,11 @@ from l2l_fast.problems.zoo.layers import (
     norm_leaves,
     to_conv,
 )
-from l2l_fast.problems.zoo.optimizee import Batch, Optimizee
-from l2l_fast.problems.zoo.perceptrons import batch_size, pictures
-from l2l_fast.problems.zoo.pixels import CLASSES, SIDES, Images
-from l2l_fast.problems.zoo.sources import Pictures
-from l2l_fast.problems.zoo.transformers import Blocks, drawn_blocks
+from .optimizee import Batch, Optimizee
+from .perceptrons import batch_size, pictures
+from .pixels import CLASSES, SIDES, Images
+from .sources import Pictures
+from .transformers import Blocks, drawn_blocks
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_fast.problems.base import FLOAT32
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.layers import Init, Leaf, Theta, cross_entropy, embed, embedding_leaf, linear
-from l2l_fast.problems.zoo.optimizee import Batch, Optimizee
-from l2l_fast.problems.zoo.perceptrons import batch_size
-from l2l_fast.problems.zoo.pixels import Images
-from l2l_fast.problems.zoo.recurrent import recurrent_model
-from l2l_fast.problems.zoo.sequences import text_material
-from l2l_fast.problems.zoo.sources import Rows
+from ..base import FLOAT32
+from .draws import Draw
+from .layers import Init, Leaf, Theta, cross_entropy, embed, embedding_leaf, linear
+from .optimizee import Batch, Optimizee
+from .perceptrons import batch_size
+from .pixels import Images
+from .recurrent import recurrent_model
+from .sequences import text_material
+from .sources import Rows
 
 
 def deep_gru(draw: Draw, images: Images, split: str) -> Optimizee:

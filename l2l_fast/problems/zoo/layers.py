@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2l_fast.problems.zoo.draws import Draw
+from .draws import Draw
 
 Theta = dict[str, Tensor]
 

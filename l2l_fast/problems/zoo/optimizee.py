@@ -9,9 +9,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.layers import Leaf, Theta
-from l2l_fast.problems.zoo.pixels import Images
+from .draws import Draw
+from .layers import Leaf, Theta
+from .pixels import Images
 
 Batch = tuple[Tensor, ...]
 

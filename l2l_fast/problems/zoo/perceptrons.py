@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.layers import (
+from .draws import Draw
+from .layers import (
     ACTIVATIONS,
     Init,
     Leaf,
@@ -23,9 +23,9 @@ from l2l_fast.problems.zoo.layers import (
     mean_by_problem,
     norm_leaves,
 )
-from l2l_fast.problems.zoo.optimizee import Batch, Optimizee
-from l2l_fast.problems.zoo.pixels import CLASSES, SIDES, Images
-from l2l_fast.problems.zoo.sources import Pictures, Rows, standardised
+from .optimizee import Batch, Optimizee
+from .pixels import CLASSES, SIDES, Images
+from .sources import Pictures, Rows, standardised
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2l_fast.data import EMBEDDED, ENVIRONMENT_VARIABLE, FULL, MNISTData, load_fashion_mnist, load_mnist
-from l2l_fast.problems.base import one_of
+from ..base import one_of
+from ..data import EMBEDDED, ENVIRONMENT_VARIABLE, FULL, MNISTData, load_fashion_mnist, load_mnist
 
 FASHION = "fashion-mnist"
 SIDES = (8, 14)

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from l2l_fast.kernels import checks
-from l2l_fast.problems.base import Problem, one_of, positive_int
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.families import FAMILIES, TRAINING, VALIDATION
-from l2l_fast.problems.zoo.optimizee import Optimizee
-from l2l_fast.problems.zoo.pixels import Images, load, present
-from l2l_fast.problems.zoo.task import RESCALINGS, ZooTask
+from ...kernels import checks
+from ..base import Problem, one_of, positive_int
+from .draws import Draw
+from .families import FAMILIES, TRAINING, VALIDATION
+from .optimizee import Optimizee
+from .pixels import Images, load, present
+from .task import RESCALINGS, ZooTask
 
 _TRIES = 500
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.layers import Init, Leaf, Theta, embed, embedding_leaf
-from l2l_fast.problems.zoo.optimizee import Batch, Optimizee
-from l2l_fast.problems.zoo.pixels import Images
-from l2l_fast.problems.zoo.sequences import Material, logits, material, next_symbol_losses
+from .draws import Draw
+from .layers import Init, Leaf, Theta, embed, embedding_leaf
+from .optimizee import Batch, Optimizee
+from .pixels import Images
+from .sequences import Material, logits, material, next_symbol_losses
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 

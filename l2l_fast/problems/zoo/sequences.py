@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_fast.data.text import VOCABULARY, load_text
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.layers import Theta, cross_entropy
-from l2l_fast.problems.zoo.optimizee import Source
-from l2l_fast.problems.zoo.sources import Rows, Windows
+from ..data.text import VOCABULARY, load_text
+from .draws import Draw
+from .layers import Theta, cross_entropy
+from .optimizee import Source
+from .sources import Rows, Windows
 
 SEQUENCES = 2048
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_fast.data.text import Text
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.optimizee import Batch
-from l2l_fast.problems.zoo.pixels import Small
+from ..data.text import Text
+from .draws import Draw
+from .optimizee import Batch
+from .pixels import Small
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from l2l_fast.problems.base import Task
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.optimizee import Batch, Optimizee
+from ..base import Task
+from .draws import Draw
+from .optimizee import Batch, Optimizee
 
 RESCALINGS = ("none", "global", "tensor", "coordinate")
 # ln c ~ U(-3, 3), as in Lv et al. 2017, section 4.1.

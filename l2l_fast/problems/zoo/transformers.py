@@ -7,21 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_fast.problems.zoo.draws import Draw
-from l2l_fast.problems.zoo.layers import (
-    ACTIVATIONS,
-    Init,
-    Leaf,
-    Theta,
-    embed,
-    embedding_leaf,
-    layer_norm,
-    linear,
-    norm_leaves,
-)
-from l2l_fast.problems.zoo.optimizee import Batch, Optimizee
-from l2l_fast.problems.zoo.pixels import Images
-from l2l_fast.problems.zoo.sequences import material, next_symbol_losses
+from .draws import Draw
+from .layers import ACTIVATIONS, Init, Leaf, Theta, embed, embedding_leaf, layer_norm, linear, norm_leaves
+from .optimizee import Batch, Optimizee
+from .pixels import Images
+from .sequences import material, next_symbol_losses
 
 
 @dataclass(frozen=True)

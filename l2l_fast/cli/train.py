@@ -1,0 +1,206 @@
+"""The command ``train``: a run in a folder, which can be stopped at any moment, resumed, and extended."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..evaluation import comparison
+from ..meta import MetaTrainer, recipes
+from ..meta import checkpoint as checkpoints
+from ..meta.log import TrainingLog
+from ..meta.settings import problem_of
+from ..networks import trained, writing
+from ..problems import Problem
+from .console import PROGRAM, UserError, command_line, problem_options, say, user_errors
+from .console import problem as named_problem
+
+_NETWORK = ("hidden_size", "num_layers", "preprocess", "p", "output_scale")
+# Options by their place among the settings of a run, which a resumed one takes from its checkpoint.
+_PLACES = {
+    **{name: ("network", name) for name in _NETWORK},
+    "horizon": ("protocol", "horizon"),
+    "unroll": ("protocol", "unroll"),
+    "second_derivatives": ("protocol", "second_derivatives"),
+    "lr": ("meta_optimizer", "lr"),
+    "clip_norm": ("meta_optimizer", "clip_norm"),
+    "decay_to": ("meta_optimizer", "decay_to"),
+    "decay_episodes": ("meta_optimizer", "decay_episodes"),
+    "validate_every": ("validation", "every"),
+    "validation_episodes": ("validation", "episodes"),
+    "patience": ("validation", "patience"),
+    "seed": ("seed",),
+}
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status (0; 130: interrupted; 143: terminated)."""
+    with user_errors():
+        out = writing.checked_folder(arguments.out, "--out")
+    checkpoint, log, optimizer = out / "checkpoint.safetensors", out / "log.jsonl", out / "optimizer.safetensors"
+    # Everything is checked before anything is created.
+    if arguments.resume:
+        trainer, episodes = _resumed(arguments, checkpoint, log, optimizer)
+    else:
+        if os.path.lexists(checkpoint):
+            raise UserError(f"--out: {out} already holds a run; --resume continues it, or name another folder")
+        if os.path.lexists(optimizer):
+            raise UserError(
+                f"--out: {out} holds {optimizer.name} of a run whose checkpoint is gone: it cannot be resumed, and a "
+                "new run would take its place; move the file away or name another folder"
+            )
+        trainer, episodes = _new(arguments, log)
+        with user_errors("--out: "):
+            leftover = TrainingLog(log)
+            leftover.check_removable()
+    with user_errors(), writing.folder(arguments.out, "--out"):
+        for path in (checkpoint, optimizer):
+            writing.check_writable(path, "--out")
+        if not arguments.resume and leftover.remove():
+            print(f"{log}: of a run that was stopped before it saved anything; begun anew", file=sys.stderr)
+        return _run(trainer, episodes, checkpoint, optimizer, arguments)
+
+
+def _run(trainer: MetaTrainer, episodes: int, checkpoint: Path, optimizer: Path, arguments: argparse.Namespace) -> int:
+    say(f"{trainer.problem!r}\ndata: {comparison.data_set(trainer.problem)}\n{trainer.net!r}")
+    if trainer.counters.stopped:
+        say(f"nothing left to train: the run stopped early at episode {trainer.episode}, by --patience")
+    elif trainer.episode == episodes:
+        say(f"nothing left to train: the run has its {episodes} episodes; a larger --episodes extends it")
+    else:
+        say(f"episodes {trainer.episode}..{episodes}, into {optimizer.parent}")
+        with _termination() as received:
+            try:
+                trainer.fit(episodes, checkpoint=checkpoint, progress=not arguments.quiet)
+            except KeyboardInterrupt:
+                return _interrupted(arguments.out, checkpoint, bool(received))
+    trained.save(trainer.best_net(), optimizer)
+    _report(trainer)
+    say(f"trained optimizer: {optimizer}")
+    say(f"compare it with:   {_compare_command(optimizer, trainer, arguments)}")
+    return 0
+
+
+def _new(arguments: argparse.Namespace, log: Path) -> tuple[MetaTrainer, int]:
+    if arguments.problem is None:
+        raise UserError("--problem is needed: only --resume takes it from a checkpoint")
+    problem = named_problem(arguments)
+    recipe = recipes.get(problem)
+    episodes = recipe.episodes if arguments.episodes is None else arguments.episodes
+    given = _given(arguments)
+    seed = given.pop("seed", 0)
+    network = {name: given.pop(name) for name in _NETWORK if name in given}
+    with user_errors():
+        net = recipe.make_network(seed, **network).to(arguments.device)
+        return recipe.make_trainer(net, problem, episodes, seed=seed, log=log, **given), episodes
+
+
+def _resumed(arguments: argparse.Namespace, checkpoint: Path, log: Path, optimizer: Path) -> tuple[MetaTrainer, int]:
+    if not checkpoint.is_file():
+        if os.path.lexists(optimizer):
+            raise UserError(
+                f"--resume: there is no checkpoint in {checkpoint.parent}, only {optimizer.name}, which cannot be "
+                "trained further; move it away to begin a run there, or name another folder"
+            )
+        raise UserError(f"--resume: there is no checkpoint in {checkpoint.parent}; without --resume a run begins there")
+    with user_errors("--resume: "):
+        saved = checkpoints.read(checkpoint)
+        problem = _same_problem(arguments, saved.settings)
+        different = []
+        for name, value in _given(arguments).items():
+            found: Any = saved.settings
+            for key in _PLACES[name]:
+                found = found[key]
+            if found != value:
+                option = "--" + name.replace("_", "-")
+                different.append(f"{option} {value}: the run has {found} ({'.'.join(_PLACES[name])})")
+        if different:
+            raise ValueError(f"{str(checkpoint)!r} belongs to another run:\n  " + "\n  ".join(different))
+        trainer = MetaTrainer.from_checkpoint(checkpoint, problem, log=log, device=arguments.device)
+    planned = trainer.counters.planned or trainer.decay_episodes or recipes.get(problem).episodes
+    episodes = max(planned, trainer.episode) if arguments.episodes is None else arguments.episodes
+    if episodes < trainer.episode:
+        raise UserError(f"--episodes {episodes}: the run has {trainer.episode} already; the number is of all episodes")
+    return trainer, episodes
+
+
+def _same_problem(arguments: argparse.Namespace, settings: dict[str, Any]) -> Problem:
+    config = settings["problem"]
+    if arguments.problem not in (None, config["name"]):
+        raise ValueError(f"--problem {arguments.problem}: the run is on {config['name']}")
+    problem = problem_of(settings, **problem_options(arguments, config["name"]))
+    different = checkpoints.differences(config, json.loads(json.dumps(problem.config())), "problem")
+    if different:
+        raise ValueError("--option, --data: not those of the run:\n  " + "\n  ".join(different))
+    return problem
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in _PLACES if getattr(arguments, name) is not None}
+
+
+@contextmanager
+def _termination() -> Iterator[list[int]]:
+    """Inside, SIGTERM is an interrupt like Ctrl-C; the list then holds the signal. A second one ends the process as it
+    always would."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGTERM, before)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted(out: str, checkpoint: Path, terminated: bool) -> int:
+    try:
+        saved = f"{checkpoints.read(checkpoint).counters.episode} episodes are saved"
+        following = command_line(PROGRAM.split(), "train", ("--out", out), "--resume")
+        print(f"\ninterrupted; {saved}; continue with\n  {following}", file=sys.stderr)
+    except (FileNotFoundError, ValueError):
+        print("\ninterrupted; nothing was saved yet", file=sys.stderr)
+    return 128 + signal.SIGTERM if terminated else 130
+
+
+def _report(trainer: MetaTrainer) -> None:
+    counters = trainer.counters
+    if counters.best_loss is not None:
+        say(f"best final validation loss {counters.best_loss:.4g}, at episode {counters.best_episode}")
+    if counters.stopped:
+        say(f"stopped early at episode {trainer.episode}: no better validation for {trainer.patience} times")
+    if counters.skipped_updates:
+        say(f"{counters.skipped_updates} meta-updates were left out: their gradient was not finite")
+
+
+def _compare_command(optimizer: Path, trainer: MetaTrainer, arguments: argparse.Namespace) -> str:
+    options = arguments.option or []
+    if arguments.resume:
+        config = trainer.problem.config()
+        options = [(key, value) for key, value in config.items() if key not in ("name", "data")]
+    data = arguments.data or (trainer.problem.config().get("data") if arguments.resume else None)
+    parts: list[str | tuple[str, str]] = ["compare", ("--optimizer", str(optimizer))]
+    parts.append(("--problem", trainer.problem.config()["name"]))
+    for key, value in options:
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        parts.append(("--option", f"{key}={text}"))
+    if data is not None:
+        parts.append(("--data", data))
+    return command_line(PROGRAM.split(), *parts)

@@ -1,0 +1,195 @@
+"""Pictures of learning curves. Needs matplotlib (``pip install l2l_fast[train]``), imported only when drawing."""
+
+from __future__ import annotations
+
+import io
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from ..networks import writing
+from .comparison import LEARNED, Comparison, data_set
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Colour-blind safe (Okabe and Ito); the learned optimizer stands out by weight, too.
+COLOURS = {LEARNED: "#D55E00", "sgd": "#999999", "nag": "#0072B2", "rmsprop": "#009E73", "adam": "#CC79A7"}
+_SPREAD = (0.1, 0.9)
+_CENTRES = ("median", "mean")
+_HEADING_PER_INCH = 9  # characters of a heading that an inch of the figure holds
+
+Curve: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
+
+
+def learning_curves(
+    comparisons: Sequence[Comparison],
+    path: str | os.PathLike[str],
+    *,
+    titles: Sequence[str] | None = None,
+    heading: str | None = None,
+    centre: str = "median",
+    references: Sequence[Mapping[str, Curve] | None] | None = None,
+    columns: int | None = None,
+) -> Path:
+    """Draw one panel per comparison: median (or mean) loss over the test tasks and the band from the 10th to the 90th
+    percentile, on a logarithmic axis. The file's ending chooses the format. Returns the path.
+
+    Args:
+        titles, heading: of the panels, of the figure.
+        centre: "median" or "mean".
+        references: for each panel, published curves by optimizer (steps and losses), dotted.
+        columns: panels in a row; default: all.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: nothing to draw, another number of titles or references, or another centre.
+    """
+    return save_figure(curves_figure(comparisons, titles, heading, centre, references, columns), path)
+
+
+def curves_figure(
+    comparisons: Sequence[Comparison],
+    titles: Sequence[str] | None = None,
+    heading: str | None = None,
+    centre: str = "median",
+    references: Sequence[Mapping[str, Curve] | None] | None = None,
+    columns: int | None = None,
+) -> Any:
+    """The figure that :func:`learning_curves` writes; arguments and errors as there."""
+    comparisons = list(comparisons)
+    if not comparisons:
+        raise ValueError("comparisons: expected at least one, got none")
+    if titles is not None and len(titles) != len(comparisons):
+        raise ValueError(f"titles: expected {len(comparisons)}, got {len(titles)}")
+    if references is not None and len(references) != len(comparisons):
+        raise ValueError(f"references: expected {len(comparisons)}, got {len(references)}")
+    if centre not in _CENTRES:
+        raise ValueError(f"centre: expected one of {_CENTRES}, got {centre!r}")
+    figure = make_figure(len(comparisons), columns)
+    for k, (comparison, axes) in enumerate(zip(comparisons, figure.axes)):
+        reference = None if references is None else references[k]
+        title = titles[k] if titles is not None else comparison.problem.name
+        _panel(axes, comparison, title, centre, reference or {})
+    if heading is not None:
+        lines = textwrap.wrap(heading, int(_HEADING_PER_INCH * figure.get_figwidth()))
+        figure.suptitle("\n".join(lines), fontsize=13, fontweight="bold")
+    return figure
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int | None = None) -> Path:
+    """Write a figure, whole or not at all; its folder is made. The ending chooses the format, without one it is PNG.
+
+    Raises:
+        ValueError: an ending that matplotlib does not know; the message lists those that it does.
+        OSError: the file cannot be written.
+    """
+    text = writing.checked_path(path)
+    content = io.BytesIO()
+    figure.savefig(content, format=format_of(text), dpi=dpi or (75 if len(figure.axes) > 2 else 110))
+    with writing.folder(Path(text).parent):
+        writing.write_atomically(text, content.getvalue())
+    return Path(text)
+
+
+def format_of(path: str | os.PathLike[str], name: str = "path") -> str:
+    """The format of a picture by its file's ending.
+
+    Raises:
+        ValueError: matplotlib does not know it.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    ending = Path(os.fsdecode(path)).suffix[1:].lower() or "png"
+    known = sorted(make_figure(1).canvas.get_supported_filetypes())
+    if ending not in known:
+        raise ValueError(f"{name}: expected a file that ends in one of {', '.join(known)}, got {os.fsdecode(path)!r}")
+    return ending
+
+
+def make_figure(panels: int, columns: int | None = None) -> Any:
+    """A figure with ``panels`` axes, ``columns`` in a row.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "plots need matplotlib: pip install matplotlib (or l2l_fast[train])", name="matplotlib"
+        ) from error
+    # Not through pyplot: no window system, no global state.
+    columns = min(columns or panels, panels)
+    rows = -(-panels // columns)
+    width = 7.0 if rows == 1 and columns < 3 else 5.6
+    figure = Figure(figsize=(width * columns, (5.2 if rows == 1 else 4.6) * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for unused in list(axes)[panels:]:
+        figure.delaxes(unused)
+    return figure
+
+
+def _panel(axes: Axes, comparison: Comparison, title: str, centre: str, reference: Mapping[str, Curve]) -> None:
+    steps = torch.arange(comparison.horizon + 1)
+    # The learned curve last, so that it lies on top.
+    for name in sorted(comparison.losses, key=lambda key: key == LEARNED):
+        losses = comparison.losses[name]
+        learned = name == LEARNED
+        colour = COLOURS.get(name)
+        middle = losses.median(0).values if centre == "median" else losses.mean(0)
+        low, high = (losses.quantile(q, 0) for q in _SPREAD)
+        (line,) = axes.plot(
+            steps,
+            _finite(middle),
+            color=colour,
+            linewidth=2.6 if learned else 1.5,
+            linestyle="-" if learned else "--",
+            label=comparison.label(name),
+            zorder=4 if learned else 3,
+        )
+        if name in reference:
+            axes.plot(*reference[name], color=line.get_color(), linewidth=1.6, linestyle=":", zorder=5)
+        axes.fill_between(steps, _finite(low), _finite(high), color=line.get_color(), alpha=0.15, linewidth=0, zorder=2)
+    axes.set_yscale("log")
+    axes.set_xlim(0, comparison.horizon)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(f"{title}\n{data_set(comparison.problem)}", fontsize=10)
+    axes.grid(True, which="major", color="0.88")
+    axes.grid(True, which="minor", color="0.95", linewidth=0.6)
+    _plain_numbers(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles[::-1],
+        labels[::-1],
+        title=f"{centre} and 10-90 % band over\n{comparison.tasks()}" + ("; dotted: the paper" if reference else ""),
+        title_fontsize=8,
+        fontsize=9,
+        frameon=False,
+    )
+
+
+def _plain_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogFormatter
+
+    # Within about a decade the powers of ten alone would leave the axis nearly without numbers.
+    low, high = axes.get_ylim()
+    number = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(number)
+    if high / low < 200:
+        chosen = LogFormatter(minor_thresholds=(2, 0.5))
+        chosen.set_axis(axes.yaxis)
+        shown = "25" if high / low > 12 else "23457"
+        minor = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in shown else "")
+        axes.yaxis.set_minor_formatter(minor)
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    # A gap in the line where episodes have diverged.
+    return torch.where(values.isfinite(), values, torch.nan)

@@ -1,0 +1,204 @@
+"""NTMBFGS: a coordinatewise LSTM controller with an external memory (Andrychowicz et al. 2016, appendix D)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import checks
+from ..kernels.state import State
+from . import files
+from .lstm import CoordinatewiseLSTM
+from .memory import INITIAL, DenseMemory, LowRankMemory, Memory, from_digits
+
+
+@files.known
+class NTMBFGS(CoordinatewiseLSTM):
+    """A coordinatewise LSTM whose coordinates also talk through a matrix, as those of BFGS do.
+
+    At step t the controller sees, per coordinate, the gradient and ``i_t = M_t r_t``, and emits the update, the next
+    read vector ``r_{t+1}`` and the write vectors ``a_t, b_t`` of every write head: ``M_{t+1} = M_t + sum_h a_h b_h^T``.
+    One read head, three write heads and two global averaging cells suffice for BFGS (:mod:`l2l_fast.networks.memory`).
+
+    Args:
+        hidden_size, num_layers, preprocess, p, output_scale, gac_cells: as for :class:`CoordinatewiseLSTM`.
+        read_heads: R, 1..15. write_heads: W, 1..7; ``1 + R + 2 W`` outputs at most 16.
+        memory: ``"dense"``, n x n numbers per problem, or ``"low_rank"``, the last ``history`` writes only.
+        history: m, steps that a low-rank memory remembers.
+        initial: M_0, ``"zero"`` or ``"identity"``.
+        add_read: the update is the controller's output plus ``i_t`` of the first read head, so that the memory moves
+            theta directly, as in the skeleton ``theta + read(M, theta)`` that the paper starts from.
+
+    The memory belongs to an optimizee: :meth:`init_memory` makes one, :class:`l2l_fast.LearnedOptimizer` keeps one per
+    parameter group.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        preprocess: str = "log_sign",
+        p: float = 10.0,
+        output_scale: float = 0.1,
+        gac_cells: int = 2,
+        read_heads: int = 1,
+        write_heads: int = 3,
+        memory: str = "dense",
+        history: int = 10,
+        initial: str = "zero",
+        add_read: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        read_heads = checks.integer("read_heads", read_heads, 1, 15)
+        write_heads = checks.integer("write_heads", write_heads, 1, 7)
+        if 1 + read_heads + 2 * write_heads > 16:
+            raise ValueError(
+                f"write_heads: expected 1 + read_heads + 2 * write_heads <= 16, got {read_heads} and {write_heads}"
+            )
+        self.read_heads = read_heads
+        self.write_heads = write_heads
+        self.memory = checks.choice("memory", memory, ("dense", "low_rank"))
+        self.history = checks.integer("history", history, 1)
+        self.initial = checks.choice("initial", initial, INITIAL)
+        self.add_read = checks.flag("add_read", add_read)
+        outputs = 1 + read_heads + 2 * write_heads
+        super().__init__(
+            hidden_size,
+            num_layers,
+            preprocess,
+            p,
+            output_scale,
+            gac_cells,
+            read_heads,
+            outputs,
+            device=device,
+            dtype=dtype,
+        )
+
+    @property
+    def communicates(self) -> bool:
+        return True
+
+    def options(self) -> dict[str, Any]:
+        fields = ("hidden_size", "num_layers", "preprocess", "p", "output_scale", "gac_cells")
+        fields += ("read_heads", "write_heads", "memory", "history", "initial", "add_read")
+        return {"type": "NTMBFGS", **{name: getattr(self, name) for name in fields}}
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """As :meth:`CoordinatewiseLSTM.reset_parameters`, with the heads' rows of the read-out ten times smaller:
+        a memory that starts small cannot yet drive the update anywhere."""
+        super().reset_parameters(generator)
+        self.weight_out[1:] *= 0.1
+
+    def init_memory(
+        self,
+        numel: int,
+        groups: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Memory:
+        """The memory M_0 for ``groups`` problems of ``numel / groups`` coordinates each.
+
+        Raises:
+            ValueError: ``groups`` does not divide ``numel``.
+        """
+        if groups < 1 or numel % groups != 0:
+            raise ValueError(f"groups: expected a divisor of the {numel} coordinates, got {groups}")
+        device = self.weight_out.device if device is None else device
+        n = numel // groups
+        if self.memory == "dense":
+            return DenseMemory.create(n, groups, self.read_heads, self.initial, device, dtype)
+        return LowRankMemory.create(
+            n, groups, self.read_heads, self.write_heads, self.history, self.initial, device, dtype
+        )
+
+    def memory_from(self, entries: Mapping[str, Any], numel: int, groups: int = 1) -> Memory:
+        """The memory that holds these very tensors, as :meth:`Memory.entries` gave them (or copies of them).
+
+        Raises:
+            TypeError, ValueError: entries are missing, or do not fit the network or the coordinates.
+        """
+        n, slots = numel // groups, self.history * self.write_heads
+        shapes: dict[str, tuple[int, ...]] = {"memory_reads": (self.read_heads, groups, n)}
+        if self.memory == "dense":
+            shapes["memory_matrix"] = (groups, n, n)
+        else:
+            shapes["memory_left"] = shapes["memory_right"] = (groups, slots, n)
+            shapes["memory_written"] = (4,)
+        given = {name: entries[name] for name in Memory.KEYS if name in entries}
+        if set(given) != set(shapes):
+            raise ValueError(f"memory: expected the entries {sorted(shapes)}, got {sorted(given)}")
+        for name, value in given.items():
+            if not isinstance(value, Tensor) or value.is_complex() or value.layout is not torch.strided:
+                raise TypeError(f"memory: expected a dense real tensor as {name!r}, got {type(value).__name__}")
+            floating = value.is_floating_point() and torch._debug_has_internal_overlap(value) != 1
+            if name != "memory_written" and not floating:
+                raise TypeError(f"memory: expected a floating-point {name!r} with memory of its own, got {value.dtype}")
+            if tuple(value.shape) != shapes[name]:
+                raise ValueError(f"memory: expected {name!r} of shape {shapes[name]}, got {tuple(value.shape)}")
+        if self.memory == "dense":
+            return DenseMemory(given["memory_matrix"], given["memory_reads"], self.initial)
+        left, right, written = given["memory_left"], given["memory_right"], from_digits(given["memory_written"])
+        if written is None or written % self.write_heads:
+            raise ValueError(
+                f"memory: expected a multiple of write_heads={self.write_heads}, in 4 digits to the base 256, as "
+                f"'memory_written', got {given['memory_written'].tolist()}"
+            )
+        return LowRankMemory(left, right, written, given["memory_reads"], self.initial)
+
+    def heads(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+        """Write vectors a and b ``[W, groups, n]`` and read vectors r ``[R, groups, n]`` among the outputs
+        ``[1 + R + 2 W, numel]`` of a step, whose coordinates are in the order of the memory. What is not finite counts
+        as zero: it is neither written nor asked for."""
+        rows = out[1:].reshape(out.shape[0] - 1, memory.groups, memory.size)
+        # One coordinate whose gradient was NaN would spoil the whole matrix, and through it all others, for ever.
+        if torch.is_grad_enabled():
+            rows = rows.masked_fill(~rows.isfinite(), 0.0)
+        else:  # the same in one pass, but its derivative would let a NaN from upstream through
+            rows = rows.nan_to_num(0.0, 0.0, 0.0)
+        r, a, b = rows.split([self.read_heads, self.write_heads, self.write_heads])
+        return a, b, r
+
+    def forward(  # type: ignore[override]
+        self, grad: Tensor, state: State, memory: Memory
+    ) -> tuple[Tensor, State, Memory]:
+        """``update, new_state, new_memory``: functional, differentiable in everything, the memory included.
+
+        Args:
+            grad: any shape, the coordinates of ``memory.groups`` problems one after the other; several tensors as one,
+                see :func:`l2l_fast.reference.join`.
+            state: as for :class:`CoordinatewiseLSTM`. memory: from :meth:`init_memory` or an earlier step.
+
+        Raises:
+            TypeError, ValueError: as :meth:`CoordinatewiseLSTM.forward`; or a memory of another kind or size.
+        """
+        if not isinstance(grad, Tensor):
+            raise TypeError(f"grad: expected a tensor, got {type(grad).__name__}")
+        self.check_memory(memory, grad.numel())
+        extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
+        out, state = super().forward(grad, state, memory.groups, extra)
+        update = out[0] + extra[0] if self.add_read else out[0]
+        return update.to(grad.dtype), state, memory.write(*self.heads(out.flatten(1), memory))
+
+    def check_memory(self, memory: Memory, numel: int) -> None:
+        """Raise TypeError or ValueError unless ``memory`` is one of this network for ``numel`` coordinates."""
+        kind = DenseMemory if self.memory == "dense" else LowRankMemory
+        if not isinstance(memory, kind):
+            raise TypeError(f"memory: expected {kind.__name__}, got {type(memory).__name__}")
+        if memory.groups * memory.size != numel or memory.reads.shape[0] != self.read_heads:
+            raise ValueError(
+                f"memory: expected {numel} coordinates and {self.read_heads} read heads, got "
+                f"{memory.groups} x {memory.size} and {memory.reads.shape[0]}"
+            )
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options().items() if name != "type")

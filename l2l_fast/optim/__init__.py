@@ -1,0 +1,1 @@
+"""LearnedOptimizer: a trained network behind the interface of torch.optim."""

@@ -1,0 +1,161 @@
+"""What a parameter group does in one step: collected and checked before anything is written, in any group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..kernels import reference
+from ..kernels.checks import check_gradient, check_groups
+from ..kernels.config import Config
+from ..kernels.operators import KERNEL_DTYPES
+from ..kernels.state import TILE, State, num_tiles
+from ..networks.lstm import CoordinatewiseLSTM
+from ..networks.memory import Memory
+from ..networks.ntm_bfgs import NTMBFGS
+from . import joint
+from .checks import check_devices, check_plain, number, truth
+from .joint import Reduce
+from .state import NUMEL_KEY, STATE_KEY, as_state, tiles_of
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class Batch(NamedTuple):
+    """What one parameter group does in one step: tensors for the fused kernel, and float64 ones for the reference.
+
+    Where coordinates communicate (:attr:`Config.is_plain` is false), all tensors are of one of the two kinds."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: list[Tensor]
+    exact: list[tuple[Tensor, Tensor, Tensor]]
+    fresh: list[tuple[Tensor, Tensor]]  # parameters with states that are not yet among the optimizer's
+    network: CoordinatewiseLSTM
+    phi: Tensor
+    config: Config
+    lr: float
+    weight_decay: float
+    maximize: bool
+    groups: int = 1
+    memory: Memory | None = None
+    reduce: Reduce | None = None
+
+
+def gather(
+    group: Mapping[str, Any],
+    network: CoordinatewiseLSTM,
+    phi: Tensor,
+    state: Mapping[Tensor, Mapping[str, Any]],
+    reduce: Reduce | None,
+) -> Batch:
+    """What a parameter group does in a step, checked as far as Python sees it; ``state`` is the optimizer's, which is
+    only read.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: an option, gradient, parameter or state that does not fit.
+    """
+    lr, decay = group["lr"], group["weight_decay"]
+    lr = lr if type(lr) is float and isfinite(lr) else number("lr", lr)
+    decay = decay if type(decay) is float and isfinite(decay) else number("weight_decay", decay)
+    maximize = group["maximize"]
+    maximize = maximize if type(maximize) is bool else truth("maximize", maximize)
+    batch = Batch([], [], [], [], [], network, phi, network.config, lr, decay, maximize)
+    all_exact = False
+    if not batch.config.is_plain:
+        batch, all_exact = _with_others(group, batch, state, reduce)
+    config = batch.config
+    on_cpu, rows = phi.is_cpu, config.rows
+    params, grads, states, state_of = batch.params, batch.grads, batch.states, state.get
+    shapes: dict[int, tuple[int, ...]] = {}  # of states, by the number of coordinates
+    for k, param in enumerate(group["params"]):
+        grad = param.grad
+        if grad is None:
+            continue
+        if type(param) is not Parameter or type(grad) is not Tensor:
+            check_plain(param, group, k, "params")
+            check_plain(grad, group, k, "grad")
+        fused = grad.dtype in KERNEL_DTYPES and param.dtype in KERNEL_DTYPES and not all_exact
+        if not fused or grad.layout is not torch.strided:
+            check_gradient("params", param)
+            check_gradient("grad", grad)
+        if not (on_cpu and param.is_cpu and grad.is_cpu):
+            check_devices(param, grad, phi, fused)
+        dtype = torch.float32 if fused else torch.float64
+        entry = state_of(param, _EMPTY)
+        tiles, numel = entry.get(STATE_KEY), param.numel()
+        shape = shapes.get(numel)
+        if shape is None:
+            shape = shapes[numel] = (num_tiles(numel), rows, TILE)
+        fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.shape == shape
+        if not fits or entry.get(NUMEL_KEY) != numel:
+            with torch.inference_mode(False):  # a state outlives the mode that its first step is taken in
+                tiles = tiles_of(entry, param, config, dtype)
+                if tiles is None:
+                    tiles = torch.zeros(shape, dtype=dtype, device=param.device)
+            batch.fresh.append((param, tiles))
+        if fused:
+            params.append(param)
+            grads.append(grad)
+            states.append(tiles)
+        else:
+            batch.exact.append((param, grad, tiles))
+    return batch
+
+
+def _with_others(
+    group: Mapping[str, Any], batch: Batch, state: Mapping[Tensor, Mapping[str, Any]], reduce: Reduce | None
+) -> tuple[Batch, bool]:
+    """The batch of a group whose coordinates communicate, and whether it goes through the reference as a whole."""
+    # One average cannot run over the kernel and the reference: a single float64 tensor takes all to the latter.
+    params, network = group["params"], batch.network
+    moving = [param for param in params if param.grad is not None]
+    exact = any(torch.float64 in (param.dtype, param.grad.dtype) for param in moving)
+    if exact and reduce is not None:
+        raise NotImplementedError("step: float64 parameters cannot be sharded, only float32, bfloat16 and float16")
+    if reduce is joint.refuse:
+        reduce(torch.empty(0))
+    groups = group["groups"]
+    if type(groups) is not int or groups != 1:  # one problem fits always
+        check_groups(groups, 0)
+        for param in moving:
+            if param.numel() % groups:
+                check_groups(groups, param.numel())
+    memory = None
+    if moving and isinstance(network, NTMBFGS):
+        joint.check_all_move(params)
+        dtype = torch.float64 if exact else torch.float32
+        with torch.inference_mode(False):
+            memory = joint.memory_of(state.get(params[0], _EMPTY), group, network, dtype)
+            if memory is None:
+                numel = sum(param.numel() for param in params)
+                memory = network.init_memory(numel, group["groups"], params[0].device, dtype)
+    return batch._replace(groups=group["groups"], memory=memory, reduce=reduce), exact
+
+
+def only_make_state(batches: Sequence[Batch], state: Mapping[Any, Any]) -> bool:
+    """Whether a step asks for nothing but its state to be made: the first one, with every lr 0 and every gradient zero.
+
+    An LSTM goes on with a gradient of zero as with any other, so that a checkpoint made before the first step would
+    hold the state after one."""
+    if not all(batch.lr == 0.0 and batch.reduce is None for batch in batches):
+        return False  # where coordinates are sharded, other processes may have gradients, and wait
+    if any(isinstance(entry, Mapping) and STATE_KEY in entry for entry in state.values()):
+        return False
+    grads = [grad for batch in batches for grad in (*batch.grads, *(grad for _, grad, _ in batch.exact))]
+    return not any(grad.is_meta or bool(grad.any()) for grad in grads)
+
+
+def exact_step(param: Tensor, grad: Tensor, tiles: Tensor, batch: Batch) -> None:
+    """One step of a float64 parameter, through the reference."""
+    g = -grad if batch.maximize else grad
+    state = as_state(tiles, param.numel(), batch.config)
+    update, logical = reference.lstm_step(g, state.to_logical(), batch.phi, batch.config)
+    param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update, alpha=batch.lr)
+    tiles.copy_(State.from_logical(logical).data)

@@ -1,0 +1,130 @@
+"""The state dict of LearnedOptimizer: made of the live state and groups, and taken apart again."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+
+from ..networks.lstm import CoordinatewiseLSTM
+from ..networks.ntm_bfgs import NTMBFGS
+from . import joint
+from .checks import check_problems, number, plain, truth
+from .joint import Reduce
+from .registry import check_same_network, digest
+from .state import STATE_KEY, check_structure, modernized, pack_entry, unpack_entry
+
+# In the groups of a checkpoint of half-written state, since nothing else goes through everybody's hands unchanged.
+FAILURE_KEY = "half_way"
+
+
+def pack(
+    state: Mapping[Any, Any],
+    param_groups: Sequence[Mapping[str, Any]],
+    networks: Sequence[CoordinatewiseLSTM],
+    failure: str | None = None,
+) -> dict[str, Any]:
+    """See :meth:`l2l_fast.LearnedOptimizer.state_dict`; ``networks`` are those of the groups, ``failure`` is what
+    stopped a step half-way, if one was."""
+    index: dict[int, int] = {}
+    for k, param in enumerate(chain.from_iterable(group["params"] for group in param_groups)):
+        index.setdefault(id(param), k)
+    groups = []
+    for group, network in zip(param_groups, networks, strict=True):
+        packed = {key: plain(value) for key, value in group.items() if key != "params"}
+        packed["network"] = {**group["network"], "digest": digest(network)}
+        packed["params"] = [index[id(param)] for param in group["params"]]
+        if failure is not None:
+            packed[FAILURE_KEY] = failure
+        groups.append(packed)
+    packed_state = {
+        index[id(key)] if isinstance(key, Tensor) else key: pack_entry(value, key) for key, value in state.items()
+    }
+    return {"state": packed_state, "param_groups": groups}
+
+
+def unpack(
+    state_dict: Any,
+    param_groups: Sequence[Mapping[str, Any]],
+    networks: Sequence[CoordinatewiseLSTM],
+    reduce: Reduce | None,
+) -> tuple[defaultdict[Any, Any], list[dict[str, Any]]]:
+    """State and groups from what :func:`pack` made, for an optimizer with these groups. Nothing is shared with
+    ``state_dict`` but what is kept under keys that are no parameters.
+
+    Raises:
+        TypeError, ValueError: see :meth:`l2l_fast.LearnedOptimizer.load_state_dict`.
+    """
+    check_structure(state_dict)
+    failures = [group[FAILURE_KEY] for group in state_dict["param_groups"] if FAILURE_KEY in group]
+    if failures:
+        raise ValueError(
+            f"state_dict: saved after a step that failed half-way ({failures[0]}), so that parameters and state do not "
+            "belong together; expected one that was saved before"
+        )
+    groups = copy.deepcopy(state_dict["param_groups"])
+    counts = [len(group["params"]) for group in groups], [len(group["params"]) for group in param_groups]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"state_dict: expected groups of {counts[1]} parameters (as in the optimizer), got {counts[0]}"
+        )
+    owners: dict[Any, tuple[Tensor, dict[str, Any], CoordinatewiseLSTM]] = {}
+    for new, old, network in zip(groups, param_groups, networks, strict=True):
+        check_same_network(new["network"], network, "state_dict")
+        new.setdefault("groups", old["groups"])  # written before there was this option
+        owners.update((key, (param, new, network)) for key, param in zip(new["params"], old["params"], strict=True))
+        new.update({"params": old["params"], "network": old["network"]})
+        for name in ("lr", "weight_decay"):
+            number(name, new[name])
+        truth("maximize", new["maximize"])
+        check_problems(new, network, reduce)
+        if "param_names" in old:
+            new.setdefault("param_names", old["param_names"])
+    state: defaultdict[Any, Any] = defaultdict(dict)
+    for key, entry in state_dict["state"].items():
+        if key not in owners:
+            state[key] = entry
+            continue
+        param, group, network = owners[key]
+        entry = modernized(entry)
+        # The memory of a group is with its first parameter.
+        keeps = isinstance(network, NTMBFGS) and param is group["params"][0]
+        state[param] = unpack_entry(entry, param, network.config, keeps)
+        if keeps and (memory := joint.memory_of(entry, group, network)) is not None:
+            entries = memory.entries().items()
+            state[param].update({name: x.clone() if isinstance(x, Tensor) else x for name, x in entries})
+        if entry and STATE_KEY not in entry:
+            warnings.warn(
+                f"state_dict: no {STATE_KEY!r} in the state of parameter {key!r}, only {sorted(map(str, entry))}: it "
+                "will begin anew",
+                stacklevel=5,
+            )
+    for group, network in zip(groups, networks, strict=True):
+        _check_memory_is_there(state, group, network)
+    return state, groups
+
+
+def _check_memory_is_there(state: Mapping[Any, Any], group: Mapping[str, Any], network: CoordinatewiseLSTM) -> None:
+    """Warn of a memory without states or states without a memory: every step makes both. No error, for the group may
+    have been given another network before it was saved."""
+    if not isinstance(network, NTMBFGS) or not group["params"]:
+        return
+    entries = [state.get(param, {}) for param in group["params"]]
+    missing = sum(STATE_KEY not in entry for entry in entries)
+    if "memory_reads" in entries[0] and missing:
+        warnings.warn(
+            f"state_dict: a memory, but no {STATE_KEY!r} of {missing} of its {len(entries)} parameters: they will "
+            "begin anew",
+            stacklevel=6,
+        )
+    if "memory_reads" not in entries[0] and missing < len(entries):
+        warnings.warn(
+            f"state_dict: no memory (such as 'memory_reads') beside the {STATE_KEY!r} of the first of {len(entries)} "
+            "parameters that share one: it will begin anew",
+            stacklevel=6,
+        )

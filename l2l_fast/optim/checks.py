@@ -1,0 +1,191 @@
+"""What LearnedOptimizer checks before it writes anything."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ..kernels import checks, operators
+from ..kernels.checks import check_gradient, check_groups
+from ..networks.lstm import CoordinatewiseLSTM
+from ..networks.memory import Memory
+from ..networks.ntm_bfgs import NTMBFGS
+from . import joint
+from .joint import Reduce
+
+if TYPE_CHECKING:
+    from .batch import Batch
+
+OPTIONS = ("network", "lr", "weight_decay", "maximize", "groups")
+# What schedulers and users keep in a group beside the optimizer's own options.
+BOOKKEEPING = {
+    *("params", "param_names", "name", "names", "group_name"),
+    *("initial_lr", "max_lr", "min_lr", "base_lr", "swa_lr", "lr_scale", "lr_mult"),
+}
+
+
+def number(name: str, value: Any) -> float:
+    """``value`` as a finite float: a real number of any kind, or a tensor with one element.
+
+    Raises:
+        TypeError: something else. ValueError: a tensor of several elements, NaN or infinity. NotImplementedError: one
+            that carries a tangent or is transformed by torch.func, which would be lost.
+    """
+    if isinstance(value, Tensor):
+        transformed = torch._C._functorch.is_functorch_wrapped_tensor(value)
+        if transformed or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None):
+            raise NotImplementedError(
+                f"{name}: a step is not differentiable with respect to it, nor transformed by torch.func, got a tensor "
+                "that is; expected a plain number, or call the network itself (CoordinatewiseLSTM)"
+            )
+        if value.numel() != 1:
+            raise ValueError(f"{name}: expected a number or a tensor with one element, got shape {tuple(value.shape)}")
+        value = value.item()
+    return checks.real(name, value)
+
+
+def truth(name: str, value: Any) -> bool:
+    """``value`` as a bool; what is one number counts as one.
+
+    Raises:
+        TypeError, ValueError: something else, as for :func:`number`.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    return bool(number(name, value))
+
+
+def plain(value: Any) -> Any:
+    """A group's option as plain data: numbers of numpy as those of Python, tensors as copies."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    # A long double, a Fraction or a Decimal is a number to a step, but not to torch.load(weights_only=True).
+    known = value is None or isinstance(value, (bool, int, float, complex, str, bytes))
+    return float(value) if not known and checks.as_float(value) is not None else value
+
+
+def check_new_options(group: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError, naming the option, unless the options of a new group are valid; warn of those
+    among the ``given`` ones (the others are defaults) that this optimizer does not have."""
+    for name in ("lr", "weight_decay"):
+        if number(name, group[name]) < 0:
+            raise ValueError(f"{name}: expected a finite number >= 0, got {group[name]}")
+    if not isinstance(group["maximize"], bool):
+        raise TypeError(f"maximize: expected a bool, got {group['maximize']!r}")
+    unknown = sorted(str(key) for key in set(given) - {*OPTIONS, *BOOKKEEPING})
+    if unknown:
+        warnings.warn(
+            f"param_groups: LearnedOptimizer has no option {', '.join(map(repr, unknown))}, which will have no effect; "
+            f"its options are {', '.join(map(repr, OPTIONS))}",
+            stacklevel=4,
+        )
+
+
+def check_parameters(group: Mapping[str, Any]) -> None:
+    """Raise unless all parameters of a group are of a kind that the optimizer can write.
+
+    Raises:
+        TypeError: not dense and real floating point.
+        ValueError: the same parameter twice.
+        NotImplementedError: a DTensor, or another tensor that is made of tensors.
+    """
+    params = group["params"]
+    for k, param in enumerate(params):
+        check_plain(param, group, k, "params")
+        check_gradient("params", param)
+    if len(set(params)) != len(params):
+        raise ValueError("params: the same parameter appears more than once in the group")
+
+
+def check_plain(tensor: Tensor, group: Mapping[str, Any], k: int, what: str) -> None:
+    """Raise NotImplementedError for a tensor without memory of its own, such as a DTensor: kernels need a pointer."""
+    if type(tensor) in (Tensor, Parameter) or not is_traceable_wrapper_subclass(tensor):
+        return
+    names = group.get("param_names")
+    name = repr(names[k]) if names else f"{k} of its group, of shape {tuple(tensor.shape)}"
+    raise NotImplementedError(
+        f"{what}: parameter {name} is a {type(tensor).__name__}, and only plain tensors can be stepped; "
+        "use param.to_local(), or optimize before sharding"
+    )
+
+
+def check_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
+    """Raise ValueError unless every parameter holds the group's number of problems side by side."""
+    check_groups(group["groups"], 0)
+    if not network.communicates:
+        return
+    for param in group["params"]:
+        check_groups(group["groups"], param.numel())
+    if reduce is not None and isinstance(network, NTMBFGS):
+        raise NotImplementedError("process_group: the memory of NTMBFGS cannot be sharded")
+
+
+def check_together(batches: Sequence[Batch]) -> None:
+    """Raise unless the kernels will take the tensors of every group, and none that is written is another's: the launch
+    of a group checks as much, but by then the groups before it have been written."""
+    launches = [batch for batch in batches if batch.params]
+    exact = [each for batch in batches for each in batch.exact]
+    memories = [(k, batch.memory) for k, batch in enumerate(batches) if batch.memory is not None]
+    if len(launches) < 2 and not exact and not memories:
+        return
+    for batch in batches:
+        # The first launch has nothing before it: what it refuses, it refuses in time.
+        if batch.params and (batch is not launches[0] or exact):
+            tensors = (batch.params, batch.grads, batch.states)
+            step = (batch.lr, batch.weight_decay, batch.maximize)
+            if batch.config.is_plain:
+                operators.step_(*tensors, batch.phi.float(), batch.config, *step, check_only=True)
+            else:
+                joint.fused_step(batch, None, (), check_only=True)
+        for param, grad, _ in batch.exact:
+            if param.shape != grad.shape:
+                raise ValueError(f"grad: expected shape {tuple(param.shape)} as params, got {tuple(grad.shape)}")
+    params = [param for batch in batches for param in batch.params] + [param for param, _, _ in exact]
+    grads = [grad for batch in batches for grad in batch.grads] + [grad for _, grad, _ in exact]
+    states = [state for batch in batches for state in batch.states] + [state for _, _, state in exact]
+    if memories:
+        _check_apart_with_memories(params, grads, states, memories)
+    else:
+        operators.check_apart(params, grads, states)
+
+
+_NOTHING: list[Tensor] = []  # in the place of the states that memories do not have
+
+
+def _check_apart_with_memories(
+    params: list[Tensor], grads: list[Tensor], states: list[Tensor], memories: Sequence[tuple[int, Memory]]
+) -> None:
+    """The same for what memories hold, too, which is written as parameters are; named as in the optimizer's state."""
+    tensors = [value for _, memory in memories for value in memory.tensors().values()]
+    while len(_NOTHING) < len(tensors):
+        with torch.inference_mode(False):
+            _NOTHING.append(torch.empty(1, device="cpu"))
+    try:
+        operators.check_apart(params + tensors, grads, states + _NOTHING[: len(tensors)])
+    except (ValueError, RuntimeError) as error:
+        held = [f"{name!r} of param_groups[{k}]" for k, memory in memories for name in memory.tensors()]
+        names = {f"params[{len(params) + j}]": name for j, name in enumerate(held)}
+        text = re.sub(r"params\[\d+\]", lambda found: names.get(found[0], found[0]), str(error))
+        raise type(error)(text) from None
+
+
+def check_devices(param: Tensor, grad: Tensor, phi: Tensor, fused: bool) -> None:
+    """Raise unless all are on one device, for which there is a kernel."""
+    if not param.device == grad.device == phi.device:
+        raise ValueError(
+            f"params, their gradients and the network must be on one device, got {param.device}, {grad.device} and "
+            f"{phi.device}"
+        )
+    if fused:
+        operators.require_kernel("step_", param.device)

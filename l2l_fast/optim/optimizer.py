@@ -1,0 +1,375 @@
+"""LearnedOptimizer: a trained network behind the interface of torch.optim."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..kernels import operators
+from ..kernels.state import State
+from ..kernels.surroundings import without_autocast
+from ..networks.lstm import CoordinatewiseLSTM
+from . import joint
+from .batch import Batch, exact_step, gather, only_make_state
+from .checkpoints import pack, unpack
+from .checks import check_new_options, check_parameters, check_problems, check_together, plain
+from .joint import Kept
+from .registry import Registry, check_network
+from .segment import Segment
+from .segment_checks import check_recordable
+from .state import NUMEL_KEY, STATE_KEY, as_state, is_live, modernized, tiles_of
+
+
+class LearnedOptimizer(Optimizer):
+    """Updates every coordinate with an LSTM: ``theta = theta * (1 - lr * weight_decay) + lr * phi(grad, state)``.
+
+    Equation 1 of Andrychowicz et al. 2016 as a :class:`torch.optim.Optimizer`: parameter groups, learning-rate
+    schedulers, closures, hooks, state dicts, gradient scaling and clipping work as usual. All float32, bfloat16 and
+    float16 parameters of a group are updated by one launch, in float32 arithmetic; float64 parameters take the
+    reference path.
+
+    Args:
+        params: parameters, named parameters or group dicts. A group may carry its own ``"network"`` (the paper's CIFAR
+            experiment uses one for convolutions and one for the rest).
+        network: the network of the groups that carry none.
+        lr: multiplies the update; 1.0 is what the network was trained for, and what schedulers scale.
+        weight_decay: decoupled weight decay, as in AdamW.
+        maximize: ascend: the network sees -grad.
+        groups: for networks whose coordinates communicate (:class:`l2l_fast.NTMBFGS`, ``gac_cells``): this many
+            independent problems lie side by side in the leading dimension of every parameter, and do not mix. An
+            option of a parameter group, as lr is; averages and memory span all parameters of the group.
+        process_group: of ``torch.distributed``, if the coordinates are sharded over its processes: global averages then
+            run over all of them. Or a function that adds up a float64 tensor over the processes in place. Every process
+            must take every step, also one whose parameters have no gradients.
+
+    Raises:
+        TypeError: a network, option or parameter of an unsupported type (parameters must be dense and real floating
+            point; so must gradients, which :meth:`step` checks before it writes anything).
+        ValueError: a negative lr or weight_decay, a group without a network, or one not on its network's device.
+        NotImplementedError: parameters on a device for which this build has no kernel.
+
+    Meta-training: :meth:`start_segment` and :meth:`backward_segment`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        network: CoordinatewiseLSTM | None = None,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        groups: int = 1,
+        process_group: Any = None,
+    ) -> None:
+        self._segment: Segment | None = None
+        self._registry = Registry()
+        self._kept = Kept(process_group)
+        self._failure: str | None = None
+        defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize, "groups": groups}
+        super().__init__(params, defaults)
+        if process_group is not None and not any(network.communicates for network in self.networks):
+            warnings.warn(
+                "process_group: has no effect, for the coordinates of these networks do not communicate (gac_cells=0): "
+                "every process steps its own",
+                stacklevel=2,
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; see :meth:`torch.optim.Optimizer.add_param_group`. Options not given take the defaults."""
+        if isinstance(param_group, dict):
+            options = {**self.defaults, **param_group}
+            if not isinstance(options["network"], dict):
+                check_network(options["network"])
+            check_new_options(options, param_group)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_parameters(group)
+            for name in ("lr", "weight_decay"):
+                group[name] = group[name] if isinstance(group[name], Tensor) else plain(group[name])
+            network = self._registry.network_of(group)
+            check_problems(group, network, self._kept.reduce)
+            if self._segment is not None:
+                check_recordable("add_param_group, with a segment open", network, self._kept.reduce)
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        for group, network in zip(self.param_groups, self.networks, strict=True):
+            text = text.replace(repr(group["network"]), repr(network))
+        return text
+
+    @property
+    def networks(self) -> list[CoordinatewiseLSTM]:
+        """The network of every parameter group. To give a group another one, assign to ``group["network"]``; what
+        stands there otherwise is a description, so that ``param_groups`` hold nothing but plain data."""
+        return [self._registry.network_of(group) for group in self.param_groups]
+
+    @property
+    def process_group(self) -> Any:
+        """What the constructor was given: kept by :func:`copy.deepcopy`, lost by pickling unless it can be pickled."""
+        return self._kept.value
+
+    @process_group.setter
+    def process_group(self, value: Any) -> None:
+        self._kept = Kept(value)
+
+    def state_of(self, param: Tensor) -> State | None:
+        """The recurrent state of a parameter, sharing the memory of ``optimizer.state[param]["lstm_state"]`` unless
+        that must be converted first; None before its first step.
+
+        Raises:
+            KeyError: not a parameter of this optimizer.
+        """
+        for group in self.param_groups:
+            if any(param is each for each in group["params"]):
+                config = self._registry.network_of(group).config
+                dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+                tiles = tiles_of(self.state.get(param, {}), param, config, dtype)
+                return None if tiles is None else as_state(tiles, param.numel(), config)
+        raise KeyError(f"param: not a parameter of this optimizer, of shape {tuple(param.shape)}")
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter that has a gradient; returns the closure's loss, if there is a closure.
+
+        torch.compile leaves the step alone: it is one launch already. The first step of all, if every lr is 0 and every
+        gradient exactly zero, makes the state and leaves it as new, outside of segments and unless coordinates are
+        sharded: such a step is how ``torch.distributed.checkpoint`` has an optimizer make what it will look for.
+
+        Raises:
+            TypeError, ValueError, NotImplementedError: a gradient, parameter, state or option that does not fit, in
+                whichever group; nothing has been written then, in any group.
+            RuntimeError: an earlier step failed after it had begun to write. The closure is not called then.
+        """
+        if self._failure is not None or self._segment is not None or self._kept.reduce is not None:
+            self._check_can_go_on()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # Everything is collected and checked before the first launch, so that an error leaves all groups untouched.
+        networks = self.networks
+        # Rebuilt every step: a copy of 20 kB costs less than a cache that could go stale.
+        phis = {id(network): network.phi() for network in dict.fromkeys(networks)}
+        batches = [
+            gather(group, network, phis[id(network)], self.state, self._kept.reduce)
+            for group, network in zip(self.param_groups, networks, strict=True)
+        ]
+        segment = self._segment
+        if len(batches) != 1 or batches[0].exact or batches[0].memory is not None:
+            check_together(batches)
+        if segment is None:
+            if batches and batches[0].lr == 0.0 and only_make_state(batches, self.state):
+                for group, batch in zip(self.param_groups, batches, strict=True):
+                    self._keep(batch)
+                    self._keep_memory(group, batch)
+                return loss
+        else:
+            segment.begin_step(zip(self.param_groups, batches, strict=True))
+        self._begun = False
+        try:
+            for group, batch in zip(self.param_groups, batches, strict=True):
+                self._run(group, batch)
+        except BaseException as error:
+            if self._begun:
+                self._failure = f"{type(error).__name__}: {error}"
+            elif segment is not None and isinstance(error, (ValueError, TypeError, NotImplementedError)):
+                segment.cancel_step()  # the first launch refused its arguments
+            raise
+        if segment is not None:
+            segment.end_step()
+        return loss
+
+    def _check_can_go_on(self) -> None:
+        """Raise RuntimeError if there is no step to take, whatever the gradients are."""
+        if self._failure is not None:
+            raise RuntimeError(
+                f"step: an earlier step failed half-way ({self._failure}), so that parameters and state no longer "
+                "belong together; call load_state_dict() (and load the parameters) before going on"
+            )
+        if self._segment is not None:
+            self._segment.check_whole()
+        if self._kept.reduce is joint.refuse and any(network.communicates for network in self.networks):
+            joint.refuse(torch.empty(0))
+
+    def _run(self, group: dict[str, Any], batch: Batch) -> None:
+        record, tiles = (None, ()) if self._segment is None else self._segment.record(group, batch)
+        if not batch.config.is_plain:
+            with without_autocast(batch.phi.device):
+                self._run_joint(group, batch, record, tiles)
+            return
+        if batch.params:
+            tensors, options = (batch.params, batch.grads, batch.states), (batch.lr, batch.weight_decay, batch.maximize)
+            phi = batch.phi.float()
+            operators.step_(*tensors, phi, batch.config, *options, record=record, record_tiles=tiles)
+            self._keep(batch)
+        for param, grad, state in batch.exact:
+            self._keep(batch)
+            with without_autocast(batch.phi.device):
+                exact_step(param, grad, state, batch)
+
+    def _run_joint(
+        self, group: dict[str, Any], batch: Batch, record: Tensor | None, record_tiles: Sequence[int]
+    ) -> None:
+        if batch.exact:
+            self._keep(batch)
+            joint.exact_step(batch)
+        elif batch.params or batch.reduce is not None:
+            means = joint.fused_step(batch, record, record_tiles, lambda: self._keep(batch))
+            if self._segment is not None:
+                self._segment.keep_means(group, means)
+        self._keep_memory(group, batch)
+
+    def _keep_memory(self, group: dict[str, Any], batch: Batch) -> None:
+        if batch.memory is not None:
+            self.state[group["params"][0]].update(batch.memory.entries())
+
+    def _keep(self, batch: Batch) -> None:
+        # Only once the kernel has taken them: a step that is refused leaves the state as it was, too.
+        self._begun = True
+        for param, tiles in batch.fresh:
+            self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: param.numel()})
+        batch.fresh.clear()
+
+    # ---- meta-training ----
+
+    def start_segment(self) -> None:
+        """Start an unrolled segment at the current theta_0 and state: from now on every :meth:`step` is recorded.
+
+        Recording keeps a copy of the start state and, per step, the gradients as this optimizer sees them (after
+        unscaling and clipping) in float32: 4 bytes per coordinate and step.
+
+        Raises:
+            RuntimeError: a segment is already open (:meth:`discard_segment` drops it).
+            NotImplementedError: a network with memory (unroll it in autograd, as :class:`l2l_fast.MetaTrainer` does),
+                or coordinates that communicate and are sharded.
+        """
+        if self._segment is not None:
+            raise RuntimeError("start_segment: a segment is already open; call backward_segment() or discard_segment()")
+        for network in self.networks:
+            check_recordable("start_segment", network, self._kept.reduce)
+        self._segment = Segment()
+
+    def discard_segment(self) -> None:
+        """Drop the open segment, if any, with its recorded gradients. Parameters and state stay as they are."""
+        self._segment = None
+
+    def backward_segment(
+        self,
+        weights: Sequence[float] | Tensor | None = None,
+        grad_end_states: Mapping[Tensor, State] | None = None,
+        return_grad_start_states: bool = False,
+    ) -> dict[Tensor, State] | None:
+        """Add ``d(sum_{s=1..T} w_s f(theta_s)) / d phi`` to the ``.grad`` of the networks; close the segment.
+
+        Call it after T recorded steps and after one more ``backward()`` at theta_T, which leaves grad f(theta_T) in the
+        parameters' ``.grad``. Differentiates equation 3 of Andrychowicz et al. 2016 with every grad f(theta_s) held
+        constant: exactly what back-propagation through the unrolled LSTM gives when the gradients are detached. f is
+        the function whose gradients the optimizer saw: if they were clipped, so is f's gradient here. With
+        ``maximize=True`` f is still the user's function, to be meta-maximised by the caller. A parameter without a
+        gradient at theta_s did not move there and contributes nothing to f(theta_s).
+
+        Args:
+            weights: w_1 ... w_T (default: all 1).
+            grad_end_states: for some parameters, dL/d(state after step T) from beyond the segment (synthetic
+                gradients, Jaderberg et al. 2017); states as :meth:`state_of` returns them.
+            return_grad_start_states: return dL/d(state at the start) for every parameter that has a state.
+
+        Returns:
+            None, or a dict from parameters to :class:`State` objects that hold gradients.
+
+        Afterwards the segment is closed; :meth:`start_segment` may follow at once, and the gradients in ``.grad`` may
+        serve as those of the next step. After an error the segment is still open and nothing has been written.
+
+        Raises:
+            RuntimeError: no open segment, no recorded step, no gradient at theta_T, or a network or state that was
+                changed during the segment.
+            ValueError, TypeError: weights of the wrong length or type, grad_end_states that do not fit; no parameter
+                that requires grad in the networks that moved something, unless the gradients of the start states are
+                asked for.
+        """
+        if self._segment is None:
+            raise RuntimeError("backward_segment: no open segment; call start_segment() before the first step")
+        states: dict[Tensor, State] = {}
+        for group, network in zip(self.param_groups, self.networks, strict=True):
+            for param in group["params"]:
+                entry = self.state.get(param, {})
+                if is_live(entry):
+                    states[param] = as_state(entry[STATE_KEY], param.numel(), network.config)
+        result = self._segment.backward(states, weights, grad_end_states, return_grad_start_states)
+        self._segment = None
+        return result
+
+    # ---- checkpoints ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """As :meth:`torch.optim.Optimizer.state_dict`: plain data, which ``torch.load(weights_only=True)`` reads.
+
+        Each parameter's entry holds ``"lstm_state"``, of shape ``param.shape + (2 * num_layers * hidden_size,)`` (per
+        layer h, then c), independent of tiles, device and threads. A snapshot: later steps do not change it. Of the
+        networks only a description and a digest of the weights are stored, to be compared on loading (save them with
+        :meth:`CoordinatewiseLSTM.save`). An open segment is not stored. What others keep in ``state`` (wrappers of
+        optimizers) is stored as it is. After a step that failed half-way it says so, and will not be loaded."""
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state_dict = pack(self.state, self.param_groups, self.networks, self._failure)
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            result = post_hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        return state_dict
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned; the argument is not modified. The groups keep their networks. Files
+        of earlier releases load.
+
+        Raises:
+            RuntimeError: a segment is open.
+            TypeError, ValueError: not the state dict of a LearnedOptimizer, or groups, options, parameters or networks
+                that do not match, or one of half-written state; nothing has been loaded then.
+
+        Warns of states that will begin anew although something was saved for their parameters.
+        """
+        if self._segment is not None:
+            raise RuntimeError(
+                "load_state_dict: a segment is open and would no longer match the state; call backward_segment() or "
+                "discard_segment() first"
+            )
+        state_dict = copy.copy(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = pre_hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        with torch.inference_mode(False):  # a state outlives the mode that it is loaded in
+            state, groups = unpack(state_dict, self.param_groups, self.networks, self._kept.reduce)
+        self.__setstate__({"state": state, "param_groups": groups})
+        self._failure = None
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {"_registry": self._registry, "_kept": self._kept, "_failure": self._failure}
+        return {**super().__getstate__(), **kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._segment = None  # a copy starts outside any segment
+        # What load_state_dict leaves alone, and pickles of earlier releases do not have.
+        for name, make in (("_registry", Registry), ("_kept", Kept), ("_failure", lambda: None)):
+            if name not in self.__dict__:
+                self.__dict__[name] = make()
+        for group in self.param_groups:
+            group.setdefault("groups", 1)
+            self._registry.network_of(group)
+        for key, entry in self.state.items():
+            self.state[key] = modernized(entry)

@@ -1,0 +1,404 @@
+"""An unrolled segment of learned optimization: what is recorded, and the meta-gradient that comes out of it.
+
+Since every gradient counts as a constant (Andrychowicz et al. 2016, section 2), the upstream gradient of every update
+is a sum of recorded gradients, and the states can be recomputed from the first one. So a segment records only the start
+state and the gradients; :func:`l2l_fast.operators.segment_backward` does the rest in one launch per group.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import operators, reference
+from ..kernels.checks import check_gradient
+from ..kernels.config import Config
+from ..kernels.state import TILE, State, num_tiles
+from ..kernels.surroundings import without_autocast
+from ..networks.lstm import CoordinatewiseLSTM
+from . import segment_joint
+from .segment_checks import check_end_states, check_recordable, check_trainable, check_weights
+from .state import as_state
+
+if TYPE_CHECKING:
+    from .batch import Batch
+
+HALF_WAY = "a step of the open segment failed half-way; call discard_segment() and start anew"
+
+
+@dataclass
+class Step:
+    """One recorded step of one group; ``g`` is what the network saw (the gradient, negated by maximize)."""
+
+    t: int
+    params: list[Tensor]
+    record: Tensor | None
+    exact: dict[Tensor, Tensor]
+    lr: float
+    decay: float
+    sign: float
+    means: Tensor | None = None  # of the global averaging cells, [num_layers, groups, gac_cells]
+
+    def recorded(self, param: Tensor, tiles: Mapping[Tensor, int]) -> Tensor:
+        """The recorded g of one parameter, flat."""
+        if param in self.exact:
+            return self.exact[param].reshape(-1)
+        assert self.record is not None
+        return self.record[TILE * tiles[param] :][: param.numel()]
+
+
+@dataclass
+class Tape:
+    """The recorded steps of one parameter group, and where each parameter's tiles lie in its records."""
+
+    network: CoordinatewiseLSTM
+    phi: Tensor
+    config: Config
+    groups: int = 1
+    steps: list[Step] = field(default_factory=list)
+    tiles: dict[Tensor, int] = field(default_factory=dict)
+    total_tiles: int = 0
+
+    def place(self, params: Iterable[Tensor]) -> list[int]:
+        """First tile of every parameter; one that is new to the segment is appended, so no place ever changes."""
+        for param in params:
+            if param not in self.tiles:
+                self.tiles[param] = self.total_tiles
+                self.total_tiles += num_tiles(param.numel())
+        return [self.tiles[param] for param in params]
+
+    def patterns(self, exact: bool) -> dict[tuple[int, ...], list[Tensor]]:
+        """Parameters by the steps (indices into ``steps``) in which they moved; nearly always there is one pattern."""
+        members: list[list[Tensor]] = [list(step.exact) if exact else step.params for step in self.steps]
+        ids = [tuple(map(id, params)) for params in members]
+        if ids and ids[0] and all(other == ids[0] for other in ids):
+            return {tuple(range(len(members))): members[0]}
+        moved: dict[Tensor, list[int]] = {}
+        for index, params in enumerate(members):
+            for param in params:
+                moved.setdefault(param, []).append(index)
+        patterns: dict[tuple[int, ...], list[Tensor]] = {}
+        for param, indices in moved.items():
+            patterns.setdefault(tuple(indices), []).append(param)
+        return patterns
+
+
+class Segment:
+    """Recorder of the steps between ``start_segment`` and ``backward_segment``."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.tapes: dict[int, Tape] = {}
+        self.start_states: dict[Tensor, State] = {}
+        self.current_states: dict[Tensor, tuple[Tensor, int]] = {}  # the tensor, and its version after the last step
+        self.owners: dict[Tensor, int] = {}  # the group of every parameter
+        self._broken = False
+        self._moving: list[tuple[Tensor, Tensor]] = []
+        self._last_gradient: tuple[Tensor, Any, int] | None = None
+        self._gradients_are_fresh = False
+
+    def check_whole(self) -> None:
+        """Raise RuntimeError if a step of this segment failed after it had begun to write."""
+        if self._broken:
+            raise RuntimeError(HALF_WAY)
+
+    # ---- recording, driven by LearnedOptimizer.step ----
+
+    def begin_step(self, batches: Iterable[tuple[dict[str, Any], Batch]]) -> None:
+        """Check that the step continues the segment and keep the start states of parameters that move for the first
+        time. Raises RuntimeError if a network or a state was replaced since the previous step, NotImplementedError for
+        a network that no segment can hold."""
+        self.check_whole()
+        witness = None
+        started: list[tuple[Tensor, Tensor, Config]] = []
+        for group, batch in batches:
+            if not batch.config.is_plain:
+                check_recordable("step, with a segment open", batch.network, batch.reduce)
+            moving = [*zip(batch.params, batch.grads, batch.states, strict=True), *batch.exact]
+            tape = self.tapes.get(id(group))
+            if tape is not None and tape.network is not batch.network:
+                raise RuntimeError("step: a group's network was replaced during the segment")
+            if tape is not None and tape.groups != batch.groups:
+                raise RuntimeError("step: a parameter group's number of problems was changed during the segment")
+            for param, grad, state in moving:
+                if param in self.current_states:
+                    self._check_same_state("step", param, state)
+                if self.owners.setdefault(param, id(group)) != id(group):
+                    raise RuntimeError("step: a parameter's group was replaced during the segment")
+                witness = witness or (param, grad)
+            started.extend((param, state, batch.config) for param, _, state in moving)
+        for param, state, config in started:
+            if param not in self.start_states:
+                self.start_states[param] = as_state(state.clone(), param.numel(), config)
+        self._moving = [(param, state) for param, state, _ in started]
+        if witness is not None:
+            self._watch(*witness)
+        self._broken = True  # until end_step
+
+    def record(self, group: dict[str, Any], batch: Batch) -> tuple[Tensor | None, list[int]]:
+        """Add a step to the group's tape; returns the buffer and places where the kernel shall write the gradients."""
+        tape = self.tapes.get(id(group))
+        if tape is None:
+            tape = self.tapes[id(group)] = Tape(batch.network, batch.phi, batch.config, batch.groups)
+        record, tiles = None, []
+        if batch.params:
+            tiles = tape.place(batch.params)
+            record = torch.empty(TILE * tape.total_tiles, dtype=torch.float32, device=batch.params[0].device)
+        exact = {param: (-grad if batch.maximize else grad.clone()).to(torch.float64) for param, grad, _ in batch.exact}
+        decay = 1.0 - batch.lr * batch.weight_decay
+        sign = -1.0 if batch.maximize else 1.0
+        tape.steps.append(Step(self.num_steps, batch.params, record, exact, batch.lr, decay, sign))
+        return record, tiles
+
+    def keep_means(self, group: dict[str, Any], means: Tensor) -> None:
+        """Keep the means that the step just recorded for this group came out with; a few floats."""
+        self.tapes[id(group)].steps[-1].means = means
+
+    def cancel_step(self) -> None:
+        """The step that was begun has written nothing: it is as if it had not been tried."""
+        for tape in self.tapes.values():
+            tape.steps = [step for step in tape.steps if step.t < self.num_steps]
+        self._moving = []
+        self._broken = False
+
+    def end_step(self) -> None:
+        self.current_states.update((param, (state, _version(state))) for param, state in self._moving)
+        self._moving = []
+        self.num_steps += 1
+        self._broken = False
+
+    def _watch(self, param: Tensor, grad: Tensor) -> None:
+        # A forgotten backward() at theta_T would give a plausible, wrong meta-gradient. It shows when gradients used to
+        # be renewed from step to step and no longer are.
+        previous = self._last_gradient
+        self._gradients_are_fresh = previous is not None and not _is_same(grad, *previous[1:])
+        self._last_gradient = (param, weakref.ref(grad), _version(grad))
+
+    # ---- the meta-gradient ----
+
+    @torch.no_grad()
+    def backward(
+        self,
+        states: Mapping[Tensor, State],
+        weights: Sequence[float] | Tensor | None,
+        grad_end_states: Mapping[Tensor, State] | None,
+        return_grad_start_states: bool,
+    ) -> dict[Tensor, State] | None:
+        """See :meth:`l2l_fast.LearnedOptimizer.backward_segment`; ``states`` are all current states."""
+        if self.num_steps == 0:
+            raise RuntimeError("backward_segment: no step was recorded since start_segment()")
+        self.check_whole()
+        if not return_grad_start_states:
+            still = [not any(step.params or step.exact for step in tape.steps) for tape in self.tapes.values()]
+            networks = [tape.network for tape in self.tapes.values()]
+            # If nothing moved at all, it is the gradients that are missing, which is said below.
+            moved = networks if all(still) else [network for network, rests in zip(networks, still) if not rests]
+            check_trainable(moved, networks)
+        w = check_weights(weights, self.num_steps)
+        end_grads = check_end_states(grad_end_states, states)
+        self._check_unchanged(states)
+        finals = {key: self._final_gradients(tape) for key, tape in self.tapes.items()}
+        self._check_final(finals, w[-1])
+        if not return_grad_start_states and all(still):
+            raise RuntimeError("backward_segment: no parameter had a gradient in any recorded step, so none has moved")
+
+        grad_start: dict[Tensor, State] = {}
+        totals: dict[int, tuple[CoordinatewiseLSTM, Tensor]] = {}
+        for key, tape in self.tapes.items():
+            if not tape.config.is_plain:
+                grad_phi, starts_of = segment_joint.backward(
+                    self, tape, finals[key], w, end_grads, bool(return_grad_start_states)
+                )
+                grad_start.update(starts_of)
+                _, total = totals.get(id(tape.network), (None, 0.0))
+                totals[id(tape.network)] = (tape.network, total + grad_phi.to(tape.phi.dtype))
+                continue
+            for exact in (False, True):
+                for indices, params in tape.patterns(exact).items():
+                    run = self._exact_backward if exact else self._kernel_backward
+                    grad_phi, starts = run(
+                        tape, indices, params, finals[key], w, end_grads, bool(return_grad_start_states)
+                    )
+                    if return_grad_start_states:
+                        grad_start.update(zip(params, starts, strict=True))
+                    _, total = totals.get(id(tape.network), (None, 0.0))
+                    totals[id(tape.network)] = (tape.network, total + grad_phi.to(tape.phi.dtype))
+        for network, total in totals.values():
+            _accumulate(network, total)
+        if not return_grad_start_states:
+            return None
+        for param, state in states.items():
+            if param not in grad_start:  # it did not move: its state passed through the segment unchanged
+                zeros = torch.zeros_like(state.data)
+                grad_start[param] = end_grads.get(param, state._like(zeros)).clone()
+        return grad_start
+
+    def coefficients(
+        self, tape: Tape, indices: Sequence[int], w: Sequence[float]
+    ) -> tuple[list[float], list[float], list[float]]:
+        # For parameters that moved only in some steps, the others drop out: theta stood still and f's gradient counts
+        # as zero there. records[j] = sign_j * grad f, so the sign goes into the weight.
+        steps = [tape.steps[index] for index in indices]
+        loss_weights = [step.sign * w[step.t - 1] for step in steps[1:]] + [w[-1]]
+        return loss_weights, [step.lr for step in steps], [step.decay for step in steps]
+
+    def records(
+        self, tape: Tape, indices: Sequence[int], params: Sequence[Tensor], final: Mapping[Tensor, Tensor]
+    ) -> list[Tensor]:
+        """The recorded gradients of ``params`` in the steps ``indices``, and last those at theta_T."""
+        records = [record for index in indices if (record := tape.steps[index].record) is not None]
+        # Records grow when a parameter joins during the segment; those of these parameters lie in all of them.
+        size = min(record.numel() for record in records)
+        last = torch.zeros(size, dtype=torch.float32, device=tape.phi.device)
+        for param in params:
+            if param in final:
+                place = TILE * tape.tiles[param]
+                last[place : place + param.numel()].view(param.shape).copy_(final[param])
+        return [record[:size] for record in records] + [last]
+
+    def injected(self, params: Sequence[Tensor], end_grads: Mapping[Tensor, State]) -> list[Tensor]:
+        """The given gradients of the states after the last step, or an empty list."""
+        if not any(param in end_grads for param in params):
+            return []
+        return [
+            # Through the logical layout: the padding of a gradient from elsewhere may hold anything.
+            State.from_logical(end_grads[param].to_logical()).data
+            if param in end_grads
+            else torch.zeros_like(self.start_states[param].data)
+            for param in params
+        ]
+
+    def _kernel_backward(
+        self,
+        tape: Tape,
+        indices: tuple[int, ...],
+        params: list[Tensor],
+        final: dict[Tensor, Tensor],
+        w: list[float],
+        end_grads: Mapping[Tensor, State],
+        need_grad_start: bool,
+    ) -> tuple[Tensor, list[State]]:
+        starts = [self.start_states[param] for param in params]
+        grad_phi, grad_starts = operators.segment_backward(
+            [start.data for start in starts],
+            [param.numel() for param in params],
+            [tape.tiles[param] for param in params],
+            self.records(tape, indices, params, final),
+            [],
+            *self.coefficients(tape, indices, w),
+            tape.phi.float(),
+            tape.config,
+            1,
+            self.injected(params, end_grads),
+            need_grad_start,
+        )
+        if not need_grad_start:
+            return grad_phi, []
+        return grad_phi, [start._like(data) for start, data in zip(starts, grad_starts, strict=True)]
+
+    def _exact_backward(
+        self,
+        tape: Tape,
+        indices: tuple[int, ...],
+        params: list[Tensor],
+        final: dict[Tensor, Tensor],
+        w: list[float],
+        end_grads: Mapping[Tensor, State],
+        need_grad_start: bool,
+    ) -> tuple[Tensor, list[State]]:
+        grads = [[tape.steps[index].exact[param] for param in params] for index in indices]
+        grads.append([final[p].double() if p in final else torch.zeros_like(p, dtype=torch.float64) for p in params])
+        starts = [self.start_states[param] for param in params]
+        injected = [
+            end_grads.get(param, start._like(torch.zeros_like(start.data))).to_logical()
+            for param, start in zip(params, starts, strict=True)
+        ]
+        grad_phi, grad_starts = reference.segment_backward(
+            [start.to_logical() for start in starts],
+            grads,
+            *self.coefficients(tape, indices, w),
+            tape.phi.double(),
+            tape.config,
+            injected,
+        )
+        return grad_phi, [State.from_logical(logical) for logical in grad_starts]
+
+    # ---- checks, all before anything is written ----
+
+    def _check_unchanged(self, states: Mapping[Tensor, State]) -> None:
+        for param in self.current_states:
+            state = states.get(param)
+            self._check_same_state("backward_segment", param, None if state is None else state.data)
+        for tape in self.tapes.values():
+            now = tape.network.phi()
+            if now.dtype != tape.phi.dtype or not torch.equal(_bits(now), _bits(tape.phi)):
+                raise RuntimeError(
+                    "backward_segment: the network's parameters changed since the segment's first step; update them "
+                    "only between backward_segment() and the next start_segment()"
+                )
+
+    def _check_same_state(self, name: str, param: Tensor, state: Tensor | None) -> None:
+        known, version = self.current_states[param]
+        if state is not known or _version(known) != version:
+            how = "written to" if state is known else "replaced"
+            raise RuntimeError(f"{name}: a parameter's optimizer state was {how} during the segment")
+
+    def _final_gradients(self, tape: Tape) -> dict[Tensor, Tensor]:
+        final = {}
+        for param in {param: None for step in tape.steps for param in (*step.params, *step.exact)}:
+            grad = param.grad
+            if grad is not None:
+                check_gradient("grad", grad)
+                final[param] = grad
+        return final
+
+    def _check_final(self, finals: Mapping[int, dict[Tensor, Tensor]], last_weight: float) -> None:
+        if last_weight == 0.0:
+            return
+        if not any(finals.values()):
+            raise RuntimeError(
+                "backward_segment: no parameter has a gradient at theta_T; call f().backward() after the last step"
+            )
+        if self._last_gradient is None or not self._gradients_are_fresh:
+            return
+        witness, reference_to_grad, version = self._last_gradient
+        if witness.grad is None or not _is_same(witness.grad, reference_to_grad, version):
+            return
+        for key, tape in self.tapes.items():
+            last = tape.steps[-1]
+            for param in (*last.params, *last.exact):
+                recorded = last.sign * last.recorded(param, tape.tiles)
+                final = finals[key].get(param)
+                if final is None or not torch.equal(final.reshape(-1).to(recorded.dtype), recorded):
+                    return
+        raise RuntimeError(
+            "backward_segment: .grad still holds the gradients of the last step; clear them and call f().backward() "
+            "once more, so that they are those at theta_T"
+        )
+
+
+def _accumulate(network: CoordinatewiseLSTM, grad_phi: Tensor) -> None:
+    # Through autograd, so that frozen parameters, hooks and parametrizations of the network are respected.
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast(grad_phi.device):
+        phi = network.phi()
+        if phi.requires_grad:  # one of several networks may be frozen
+            # A gradient that was computed under inference mode must become an ordinary tensor first.
+            phi.backward(grad_phi.clone() if grad_phi.is_inference() else grad_phi)
+
+
+def _bits(x: Tensor) -> Tensor:
+    # Compares NaN as equal to itself.
+    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
+def _version(grad: Tensor) -> int:
+    return -1 if grad.is_inference() else grad._version
+
+
+def _is_same(grad: Tensor, reference_to_grad: Any, version: int) -> bool:
+    return reference_to_grad() is grad and _version(grad) == version

@@ -1,0 +1,172 @@
+"""The state of LearnedOptimizer: plain tensors, live and in checkpoints.
+
+``optimizer.state[param]["lstm_state"]`` has two forms under one name, as torch's tools look in a checkpoint for what
+they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_fast.kernels.state`), with ``"numel"``
+beside it. In a checkpoint it is of the parameter's shape and one more dimension with the numbers of a coordinate: h and
+c of the first layer, h and c of the second, ...; independent of tiles, device and threads, and sharded as the parameter
+is. Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved form is
+understood there, too. With a memory, what it holds is beside the state of the group's first parameter, under the names
+of ``Memory.KEYS``. Everything else in an entry belongs to others (wrappers keep counters and copies there) and is
+neither read nor lost.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.checks import as_int
+from ..kernels.config import Config
+from ..kernels.state import TILE, State, num_tiles
+from ..networks.memory import Memory, as_digits
+
+STATE_KEY = "lstm_state"
+# Marks the live form, whose tiles cannot tell how many of their last 64 coordinates there are.
+NUMEL_KEY = "numel"
+
+
+def as_state(tiles: Tensor, numel: int, config: Config) -> State:
+    """The tiles of a parameter as a :class:`State`, which shares their memory."""
+    return State(tiles, numel, config.hidden_size, config.num_layers)
+
+
+def tiles_of(entry: Mapping[str, Any], param: Tensor, config: Config, dtype: torch.dtype) -> Tensor | None:
+    """The state of ``param`` as the kernels take it, from its entry in ``optimizer.state`` in whatever form it is;
+    None if there is none. The tensor itself where it has the right form.
+
+    Raises:
+        TypeError, ValueError: it does not fit the parameter or the network.
+    """
+    value = entry.get(STATE_KEY)
+    if value is None:
+        return None
+    if not is_live(entry):
+        return from_saved(value, param, config).data.to(dtype)
+    fits = value.shape == (num_tiles(param.numel()), config.rows, TILE) and value.is_floating_point()
+    if not fits or entry[NUMEL_KEY] != param.numel():
+        raise ValueError(
+            f"the state of a parameter of shape {tuple(param.shape)} does not fit the parameter or the group's network "
+            f"(hidden_size={config.hidden_size}, num_layers={config.num_layers}): {STATE_KEY!r} of {value.dtype}, "
+            f"{tuple(value.shape)}, for {entry[NUMEL_KEY]} coordinates"
+        )
+    if value.dtype is dtype and value.is_contiguous():
+        return value
+    return value.detach().to(dtype).contiguous()
+
+
+def is_live(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry's state is in the layout of the kernels: its number of coordinates is beside it and agrees."""
+    value, numel = entry.get(STATE_KEY), entry.get(NUMEL_KEY)
+    if not isinstance(value, Tensor) or isinstance(numel, bool) or not isinstance(numel, (int, float)):
+        return False
+    # In the saved form what is before the last dimension are the coordinates.
+    return value.dim() == 3 and value.shape[0] == num_tiles(int(numel)) and value.shape[2] == TILE
+
+
+def from_saved(saved: Any, param: Tensor, config: Config) -> State:
+    """A parameter's state from its saved form, on its device; in float64 for a float64 parameter.
+
+    Raises:
+        TypeError, ValueError: not a tensor of that form.
+    """
+    numel, rows = param.numel(), config.rows
+    shapes = ((*param.shape, rows), (numel, config.num_layers, 2, config.hidden_size))  # now, and before 0.2
+    if not isinstance(saved, Tensor) or tuple(saved.shape) not in shapes:
+        got = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
+        raise ValueError(f"state_dict: expected {STATE_KEY!r} of shape {shapes[0]}, got {got}")
+    if saved.layout != torch.strided or not saved.is_floating_point():
+        raise TypeError(f"state_dict: expected a dense real {STATE_KEY!r}, got {saved.dtype}, {saved.layout}")
+    dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+    parts = saved.detach().to(param.device, dtype).reshape(numel, rows).split(config.hidden_size, dim=1)
+    return State.from_logical(list(zip(parts[::2], parts[1::2], strict=True)))
+
+
+def to_saved(tiles: Tensor, param: Tensor) -> Tensor:
+    """The inverse of :func:`from_saved`, a copy."""
+    rows = tiles.detach().transpose(1, 2).reshape(-1, tiles.shape[1])
+    if rows.shape[0] > param.numel():
+        rows = rows[: param.numel()].clone()  # or the padding would be saved with it
+    return rows.view(*param.shape, rows.shape[1])
+
+
+def pack_entry(entry: Any, param: Tensor) -> Any:
+    """A parameter's state for a checkpoint: copies of all that is the optimizer's own, the rest as it is."""
+    if not isinstance(entry, dict):
+        return entry
+    packed, live = {}, is_live(entry)
+    for key, value in entry.items():
+        if key == STATE_KEY and live:
+            packed[key] = to_saved(value, param)
+        elif key in Memory.KEYS and isinstance(value, Tensor):
+            packed[key] = value.detach().clone()
+        elif key != NUMEL_KEY or not live:
+            packed[key] = value
+    return packed
+
+
+def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: Config, has_memory: bool) -> dict[str, Any]:
+    """The inverse of :func:`pack_entry`; TypeError or ValueError if it does not fit. ``has_memory``: the names of a
+    memory are the optimizer's own here, and left out. Elsewhere they are another's, or left over from a network that
+    the group had before."""
+    own = {STATE_KEY, *(Memory.KEYS if has_memory else ()), *((NUMEL_KEY,) if is_live(entry) else ())}
+    unpacked = {key: copy.deepcopy(value) for key, value in entry.items() if key not in own}
+    dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+    tiles = tiles_of(entry, param, config, dtype)
+    if tiles is not None:
+        unpacked[STATE_KEY] = tiles.to(param.device, copy=tiles is entry.get(STATE_KEY))
+        unpacked[NUMEL_KEY] = param.numel()
+    return unpacked
+
+
+def check_structure(state_dict: Any) -> None:
+    """Raise TypeError or ValueError unless this looks like the state dict of a LearnedOptimizer."""
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
+        got = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
+        raise ValueError(f"state_dict: expected a dict with 'state' and 'param_groups', got {got}")
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(state, dict):
+        raise TypeError(f"state_dict: expected a dict as 'state', got {type(state).__name__}")
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise TypeError("state_dict: expected a list of dicts as 'param_groups'")
+    for group in groups:
+        network = group.get("network")
+        if not isinstance(network, Mapping) or not {"hidden_size", "num_layers"} <= set(network):
+            options = sorted(str(key) for key in set(group) - {"params", "param_names"})
+            raise ValueError(
+                "state_dict: expected the checkpoint of a LearnedOptimizer, whose groups describe their network; got "
+                f"one whose groups have the options {options} (of another optimizer?)"
+            )
+        missing = {"params", "lr", "weight_decay", "maximize"} - set(group)
+        if missing:
+            raise ValueError(f"state_dict: a group lacks {sorted(missing)}")
+        if not isinstance(group["params"], list) or not all(isinstance(k, (int, str)) for k in group["params"]):
+            raise TypeError(f"state_dict: expected a list of indices as 'params' of a group, got {group['params']!r}")
+    keys = [key for group in groups for key in group["params"]]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"state_dict: expected every parameter once, got {keys}")
+    for key in keys:
+        if not isinstance(state.get(key, {}), dict):
+            raise TypeError(f"state_dict: expected a dict as the state of {key!r}, got {type(state[key]).__name__}")
+
+
+def modernized(entry: Any) -> Any:
+    """A parameter's state in the present form: itself, or a new dict if an earlier release wrote it. Those kept objects
+    in live states, a memory as one dict, and the count of a memory's rows as ``"step"``."""
+    if not isinstance(entry, dict):
+        return entry
+    state, memory = entry.get(STATE_KEY), entry.get("memory")
+    if isinstance(state, State):
+        entry = {**entry, STATE_KEY: state.data, NUMEL_KEY: state.numel}
+    old = isinstance(memory, Mapping) and "reads" in memory and not {"matrix", "left"}.isdisjoint(memory)
+    if old or isinstance(memory, Memory):
+        entries = {f"memory_{key}": value for key, value in memory.items()} if old else memory.entries()
+        entry = {**{key: value for key, value in entry.items() if key != "memory"}, **entries}
+    if "step" in entry and "memory_left" in entry and "memory_written" not in entry:
+        entry = {"memory_written" if key == "step" else key: value for key, value in entry.items()}
+    if "memory_written" in entry and (count := as_int(entry["memory_written"])) is not None and count >= 0:
+        entry = {**entry, "memory_written": as_digits(count)}
+    return entry
