@@ -44,7 +44,7 @@ $(STAMPS)/venv: scripts/setup_venv.sh
 	@mkdir -p $(STAMPS) && touch $@
 
 # The first installation compiles everything; afterwards only what changed is compiled, in build/.
-$(STAMPS)/installed: $(STAMPS)/venv setup.py cuda_build.py pyproject.toml l2l_fast/version.py
+$(STAMPS)/installed: $(STAMPS)/venv setup.py cuda_build.py pyproject.toml l2l_fast/kernels/version.py
 	@echo "== building and installing l2l_fast ($(MAX_JOBS) compilers at once; a minute or two)"
 	@$(PY) -m pip install --quiet --no-build-isolation -e '.[train,test,bench,dev]'
 	@touch $@
@@ -67,6 +67,7 @@ bench: setup
 
 lint: setup
 	$(PY) -m ruff check .
+	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
 
 format: setup

@@ -1,7 +1,7 @@
 """Two public-domain texts in the package, as symbols: English prose of 1901 and, of another kind, of about 1395.
 
 ``asv-genesis-luke``: Genesis and Luke in the American Standard Version; ``wycliffe-john``: John in Wycliffe's Bible.
-Sources, changes and checksums are in ``l2l_fast/data/text/README.md``.
+Sources, changes and checksums are in ``l2l_fast/problems/data/text/README.md``.
 
 A text is cut into blocks of 2,048 characters. Of every six neighbouring blocks four are for training, one is for
 validation and one for test, so that the splits are disjoint and alike; nothing is read across two blocks.
