@@ -14,15 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ..networks import effective, files
 from ..networks.record import attach, record_of
 from ..networks.several import Networks, build, members
-from ..networks.writing import write_atomically
 
 FORMAT = files.CHECKPOINT_FORMAT
 VERSION = "1"
@@ -84,7 +81,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         "settings": json.dumps(checkpoint.settings),
         "counters": json.dumps(asdict(checkpoint.counters)),
     }
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    files.write_tensors(path, tensors, metadata)
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -100,12 +97,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         raise TypeError(f"path: expected the path of a checkpoint, got {path!r}") from None
     if not path.is_file():
         raise FileNotFoundError(f"path: no such checkpoint: {str(path)!r}")
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
+    metadata, tensors = files.read(path)
     found = metadata.get("format"), metadata.get("format_version")
     if found != (FORMAT, VERSION):
         raise ValueError(f"{str(path)!r}: expected a checkpoint ({FORMAT!r}, version {VERSION!r}), got {found}")
@@ -119,9 +111,8 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether the file is a readable checkpoint (and not, say, a network's own file)."""
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (OSError, safetensors.SafetensorError):
+        return files.read(path, tensors=False)[0].get("format") == FORMAT
+    except (OSError, ValueError):
         return False
 
 

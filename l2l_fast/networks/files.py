@@ -79,7 +79,7 @@ def write(
             metadata = {**metadata, _RECORD: json.dumps(record)}
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(f"record: expected what JSON can hold: {error}") from error
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    write_tensors(path, tensors, metadata)
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> CoordinatewiseLSTM:
@@ -103,6 +103,11 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Co
     if record is not None:
         object.__setattr__(net, RECORD_ATTRIBUTE, record)
     return net
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, written atomically. OSError if it cannot be."""
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
 def read(path: str | os.PathLike[str], tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -12,9 +12,10 @@ from torch import nn
 
 from .base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
 from .data.images import load_cifar10, load_fashion_mnist
-from .data.mnist import ImageSplit, MNISTData, load_mnist
+from .data.mnist import load_mnist
+from .data.splits import ImageData, ImageSplit
 
-_DATA: dict[str, Callable[[Any], MNISTData]] = {
+_DATA: dict[str, Callable[[Any], ImageData]] = {
     "fashion-mnist": load_fashion_mnist,
     "cifar-10": load_cifar10,
     "mnist": load_mnist,
@@ -132,7 +133,7 @@ class ConvNet(Problem):
         if self.batch_size < 2:
             raise ValueError("batch_size must be at least 2 for batch normalisation, got 1")
         self.init_std = non_negative("init_std", init_std)
-        self.data: MNISTData = _DATA[data](folder)
+        self.data: ImageData = _DATA[data](folder)
         self._kind = data
 
     def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> ConvTask:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
-from .data import ImageSplit, MNISTData, load_mnist
+from .data import ImageData, ImageSplit, load_mnist
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -107,7 +107,7 @@ class MNIST(Problem):
         self.activation = one_of("activation", activation, _ACTIVATIONS)
         self.batch_size = positive_int("batch_size", batch_size)
         self.init_std = _std("init_std", init_std)
-        self.data: MNISTData = load_mnist(data)
+        self.data: ImageData = load_mnist(data)
 
     def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> MNISTTask:
         return MNISTTask(

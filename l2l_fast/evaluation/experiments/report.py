@@ -8,11 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from ...meta.evaluation import summarize
+from ...networks import files
 from ...networks.record import record_of
 from ...networks.several import Networks
 from ...networks.writing import write_atomically
@@ -46,7 +45,7 @@ def write_curves(path: Path, key: str, comparison: Comparison) -> None:
         "problems_per_task": str(comparison.problems_per_task),
     }
     tensors = {name: losses.float() for name, losses in comparison.losses.items()}
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    files.write_tensors(path, tensors, metadata)
 
 
 def read_curves(path: Path, key: str, problem: Problem) -> Comparison | None:
@@ -54,14 +53,13 @@ def read_curves(path: Path, key: str, problem: Problem) -> Comparison | None:
     if not path.is_file():
         return None
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != key:
-                return None
-            losses = {name: file.get_tensor(name).double() for name in json.loads(metadata["order"])}
-            rates = json.loads(metadata["learning_rates"])
-            return Comparison(problem, losses, rates, int(metadata["problems_per_task"]))
-    except (safetensors.SafetensorError, KeyError, ValueError):
+        metadata, tensors = files.read(path)
+        if metadata.get("key") != key:
+            return None
+        losses = {name: tensors[name].double() for name in json.loads(metadata["order"])}
+        rates = json.loads(metadata["learning_rates"])
+        return Comparison(problem, losses, rates, int(metadata["problems_per_task"]))
+    except (KeyError, ValueError):
         return None  # damaged: computed again
 
 

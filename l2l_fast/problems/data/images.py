@@ -16,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .idx import read_idx
-from .mnist import ImageSplit, MNISTData
+from .splits import ImageData, cut
 
 FASHION_VARIABLE = "L2L_FAST_FASHION_MNIST"
 CIFAR_VARIABLE = "L2L_FAST_CIFAR10"
@@ -30,11 +29,11 @@ _CIFAR_TEST = ("test_batch.bin",)
 _CIFAR_SHAPE = (3, 32, 32)
 _CLASSES = 10
 
-_loaded: dict[tuple[str, Path], MNISTData] = {}
+_loaded: dict[tuple[str, Path], ImageData] = {}
 _load_lock = threading.Lock()
 
 
-def load_fashion_mnist(folder: str | os.PathLike[str] | None = None) -> MNISTData:
+def load_fashion_mnist(folder: str | os.PathLike[str] | None = None) -> ImageData:
     """Fashion-MNIST, images uint8 ``[n, 28, 28]``; read and checked once per process and folder.
 
     Args:
@@ -49,7 +48,7 @@ def load_fashion_mnist(folder: str | os.PathLike[str] | None = None) -> MNISTDat
     return _once("fashion-mnist", place, _read_fashion)
 
 
-def load_cifar10(folder: str | os.PathLike[str] | None = None) -> MNISTData:
+def load_cifar10(folder: str | os.PathLike[str] | None = None) -> ImageData:
     """CIFAR-10, images uint8 ``[n, 3, 32, 32]`` (red, green, blue); read and checked once per process and folder.
 
     A file of the binary version is a sequence of records of 3,073 bytes: the label 0..9, then the red, green and blue
@@ -87,14 +86,14 @@ def read_cifar10_file(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndar
     return records[:, 1:].reshape(-1, *_CIFAR_SHAPE).copy(), labels
 
 
-def _once(name: str, folder: Path, read: Callable[[Path], MNISTData]) -> MNISTData:
+def _once(name: str, folder: Path, read: Callable[[Path], ImageData]) -> ImageData:
     with _load_lock:
         if (name, folder) not in _loaded:
             _loaded[name, folder] = read(folder)
         return _loaded[name, folder]
 
 
-def _read_fashion(folder: Path) -> MNISTData:
+def _read_fashion(folder: Path) -> ImageData:
     pairs = []
     for stem in ("train", "t10k"):
         paths = [_idx_file(folder, f"{stem}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
@@ -106,7 +105,7 @@ def _read_fashion(folder: Path) -> MNISTData:
         if labels.max(initial=0) >= _CLASSES:
             raise ValueError(f"{paths[1]}: holds the label {labels.max()}, expected 0..9")
         pairs.append((images, labels.astype(np.int64)))
-    return _cut("fashion-mnist", folder, *pairs)
+    return cut("fashion-mnist", folder, *pairs)
 
 
 def _idx_file(folder: Path, stem: str) -> Path:
@@ -119,7 +118,7 @@ def _idx_file(folder: Path, stem: str) -> Path:
     )
 
 
-def _read_cifar(folder: Path) -> MNISTData:
+def _read_cifar(folder: Path) -> ImageData:
     below = folder / "cifar-10-batches-bin"
     place = below if below.is_dir() else folder
     missing = [name for name in (*_CIFAR_TRAIN, *_CIFAR_TEST) if not (place / name).is_file()]
@@ -129,20 +128,4 @@ def _read_cifar(folder: Path) -> MNISTData:
     for names in (_CIFAR_TRAIN, _CIFAR_TEST):
         parts = [read_cifar10_file(place / name) for name in names]
         pairs.append((np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])))
-    return _cut("cifar-10", folder, *pairs)
-
-
-def _cut(
-    name: str, folder: Path, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
-) -> MNISTData:
-    held_out = np.arange(len(train[1])) // 2 % 6 == 5
-    parts = {
-        "train": (train[0][~held_out], train[1][~held_out]),
-        "validation": (train[0][held_out], train[1][held_out]),
-        "test": test,
-    }
-    splits = {
-        split: ImageSplit(torch.from_numpy(np.ascontiguousarray(images).copy()), torch.from_numpy(labels))
-        for split, (images, labels) in parts.items()
-    }
-    return MNISTData(name, folder, splits)
+    return cut("cifar-10", folder, *pairs)

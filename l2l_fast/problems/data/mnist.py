@@ -20,13 +20,13 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .idx import read_idx
+from .splits import ImageData, cut, pick
 
 ENVIRONMENT_VARIABLE = "L2L_FAST_DATA"
 EMBEDDED = "mnist-10k-embedded"
@@ -64,55 +64,11 @@ _TRAIN_FILES = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class ImageSplit:
-    """Images uint8 ``[n, 28, 28]`` and labels int64 ``[n]``; shared by every task, never written to."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    _copies: dict[torch.device, ImageSplit] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return self.images.shape[0]
-
-    def __deepcopy__(self, memo: dict[int, object]) -> ImageSplit:
-        # A copied task goes on sharing the images.
-        return self
-
-    def to(self, device: torch.device | str | None) -> ImageSplit:
-        """The same split on ``device``; copied there once per process."""
-        target = self.images.device if device is None else torch.device(device)
-        if target == self.images.device:
-            return self
-        if target not in self._copies:
-            self._copies[target] = ImageSplit(self.images.to(target), self.labels.to(target))
-        return self._copies[target]
-
-
-@dataclass(frozen=True, eq=False)
-class MNISTData:
-    """A loaded data set: ``name`` says which ("mnist-10k-embedded" or "mnist-60k"), ``folder`` where it lay."""
-
-    name: str
-    folder: Path
-    splits: dict[str, ImageSplit]
-
-    def split(self, split: str) -> ImageSplit:
-        """The images of ``split``: "train", "validation" or "test".
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        if split not in self.splits:
-            raise ValueError(f"split must be one of {tuple(self.splits)}, got {split!r}")
-        return self.splits[split]
-
-
-_loaded: dict[Path, MNISTData] = {}
+_loaded: dict[Path, ImageData] = {}
 _load_lock = threading.Lock()
 
 
-def load_mnist(data: str | os.PathLike[str] | None = None) -> MNISTData:
+def load_mnist(data: str | os.PathLike[str] | None = None) -> ImageData:
     """Load MNIST; read, checked and kept in memory once per process and folder.
 
     Args:
@@ -149,39 +105,17 @@ def _folder_of(data: str | os.PathLike[str] | None) -> Path:
     return Path(named).expanduser().resolve()
 
 
-def _load_embedded() -> MNISTData:
+def _load_embedded() -> ImageData:
     images, labels = _read_pair(_EMBEDDED_FOLDER, _TEST_FILES)
     part = np.arange(len(labels)) % 3
-    return MNISTData(
-        EMBEDDED,
-        _EMBEDDED_FOLDER,
-        {
-            "train": _select(images, labels, part == 0),
-            "validation": _select(images, labels, part == 1),
-            "test": _select(images, labels, part == 2),
-        },
-    )
+    splits = {split: pick((images, labels), part == k) for k, split in enumerate(("train", "validation", "test"))}
+    return ImageData(EMBEDDED, _EMBEDDED_FOLDER, splits)
 
 
-def _load_full(folder: Path) -> MNISTData:
+def _load_full(folder: Path) -> ImageData:
     # Both pairs are looked up before any is read, so that one message names all that is missing.
     _find(folder, _TRAIN_FILES + _TEST_FILES)
-    images, labels = _read_pair(folder, _TRAIN_FILES)
-    held_out = np.arange(len(labels)) // 2 % 6 == 5
-    test_images, test_labels = _read_pair(folder, _TEST_FILES)
-    return MNISTData(
-        FULL,
-        folder,
-        {
-            "train": _select(images, labels, ~held_out),
-            "validation": _select(images, labels, held_out),
-            "test": _select(test_images, test_labels, np.full(len(test_labels), True)),
-        },
-    )
-
-
-def _select(images: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> ImageSplit:
-    return ImageSplit(torch.from_numpy(images[mask]), torch.from_numpy(labels[mask].astype(np.int64)))
+    return cut(FULL, folder, _read_pair(folder, _TRAIN_FILES), _read_pair(folder, _TEST_FILES))
 
 
 def _read_pair(folder: Path, files: tuple[_File, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import one_of
-from ..data import EMBEDDED, ENVIRONMENT_VARIABLE, FULL, MNISTData, load_fashion_mnist, load_mnist
+from ..data import EMBEDDED, ENVIRONMENT_VARIABLE, FULL, ImageData, load_fashion_mnist, load_mnist
 
 FASHION = "fashion-mnist"
 SIDES = (8, 14)
@@ -63,7 +63,7 @@ def small(data: str, split: str, side: int) -> Small:
         return _made.setdefault((data, split, side), made)
 
 
-def load(name: str) -> MNISTData:
+def load(name: str) -> ImageData:
     """The image set "mnist-10k-embedded", "mnist-60k" or "fashion-mnist".
 
     Raises:
