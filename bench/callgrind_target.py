@@ -2,7 +2,8 @@
 
 import torch
 
-from l2l_fast import CoordinatewiseLSTM, ops
+from l2l_fast import CoordinatewiseLSTM
+from l2l_fast.kernels import operators as ops
 
 TILES, STEPS, REPEATS = 10, 20, 10
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import baselines
+from l2l_fast.evaluation import baselines
 from l2l_fast.problems import Problem, Quadratic
 
 HORIZON, UNROLL, BATCH = 100, 20, 64

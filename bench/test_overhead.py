@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from l2l_fast import CoordinatewiseLSTM, LearnedOptimizer, ops
+from l2l_fast import CoordinatewiseLSTM, LearnedOptimizer
+from l2l_fast.kernels import operators as ops
 
 MODELS = {
     "1 tensor of 1,000": [1000],

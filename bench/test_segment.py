@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from l2l_fast import CoordinatewiseLSTM, ops
-from l2l_fast.state import TILE, num_tiles
+from l2l_fast import CoordinatewiseLSTM
+from l2l_fast.kernels import operators as ops
+from l2l_fast.kernels.state import TILE, num_tiles
 
 NETWORKS = [(20, 2), (4, 1), (8, 2), (16, 2), (32, 2), (64, 2), (20, 1), (20, 4)]
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from l2l_fast import CoordinatewiseLSTM, ops
+from l2l_fast import CoordinatewiseLSTM
+from l2l_fast.kernels import operators as ops
 
 NETWORKS = [(20, 2), (4, 1), (8, 2), (16, 2), (32, 2), (64, 2), (20, 1), (20, 4)]
 LAYOUTS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from l2l_fast import reference
+from l2l_fast.kernels import reference
 from tests.helpers import double, structured_gradient
 
 STATE = "lstm_state"

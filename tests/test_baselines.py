@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from l2l_fast import baselines
+from l2l_fast.evaluation import baselines
 from l2l_fast.problems import ModuleProblem, Quadratic
 
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from l2l_fast import _C, CoordinatewiseLSTM, benchmark
-from l2l_fast.benchmark import cases, command, contenders, memory, products, table, timing
+from l2l_fast import _C, CoordinatewiseLSTM
+from l2l_fast.evaluation import benchmark
+from l2l_fast.evaluation.benchmark import cases, command, contenders, memory, products, table, timing
 
 CPU = torch.device("cpu")
 PAPER = CoordinatewiseLSTM().config

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import cli, demo, recipes
-from l2l_fast.meta import ProtocolWarning, record_of
+from l2l_fast import cli
+from l2l_fast.cli import demo
+from l2l_fast.meta import ProtocolWarning, recipes, record_of
 from l2l_fast.problems import MNIST, ModuleProblem, Quadratic
 from tests.helpers import recorded_samples
 from tests.test_comparison import made_up
@@ -198,14 +199,14 @@ def test_info(capsys, monkeypatch):
 
 def test_bench_is_handed_over(monkeypatch, capsys):
     called = []
-    module = type(sys)("l2l_fast.benchmark")
+    module = type(sys)("l2l_fast.evaluation.benchmark")
     module.main = lambda argv: called.append(argv)
-    monkeypatch.setitem(sys.modules, "l2l_fast.benchmark", module)
+    monkeypatch.setitem(sys.modules, "l2l_fast.evaluation.benchmark", module)
     assert cli.main(["bench", "--rounds", "3"]) == 0
     assert called == [["--rounds", "3"]]
-    monkeypatch.setitem(sys.modules, "l2l_fast.benchmark", None)
+    monkeypatch.setitem(sys.modules, "l2l_fast.evaluation.benchmark", None)
     assert cli.main(["bench"]) == 2
-    assert "no l2l_fast.benchmark" in capsys.readouterr().err
+    assert "no l2l_fast.evaluation.benchmark" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ def test_the_device_reaches_every_task(name, tmp_path, monkeypatch):
 
     small(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("l2l_fast.console.device", lambda text: torch.device(text))
+    monkeypatch.setattr("l2l_fast.cli.console.device", lambda text: torch.device(text))
     calls = recorded_samples(monkeypatch)
     parser = cli._parser()
     assert parser.parse_args(COMMANDS[name]).device == torch.device("cpu")

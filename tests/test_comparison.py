@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import comparison as comparisons
-from l2l_fast.comparison import LEARNED, Comparison
+from l2l_fast.evaluation import comparison as comparisons
+from l2l_fast.evaluation.comparison import LEARNED, Comparison
 from l2l_fast.meta import summarize
 from l2l_fast.meta.evaluation import student_t95
 from l2l_fast.problems import MNIST, Quadratic

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import decisions
+from l2l_fast.evaluation import decisions
 from tests.helpers import random_network
 
 RATES = {"adam": 0.1, "sgd": 0.01}

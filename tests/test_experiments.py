@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import experiments, pretrained, trained
-from l2l_fast.experiments import config, report
-from l2l_fast.experiments import running as runs
+from l2l_fast.evaluation import experiments
+from l2l_fast.evaluation.experiments import config, report
+from l2l_fast.evaluation.experiments import running as runs
 from l2l_fast.meta import record_of
+from l2l_fast.networks import pretrained, trained
 
 
 def small(tmp_path, **changes):

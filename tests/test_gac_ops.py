@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import gac_ops, reference
+from l2l_fast import gac_ops
+from l2l_fast.kernels import reference
 from tests.gac_helpers import GAC_CONFIGS, GAC_IDS, extra_for, gac_network, shared_state
 from tests.helpers import assert_close, double, random_network, random_state, structured_gradient
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import reference
+from l2l_fast.kernels import reference
 from tests.gac_helpers import gac_network
 from tests.helpers import assert_close, double, structured_gradient
 

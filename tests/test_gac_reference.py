@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from l2l_fast import reference
+from l2l_fast.kernels import reference
 from tests.gac_helpers import GAC_CONFIGS, GAC_IDS, extra_for, gac_network
 from tests.helpers import Cells, assert_close, double, random_network, random_state, structured_gradient
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import interchange
+from l2l_fast.networks import interchange
 from tests.helpers import random_network
 
 

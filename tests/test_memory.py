@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from l2l_fast.memory import DenseMemory, LowRankMemory
+from l2l_fast.networks.memory import DenseMemory, LowRankMemory
 from tests.helpers import assert_close
 
 WRITE_HEADS = 2

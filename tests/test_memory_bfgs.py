@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from l2l_fast.memory import DenseMemory, LowRankMemory, Memory
+from l2l_fast.networks.memory import DenseMemory, LowRankMemory, Memory
 
 N, PROBLEMS = 8, 5
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}

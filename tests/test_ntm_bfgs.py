@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import reference
+from l2l_fast.kernels import reference
 from l2l_fast.problems import ModuleProblem, Quadratic
 from tests.helpers import assert_close, structured_gradient
 

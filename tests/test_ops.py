@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import l2l_fast as l2l
-from l2l_fast import ops, reference
-from l2l_fast.state import TILE, num_tiles
+from l2l_fast.kernels import operators as ops
+from l2l_fast.kernels import reference
+from l2l_fast.kernels.state import TILE, num_tiles
 from tests.helpers import (
     CONFIG_IDS,
     CONFIGS,

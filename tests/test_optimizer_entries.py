@@ -164,7 +164,7 @@ def test_half_of_what_a_memory_needs_is_named(kind, missing):
 
 
 def test_half_written_state_is_not_loaded(monkeypatch):
-    from l2l_fast import ops
+    from l2l_fast.kernels import operators as ops
 
     params = parameters((6,), (7,))
     optimizer = l2l.LearnedOptimizer([{"params": params[:1]}, {"params": params[1:]}], network())

@@ -165,7 +165,7 @@ def test_a_closure_is_not_called_in_vain(kind, monkeypatch):
     if kind == "segment":
         optimizer.start_segment()
     if kind == "process group":
-        from l2l_fast import joint
+        from l2l_fast.optim import joint
 
         optimizer.process_group = joint.refuse  # what an unpickled one is left with
     else:

@@ -119,7 +119,7 @@ def test_parts_of_one_tensor_are_accepted_across_groups():
 
 
 def test_a_launch_that_fails_after_another_stops_further_steps(monkeypatch):
-    from l2l_fast import ops
+    from l2l_fast.kernels import operators as ops
 
     a, b = good(6), good(7)
     optimizer = l2l.LearnedOptimizer([{"params": [a]}, {"params": [b]}], random_network())

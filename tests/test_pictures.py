@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import decisions, plots
-from l2l_fast.comparison import LEARNED, Comparison
-from l2l_fast.experiments import config, report
+from l2l_fast.evaluation import decisions, plots
+from l2l_fast.evaluation.comparison import LEARNED, Comparison
+from l2l_fast.evaluation.experiments import config, report
 from l2l_fast.problems import MNIST, Quadratic
 from tests.test_decisions import made
 from tests.test_experiments import small
@@ -189,7 +189,7 @@ def test_a_picture_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch, pat
 
 
 def test_experiments_without_pictures(tmp_path):
-    from l2l_fast.experiments import pictures
+    from l2l_fast.evaluation.experiments import pictures
 
     experiment = small(tmp_path)
     results = {setting.name: skewed() for setting in experiment.settings}

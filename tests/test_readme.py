@@ -18,7 +18,7 @@ from torch import nn
 
 import l2l_fast as l2l
 from l2l_fast import cli
-from l2l_fast.benchmark import command
+from l2l_fast.evaluation.benchmark import command
 from l2l_fast.meta import MetaTrainer, record_of
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import l2l_fast as l2l
-from l2l_fast import reference
+from l2l_fast.kernels import reference
 from tests.helpers import (
     CONFIG_IDS,
     CONFIGS,

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast.comparison import LEARNED, Comparison
-from l2l_fast.experiments import report
-from l2l_fast.experiments.config import paper_curves
+from l2l_fast.evaluation.comparison import LEARNED, Comparison
+from l2l_fast.evaluation.experiments import report
+from l2l_fast.evaluation.experiments.config import paper_curves
 from tests.test_experiments import small
 
 LABELS = {"learned LSTM": LEARNED, "SGD": "sgd", "NAG": "nag", "RMSprop": "rmsprop", "Adam": "adam"}
@@ -118,7 +118,7 @@ def test_scores_are_the_learned_optimizers_means():
 def test_curves_are_kept_for_what_they_depend_on(tmp_path, change):
     from dataclasses import replace
 
-    from l2l_fast.experiments import Setting
+    from l2l_fast.evaluation.experiments import Setting
 
     net, problem = l2l.CoordinatewiseLSTM(), l2l.problems.Quadratic(dim=3, batch=4)
     setting = Setting("a", "A", horizon=10)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import l2l_fast as l2l
-from l2l_fast import files, interchange, trained
+from l2l_fast.networks import files, interchange, trained
 from tests.helpers import random_network
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import reference
+from l2l_fast.kernels import reference
 from tests.helpers import assert_close, random_network, random_state, structured_gradient
 from tests.segment_helpers import TOLERANCE, Optimizee, net_gradient, record_run, unrolled_gradient, zero_states
 

@@ -8,9 +8,9 @@ from itertools import product
 import pytest
 
 import l2l_fast as l2l
-from l2l_fast import baselines, experiments
-from l2l_fast import comparison as comparisons
-from l2l_fast.experiments import running as runs
+from l2l_fast.evaluation import baselines, experiments
+from l2l_fast.evaluation import comparison as comparisons
+from l2l_fast.evaluation.experiments import running as runs
 from l2l_fast.meta.protocol import episode_seed
 from tests.helpers import random_network, recorded_samples
 from tests.test_experiments import small

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import pretrained, trained
 from l2l_fast.meta import MetaTrainer, ProtocolWarning, evaluate, load_best, record_of
-from l2l_fast.meta.record import attach, mismatches
+from l2l_fast.meta.mismatch import mismatches
+from l2l_fast.networks import pretrained, trained
+from l2l_fast.networks.record import attach
 from tests.helpers import random_network
 
 QUADRATIC = {"preprocess": "identity", "output_scale": 1.0, "hidden_size": 8}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import l2l_fast as l2l
-from l2l_fast import version
+from l2l_fast.kernels import version
 
 ROOT = Path(__file__).parent.parent
 

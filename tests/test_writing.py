@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import trained, writing
 from l2l_fast.meta import MetaTrainer
+from l2l_fast.networks import trained, writing
 from tests.helpers import random_network
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import l2l_fast as l2l
-from l2l_fast import ops
+from l2l_fast.kernels import operators as ops
 
 pytestmark = [
     pytest.mark.cuda,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import l2l_fast as l2l
-from l2l_fast import benchmark, ops
+from l2l_fast.evaluation import benchmark
+from l2l_fast.kernels import operators as ops
 from tests.helpers import assert_close, random_network, random_state, structured_gradient
 
 pytestmark = [

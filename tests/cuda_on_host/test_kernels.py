@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from l2l_fast import State, reference
+from l2l_fast import State
+from l2l_fast.kernels import reference
 from l2l_fast.kernels.config import Config as ReferenceConfig
 
 from .kernels import (

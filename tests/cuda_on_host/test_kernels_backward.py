@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2l_fast import reference
+from l2l_fast.kernels import reference
 from l2l_fast.kernels.config import Config as ReferenceConfig
 
 from .kernels import BFLOAT16, FLOAT16, FLOAT32, SHORT_FLAGS, SOURCE, TILE, Config, Kernels, Tensor, from_bits, to_bits

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from l2l_fast import State, reference
+from l2l_fast import State
+from l2l_fast.kernels import reference
 from l2l_fast.kernels.config import Config
 
 from .kernels import AUTOMATIC, BFLOAT16, FLOAT16, FLOAT32, SHORT_FLAGS, SOURCE, Tensor

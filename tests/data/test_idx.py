@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from l2l_fast.data import read_idx
+from l2l_fast.problems.data import read_idx
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

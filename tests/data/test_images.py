@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from l2l_fast.data import load_cifar10, load_fashion_mnist, read_cifar10_file
-from l2l_fast.data.images import CIFAR_VARIABLE, FASHION_VARIABLE
+from l2l_fast.problems.data import load_cifar10, load_fashion_mnist, read_cifar10_file
+from l2l_fast.problems.data.images import CIFAR_VARIABLE, FASHION_VARIABLE
 
 
 def write_fashion(folder, counts=(24, 6)):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2l_fast.data import EMBEDDED, ENVIRONMENT_VARIABLE, FULL, load_mnist, mnist
+from l2l_fast.problems.data import EMBEDDED, ENVIRONMENT_VARIABLE, FULL, load_mnist, mnist
 
 PACKAGED = Path(mnist.__file__).parent / "mnist"
 GIVEN = os.environ.get(ENVIRONMENT_VARIABLE, "")

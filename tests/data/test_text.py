@@ -7,8 +7,8 @@ import pickle
 import pytest
 import torch
 
-from l2l_fast.data import text as module
-from l2l_fast.data.text import ALPHABET, BLOCK, TEXTS, VOCABULARY, decode, encode, load_text
+from l2l_fast.problems.data import text as module
+from l2l_fast.problems.data.text import ALPHABET, BLOCK, TEXTS, VOCABULARY, decode, encode, load_text
 
 
 @pytest.mark.parametrize(("name", "characters"), [("asv-genesis-luke", 330_631), ("wycliffe-john", 97_496)])

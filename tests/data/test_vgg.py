@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from l2l_fast.data.vgg import LAYERS, VGG16, load_vgg16, torchvision_names
+from l2l_fast.problems.data.vgg import LAYERS, VGG16, load_vgg16, torchvision_names
 
 WIDTHS = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
 

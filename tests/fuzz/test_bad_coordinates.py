@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import l2l_fast as l2l
-from l2l_fast import gac_ops, reference
+from l2l_fast import gac_ops
+from l2l_fast.kernels import reference
 from tests.fuzz.cases import examples, seeds
 from tests.gac_helpers import shared_state
 from tests.helpers import double, random_network, random_state, structured_gradient

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import l2l_fast as l2l
-from l2l_fast import reference
+from l2l_fast.kernels import reference
 from tests.fuzz.cases import (
     OPS,
     assert_near,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import l2l_fast as l2l
-from l2l_fast import reference
-from l2l_fast.state import num_tiles
+from l2l_fast.kernels import reference
+from l2l_fast.kernels.state import num_tiles
 from tests.fuzz.cases import (
     DTYPES,
     LAYOUTS,

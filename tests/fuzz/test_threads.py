@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast.state import num_tiles
+from l2l_fast.kernels.state import num_tiles
 from tests.fuzz.cases import FULL, OPS, blocked_state, identical, phi_of
 from tests.helpers import random_network, structured_gradient
 

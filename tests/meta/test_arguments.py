@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import baselines
+from l2l_fast.evaluation import baselines
 from l2l_fast.meta import evaluate, summarize
 from l2l_fast.problems import Problem, Quadratic
 from tests.meta.test_trainer import log_of, network, trainer, weights_of

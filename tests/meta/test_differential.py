@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import baselines, decisions
+from l2l_fast.evaluation import baselines, decisions
 from l2l_fast.meta import Protocol, evaluate
 from l2l_fast.meta.episode import autograd_episode, fused_episode
 from l2l_fast.problems import Quadratic, Task

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import baselines, comparison
-from l2l_fast.experiments import running
+from l2l_fast.evaluation import baselines, comparison
+from l2l_fast.evaluation.experiments import running
 from l2l_fast.meta import episode, evaluate, evaluation
 from l2l_fast.meta.protocol import episode_seed
 from l2l_fast.problems import Problem, Quadratic

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import baselines
+from l2l_fast.evaluation import baselines
 from l2l_fast.problems import Quadratic
 from tests.meta.test_trainer import network, trainer, weights_of
 

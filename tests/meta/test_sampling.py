@@ -9,7 +9,7 @@ from torch import nn
 from l2l_fast.meta import Protocol
 from l2l_fast.meta.episode import fused_episode
 from l2l_fast.meta.sampling import SMALL, SampledSegment, start_sampled_segment
-from l2l_fast.optimizer import LearnedOptimizer
+from l2l_fast.optim.optimizer import LearnedOptimizer
 from l2l_fast.problems import Quadratic
 from tests.helpers import assert_close, random_network
 from tests.meta.test_trainer import trainer, weights_of

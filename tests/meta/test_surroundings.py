@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import baselines, decisions
-from l2l_fast.benchmark.episode import FusedEpisode
+from l2l_fast.evaluation import baselines, decisions
+from l2l_fast.evaluation.benchmark.episode import FusedEpisode
 from l2l_fast.meta import evaluate
 from l2l_fast.problems import MNIST, ModuleProblem, Quadratic
 from tests.helpers import random_network

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2l_fast import ops
+from l2l_fast.kernels import operators as ops
 
 FULL = os.environ.get("L2L_FAST_FULL") == "1"
 STRIDE = 97 if FULL else 1021  # of the 2^32 bit patterns; prime, so that all low bits occur

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 import l2l_fast as l2l
-from l2l_fast import experiments
-from l2l_fast.comparison import data_set
-from l2l_fast.data import photographs
-from l2l_fast.data.vgg import VGG16, torchvision_names
+from l2l_fast.evaluation import experiments
+from l2l_fast.evaluation.comparison import data_set
 from l2l_fast.problems import NeuralArt, get
+from l2l_fast.problems.data import photographs
+from l2l_fast.problems.data.vgg import VGG16, torchvision_names
 
 image = pytest.importorskip("PIL.Image")
 WIDTHS = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512]

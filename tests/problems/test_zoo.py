@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from l2l_fast import problems
-from l2l_fast.data import load_mnist
 from l2l_fast.problems import zoo as package
+from l2l_fast.problems.data import load_mnist
 from l2l_fast.problems.zoo import TRAINING, VALIDATION, ZooTask
 from l2l_fast.problems.zoo.families import FAMILIES
 from l2l_fast.problems.zoo.task import RESCALINGS
@@ -278,7 +278,7 @@ def first_with_text(split: str) -> ZooTask:
 
 
 def task_text(split: str) -> torch.Tensor:
-    from l2l_fast.data.text import load_text
+    from l2l_fast.problems.data.text import load_text
 
     return load_text().split(split)
 
