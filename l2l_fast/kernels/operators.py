@@ -267,10 +267,28 @@ def _(
 
 
 @torch.library.register_fake("l2l_fast::step_")
-def _(params: list[Tensor], grads: list[Tensor], states: list[Tensor], phi: Tensor, *options: Any) -> None:
-    # All tensors among the options are of phi's device too, whatever their names.
-    others = [option for option in options if isinstance(option, Tensor)]
-    _check_one_device(phi, params=params, grads=grads, states=states, options=others)
+def _(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[Tensor],
+    phi: Tensor,
+    sizes: Sequence[int],
+    preprocess: str,
+    constants: Sequence[float],
+    lr: float,
+    weight_decay: float,
+    maximize: bool,
+    record: Tensor | None,
+    record_tiles: Sequence[int],
+    extra: Tensor | None,
+    out: Tensor | None,
+    num_problems: int,
+    means: Tensor | None,
+    sums: Tensor | None,
+    *phases: Any,
+) -> None:
+    _check_one_device(phi, params=params, grads=grads, states=states, record=record)
+    _check_one_device(phi, extra=extra, out=out, means=means, sums=sums)
 
 
 @torch.library.register_fake("l2l_fast::segment_backward")
