@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from l2l_fast import CoordinatewiseLSTM, ops
-from l2l_fast.state import TILE, num_tiles
+from l2l_fast.kernels.state import TILE, num_tiles
 
 NETWORKS = [(20, 2), (4, 1), (8, 2), (16, 2), (32, 2), (64, 2), (20, 1), (20, 4)]
 
@@ -53,6 +53,6 @@ def test_recording(measure, n, recorded):
     def step():
         record = torch.empty(num_tiles(n) * TILE) if recorded else None
         tiles = [0] if recorded else []
-        ops.step_(*tensors, phi, net.config, 1.0, 0.0, False, record=record, record_tiles=tiles)
+        ops.step_([param], [grad], [state], phi, net.config, 1.0, 0.0, False, record=record, record_tiles=tiles)
 
     measure(step, n)
