@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import baselines, checks
+from l2l_fast import baselines
+from l2l_fast.kernels import checks
 from l2l_fast.meta import MetaTrainer
 from l2l_fast.problems.scaled import Scaled
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import l2l_fast as l2l
 from l2l_fast import ops, reference
-from l2l_fast.state import num_tiles
+from l2l_fast.kernels.state import num_tiles
 from tests.helpers import Cells, assert_close, double, random_network, random_state, structured_gradient
 
 OPS = torch.ops.l2l_fast

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 import l2l_fast as l2l
-from l2l_fast.state import TILE, num_tiles
+from l2l_fast.kernels.state import TILE, num_tiles
 
 SIZES = [0, 1, 63, 64, 65, 1000]
 
