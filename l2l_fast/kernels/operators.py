@@ -323,10 +323,11 @@ def _save_step(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _step_vjp(ctx: Any, grad_out: Tensor, grad_new_state: Tensor) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors  # once: activation checkpointing makes them anew every time
     grad_grad, grad_extra, grad_state, grad_phi = torch.ops.l2l_fast.step_backward(
-        grad_out.contiguous(), grad_new_state.contiguous(), *ctx.saved_tensors, *ctx.options
+        grad_out.contiguous(), grad_new_state.contiguous(), *saved, *ctx.options
     )
-    extra = None if ctx.saved_tensors[1] is None else grad_extra
+    extra = None if saved[1] is None else grad_extra
     return (grad_grad, extra, grad_state, grad_phi, *[None] * len(ctx.options))
 
 
