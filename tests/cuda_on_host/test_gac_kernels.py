@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from l2l_fast.config import GacConfig
 
 from l2l_fast import State, reference
-from l2l_fast.config import GacConfig
 
 from .kernels import BFLOAT16, FLOAT16, FLOAT32, SHORT_FLAGS, Tensor
 from .library import DeviceError, Library

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from l2l_fast.ops import Config as ReferenceConfig
 
 from l2l_fast import State, reference
-from l2l_fast.ops import Config as ReferenceConfig
 
 from .kernels import (
     AUTOMATIC,

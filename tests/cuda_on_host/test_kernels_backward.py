@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from l2l_fast.ops import Config as ReferenceConfig
 
 from l2l_fast import reference
-from l2l_fast.ops import Config as ReferenceConfig
 
 from .kernels import BFLOAT16, FLOAT16, FLOAT32, SHORT_FLAGS, SOURCE, TILE, Config, Kernels, Tensor, from_bits, to_bits
 from .library import Library

@@ -109,9 +109,7 @@ def test_a_strange_tensor(operator, name, kind):
         return
     assert may_pass(operator, name, kind) or (name, kind) == ("sums", "float64"), "accepted"
     expected = calls.call(operator, with_strange(plain))
-    assert kind == "meta" or all(
-        identical(a.detach().resolve_neg(), b) for a, b in zip(actual, expected, strict=True)
-    )
+    assert kind == "meta" or all(identical(a.detach().resolve_neg(), b) for a, b in zip(actual, expected, strict=True))
 
 
 def value_cases():
