@@ -1,8 +1,8 @@
 // The matrix products of the kernels without their activations: what part of the multiply-add peak they reach alone.
 //
 // Built by l2l_fast/benchmark/products.py, one library per instruction set: L2L_KERNELS names the translation unit of
-// that set in csrc/cpu, so that the products are compiled with the very code, blocking and flags of the package. The
-// cell is left out; its inputs are kept alive by empty asm statements that cost nothing.
+// that set in csrc/cpu/isa, so that the products are compiled with the very code, blocking and flags of the package.
+// The cell is left out; its inputs are kept alive by empty asm statements that cost nothing.
 //
 // Paper's network (2 layers of 20 units, log-sign), one tile after another on the same memory. Each function returns
 // multiply-adds per second of the calling thread.
@@ -62,8 +62,7 @@ struct Weights {
     const int hidden = net.config.hidden;
     for (int l = 0; l < net.config.layers; l++) {
       const int inputs = net.config.inputs(l);
-      net.layer[l].forward = take(4L * hidden * (inputs + hidden));
-      net.layer[l].bias = take(4L * hidden);
+      net.layer[l].forward = take(4L * hidden * (1 + inputs + hidden));
       net.layer[l].backward_input = take(4L * hidden * round_up(inputs, 4));
       net.layer[l].backward_h = take(4L * hidden * round_up(hidden, 4));
     }
@@ -80,7 +79,7 @@ L2L_ALWAYS_INLINE void products_of_units(const LayerWeights& w, int hidden, int 
                                          const float* h) {
   for (long lane = 0; lane < Stride; lane += Vectors * kLanes) {
     Wide<Vectors> a[Units][4];
-    gate_preactivations<Units, Vectors>(w.forward + 4L * j * (inputs + hidden), w.bias + 4 * j, {x + lane, Stride}, inputs,
+    gate_preactivations<Units, Vectors>(w.forward + 4L * j * (1 + inputs + hidden), {x + lane, Stride}, inputs,
                                         {h + lane, Stride}, hidden, a);
     L2L_UNROLL for (int u = 0; u < Units; u++)
       L2L_UNROLL for (int g = 0; g < 4; g++) consume(a[u][g]);
@@ -190,7 +189,7 @@ extern "C" double segment_weight_gradients(double seconds) {
   const Config& config = net.config;
   const Scratch s(config, kSteps);
   const Buffer base(s.total), grad_updates(static_cast<size_t>(kSteps) * kTile);
-  std::vector<double> sums(gradient_size(config), 0.0);
+  std::vector<double> sums(PackedLayout(config).floats(config.layers, config.outputs), 0.0);
   const double multiply_adds = forward_multiply_adds(config) + config.hidden;
   return rate(seconds, kSub * s.steps * multiply_adds,
               [&] { chunk_weight_gradients(net, s, base.get(), grad_updates.get(), s.steps, sums.data()); });

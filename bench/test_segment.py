@@ -54,6 +54,6 @@ def test_recording(measure, n, recorded):
     def step():
         record = torch.empty(num_tiles(n) * TILE) if recorded else None
         tiles = [0] if recorded else []
-        ops.step_(*tensors, phi, net.config, 1.0, 0.0, False, record=record, record_tiles=tiles)
+        ops.step_([param], [grad], [state], phi, net.config, 1.0, 0.0, False, record=record, record_tiles=tiles)
 
     measure(step, n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +22,14 @@ GAC_IDS = [
     f"H{c['hidden_size']}xL{c['num_layers']}-k{c['gac_cells']}-E{c.get('extra_inputs', 0)}-O{c.get('num_outputs', 1)}"
     for c in GAC_CONFIGS
 ]
+# Options of one network of every kind.
+KINDS = {
+    "plain": {},
+    "averages": {"gac_cells": 3},
+    "extra inputs and outputs": {"extra_inputs": 2, "num_outputs": 3},
+    "all": {"gac_cells": 3, "extra_inputs": 2, "num_outputs": 3},
+}
+every_kind = pytest.mark.parametrize("options", list(KINDS.values()), ids=list(KINDS))
 
 
 def shared_state(net: l2l.CoordinatewiseLSTM, numel: int, groups: int, seed: int = 1) -> l2l.State:

@@ -21,6 +21,11 @@ def random_network(seed: int = 0, gain: float = 1.5, **options) -> l2l.Coordinat
     return net
 
 
+def phi_of(net: l2l.CoordinatewiseLSTM) -> Tensor:
+    """The flat vector of its weights, as the operators take it."""
+    return net.phi().detach()
+
+
 def random_state(net: l2l.CoordinatewiseLSTM, numel: int, seed: int = 1, dtype=torch.float32) -> l2l.State:
     generator = torch.Generator().manual_seed(seed)
     shape = (numel, net.hidden_size)

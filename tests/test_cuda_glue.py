@@ -1,4 +1,4 @@
-"""The CUDA operators' glue, which runs on a GPU only, read as text: an order of things that the CPU's tests see run."""
+"""What surrounds the kernels of every device, read as text: orders of things that tests see run on the CPU only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).parents[1] / "csrc"
-GLUE = ("step", "gac_step", "backward", "gac_backward")
+OPERATORS = CSRC / "ops" / "operators.cpp"
+SOURCES = sorted(path for path in CSRC.rglob("*.*") if path.suffix in (".cu", ".cuh", ".cpp", ".h"))
 
 
 def functions(path: Path) -> dict[str, str]:
@@ -17,28 +18,43 @@ def functions(path: Path) -> dict[str, str]:
     return dict(found)
 
 
-@pytest.mark.parametrize("folder", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", ["lstm_step_", "gac_step_"])
-def test_versions_are_counted_before_anything_is_written(folder, name):
+def test_versions_are_counted_before_anything_is_written():
     """A tensor made under inference mode is refused by that, and must not have been written by then."""
-    file = "step" if name == "lstm_step_" else "gac_step"
-    body = functions(CSRC / folder / f"{file}.{'cu' if folder == 'cuda' else 'cpp'}")[name]
-    assert body.count("mark_written(params, states, {") == 1 and "bump_version" not in body
+    body = functions(OPERATORS)["step_"]
+    assert body.count("mark_written(arguments)") == 1 and "bump_version" not in body
     begin = body.index("mark_written")
-    checks = [match.start() for match in re.finditer(r"check_(?!only|launch)\w+\(", body)]
-    writes = [match.start() for match in re.finditer(r"mutable_data_ptr|run_\w+\(|parallel_for|run_layer|Memset", body)]
+    checks = [match.start() for match in re.finditer(r"check_(?!only)\w+\(|backend_of\(|make_config\(", body)]
+    writes = [match.start() for match in re.finditer(r"mutable_data_ptr|backend\.step\(|zero_\(", body)]
     assert checks and writes and max(checks) < body.index("if (check_only) return") < begin < min(writes)
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in CSRC.glob("c*/*.c*") if path.suffix in (".cu", ".cpp")))
-def test_lazy_negations_are_resolved(file):
+def test_operators_write_nothing_but_what_this_one_marks():
+    bodies = functions(OPERATORS)
+    assert {"step", "step_backward", "step_", "segment_backward"} <= set(bodies)
+    for function, body in bodies.items():
+        assert ("mark_written" in body) == (function == "step_"), function
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CSRC)))
+def test_versions_are_counted_in_one_place(path):
+    text = path.read_text()
+    assert ("bump_version" in text) == (path.name == "arguments.cpp")
+    assert "mark_written" not in text or path.parent.name == "ops"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CSRC)))
+def test_lazy_negations_are_resolved(path):
     """contiguous() returns a contiguous tensor as it is, with the minus sign that is still to be applied."""
-    (path,) = CSRC.glob(f"c*/{file}")
-    for argument in ("phi", "grad", "grad_update", r"grads\[k\]"):
+    for argument in ("phi", "grad", "grad_out", r"grads\[k\]"):
         assert not re.search(rf"(?<![\w.]){argument}\.contiguous\(\)", path.read_text()), argument
 
 
-def test_operators_write_nothing_but_what_these_two_mark():
-    for name in GLUE:
-        for function, body in functions(CSRC / "cuda" / f"{name}.cu").items():
-            assert ("mark_written" in body) == (function in ("lstm_step_", "gac_step_")), function
+def test_backends_get_neither_a_lazy_negation_nor_strides_of_phi():
+    """What the calls of operators.cpp are given, in the places that do not check for it."""
+    text, bodies = OPERATORS.read_text(), functions(OPERATORS)
+    assert "phi.resolve_neg().contiguous()" in text and text.count(".contiguous()") == 1
+    for name in ("step", "step_backward", "step_", "segment_backward"):
+        body = bodies[name]
+        assert "dense(phi)" in body, name
+        if name != "segment_backward":
+            assert "resolve_neg()" in body, name

@@ -1,7 +1,11 @@
-"""The operators against the float64 reference: values and every gradient, for every instruction set."""
+"""The operators against the float64 reference: values and every gradient, for every instruction set.
+
+Of plain networks and of those with averaging cells, extra inputs or several outputs alike.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -12,35 +16,38 @@ import l2l_fast as l2l
 from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels import reference
 from l2l_fast.kernels.state import TILE, num_tiles
+from tests.gac_helpers import GAC_CONFIGS, GAC_IDS, KINDS, every_kind, extra_for, shared_state
 from tests.helpers import (
     CONFIG_IDS,
     CONFIGS,
     assert_close,
     double,
+    phi_of,
     random_network,
     random_state,
     structured_gradient,
 )
 
 TOLERANCE = 2e-5
-SIZES = [1, 63, 64, 65, 1000]
 LOW_PRECISION = {torch.float32: TOLERANCE, torch.bfloat16: 4e-3, torch.float16: 6e-4}
+ALL_CONFIGS, ALL_IDS = CONFIGS + GAC_CONFIGS, CONFIG_IDS + GAC_IDS
 
 
-def phi_of(net: l2l.CoordinatewiseLSTM) -> Tensor:
-    return net.phi().detach()
-
-
-def reference_vjp(net, grad, state, grad_update, grad_new_state):
-    """Update, new state and the gradients of <grad_update, update> + <grad_new_state, new state>, in float64."""
+def reference_vjp(net, grad, extra, state, grad_out, grad_new_state, problems=1):
+    """out, new state and the gradients of <grad_out, out> + <grad_new_state, new state> with respect to gradient,
+    extra, state and phi, in float64."""
     phi = phi_of(net).double().requires_grad_()
-    grad = grad.double().requires_grad_()
+    grad = grad.detach().double().requires_grad_()
+    extra = None if extra is None else extra.double().requires_grad_()
     data = state.data.double().requires_grad_()
     logical = l2l.State(data, grad.numel(), net.hidden_size, net.num_layers).to_logical()
-    update, new = reference.lstm_step(grad, logical, phi, net.config)
-    new_data = l2l.State.from_logical(new).data
-    grads = torch.autograd.grad([update, new_data], [grad, data, phi], [grad_update.double(), grad_new_state.double()])
-    return update, new_data, *grads
+    out, new = reference.lstm_step(grad, logical, phi, net.config, problems, extra)
+    out, new_data = out.reshape(net.num_outputs, *grad.shape), l2l.State.from_logical(new).data
+    wanted = [grad, data, phi] if extra is None else [grad, extra, data, phi]
+    grads = list(torch.autograd.grad([out, new_data], wanted, [grad_out.double(), grad_new_state.double()]))
+    if extra is None:
+        grads.insert(1, torch.zeros(0, *grad.shape))
+    return out, new_data, *grads
 
 
 def valid_lanes(data: Tensor, numel: int) -> Tensor:
@@ -48,48 +55,64 @@ def valid_lanes(data: Tensor, numel: int) -> Tensor:
     return data.transpose(1, 2).reshape(-1, data.shape[1])[:numel]
 
 
+def states_of(net, numels: list[int], problems: int = 1, seed: int = 1) -> list[l2l.State]:
+    """Random states of several tensors, as a step leaves them: all averages of a problem are equal."""
+    joint = shared_state(net, sum(numels), problems, seed).to_logical()
+    return [l2l.State.from_logical(pairs) for pairs in reference.separate_states(joint, numels, problems)]
+
+
+def averages_of(net, problems: int = 1) -> dict[str, Tensor]:
+    """What step_ writes beside the rest, filled with what it must not read."""
+    means = torch.full((net.num_layers, problems, net.gac_cells), math.nan)
+    return {"means": means, "sums": torch.full((2, problems, net.gac_cells), math.nan, dtype=torch.float64)}
+
+
 # ---- functional step ----
 
 
-@pytest.mark.parametrize("options", CONFIGS, ids=CONFIG_IDS)
-@pytest.mark.parametrize("numel", SIZES)
-def test_step_and_its_gradients(options, numel, isa):
-    if numel == 1000 and options["hidden_size"] > 20:
-        numel = 195  # the float64 reference of a wide network takes its time
-    net = random_network(**options)
-    shape = (numel // 5, 5) if numel % 5 == 0 else (numel,)
-    grad, state = structured_gradient(shape), random_state(net, numel)
-    state.data[-1, :, (numel - 1) % TILE + 1 :] = 100.0  # padding may hold anything
-    grad_update = structured_gradient(shape, seed=5)
+@pytest.mark.parametrize("options", ALL_CONFIGS, ids=ALL_IDS)
+@pytest.mark.parametrize(
+    ("shape", "problems"),
+    [((1,), 1), ((63,), 1), ((64,), 2), ((13, 5), 1), ((130,), 1), ((4, 33), 4), ((3, 65), 3), ((200, 5), 2)],
+)
+def test_step_and_its_gradients(options, shape, problems, isa):
+    if shape == (200, 5) and options["hidden_size"] > 20:
+        shape = (40, 5)  # the float64 reference of a wide network takes its time
+    net, numel = random_network(**options), math.prod(shape)
+    grad, state, extra = structured_gradient(shape), shared_state(net, numel, problems), extra_for(net, shape)
+    grad_out = structured_gradient((net.num_outputs, *shape), seed=5)
     grad_new = random_state(net, numel, seed=6).data
-    grad_new[-1, :, (numel - 1) % TILE + 1 :] = 100.0
-    expected = reference_vjp(net, grad, state, grad_update, grad_new)
+    for data in (state.data, grad_new):  # padding may hold anything
+        data[-1, :, (numel - 1) % TILE + 1 :] = 100.0
+    expected = reference_vjp(net, grad, extra, state, grad_out, grad_new, problems)
 
-    update, new_state = ops.lstm_step(grad, state.data, phi_of(net), *net.config)
-    grads = ops.lstm_step_backward(grad_update, grad_new, grad, state.data, phi_of(net), *net.config)
-    assert update.dtype == grad.dtype and update.shape == grad.shape and new_state.shape == state.data.shape
-    assert_close(update, expected[0], TOLERANCE, "update")
+    out, new_state = ops.step(grad, extra, state.data, phi_of(net), net.config, problems)
+    grads = ops.step_backward(grad_out, grad_new, grad, extra, state.data, phi_of(net), net.config, problems)
+    assert out.dtype == torch.float32 and out.shape == (net.num_outputs, *shape) and out.is_contiguous()
+    assert new_state.shape == state.data.shape and grads[0].dtype == grad.dtype
+    assert_close(out, expected[0], TOLERANCE, "out")
     assert_close(valid_lanes(new_state, numel), valid_lanes(expected[1], numel), TOLERANCE, "new state")
     assert_close(grads[0], expected[2], TOLERANCE, "d grad")
-    assert_close(valid_lanes(grads[1], numel), valid_lanes(expected[3], numel), TOLERANCE, "d state")
-    assert_close(grads[2], expected[4], TOLERANCE, "d phi")
+    assert_close(grads[1], expected[3], TOLERANCE, "d extra")
+    assert_close(valid_lanes(grads[2], numel), valid_lanes(expected[4], numel), TOLERANCE, "d state")
+    assert_close(grads[3], expected[5], TOLERANCE, "d phi")
 
 
+@every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_step_low_precision(dtype, isa):
-    net = random_network()
-    grad, state = structured_gradient((13, 11), dtype=dtype), random_state(net, 143)
-    grad_update = torch.randn(13, 11).to(dtype)
-    zeros = torch.zeros_like(state.data)
-    expected = reference_vjp(net, grad, state, grad_update, zeros)
-    update, new_state = ops.lstm_step(grad, state.data, phi_of(net), *net.config)
-    grads = ops.lstm_step_backward(grad_update, zeros, grad, state.data, phi_of(net), *net.config)
-    assert update.dtype == grads[0].dtype == dtype
-    assert_close(update, expected[0], LOW_PRECISION[dtype], "update")
-    assert_close(valid_lanes(new_state, 143), valid_lanes(expected[1], 143), TOLERANCE, "new state")  # float32 inside
+def test_step_low_precision(dtype, options, isa):
+    net = random_network(**options)
+    grad, state, extra = structured_gradient((13, 11), dtype=dtype), random_state(net, 143), extra_for(net, (13, 11))
+    grad_out, zeros = torch.randn(net.num_outputs, 13, 11), torch.zeros_like(state.data)
+    expected = reference_vjp(net, grad, extra, state, grad_out, zeros)
+    out, new_state = ops.step(grad, extra, state.data, phi_of(net), net.config)
+    grads = ops.step_backward(grad_out, zeros, grad, extra, state.data, phi_of(net), net.config)
+    assert out.dtype == torch.float32 and grads[0].dtype == dtype
+    assert_close(out, expected[0], TOLERANCE, "out")  # float32 inside
+    assert_close(valid_lanes(new_state, 143), valid_lanes(expected[1], 143), TOLERANCE, "new state")
     finite = expected[2].abs() < torch.finfo(dtype).max  # e^p times a gradient may leave the range of float16
     assert_close(grads[0][finite], expected[2][finite], LOW_PRECISION[dtype], "d grad")
-    assert_close(grads[2], expected[4], TOLERANCE, "d phi")
+    assert_close(grads[3], expected[5], TOLERANCE, "d phi")
 
 
 def layouts() -> dict[str, Tensor]:
@@ -111,25 +134,70 @@ def layouts() -> dict[str, Tensor]:
     }
 
 
+@every_kind
 @pytest.mark.parametrize("name", list(layouts()))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_any_strides(name, dtype, isa):
-    net = random_network()
+def test_any_strides(name, dtype, options, isa):
+    net = random_network(**options)
     grad = layouts()[name]
     if dtype != torch.float32:
         grad = grad.to(dtype)
     plain = grad.resolve_neg().clone(memory_format=torch.contiguous_format)
-    state = random_state(net, grad.numel())
-    update, new_state = ops.lstm_step(grad, state.data, phi_of(net), *net.config)
-    expected, expected_state = ops.lstm_step(plain, state.data, phi_of(net), *net.config)
-    assert update.is_contiguous()
-    assert torch.equal(update, expected) and torch.equal(new_state, expected_state)
-    upstream = grad if name != "negated view" else grad * 0.5
-    zeros = torch.zeros_like(state.data)
-    grads = ops.lstm_step_backward(upstream, zeros, grad, state.data, phi_of(net), *net.config)
-    plain_upstream = upstream.resolve_neg().clone(memory_format=torch.contiguous_format)
-    expected_grads = ops.lstm_step_backward(plain_upstream, zeros, plain, state.data, phi_of(net), *net.config)
+    state, extra = random_state(net, grad.numel()), extra_for(net, tuple(grad.shape))
+    out, new_state = ops.step(grad, extra, state.data, phi_of(net), net.config)
+    expected, expected_state = ops.step(plain, extra, state.data, phi_of(net), net.config)
+    assert out.is_contiguous()
+    assert torch.equal(out, expected) and torch.equal(new_state, expected_state)
+    upstream = torch.randn(out.shape), torch.zeros_like(state.data)
+    grads = ops.step_backward(*upstream, grad, extra, state.data, phi_of(net), net.config)
+    expected_grads = ops.step_backward(*upstream, plain, extra, state.data, phi_of(net), net.config)
+    assert all(g.is_contiguous() and g.dtype == e.dtype for g, e in zip(grads, expected_grads, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+
+
+@every_kind
+@pytest.mark.parametrize("name", list(layouts()))
+def test_upstream_gradients_of_any_strides(name, options, isa):
+    """Backward through the step makes them contiguous; the operator itself wants them so."""
+    net, layout = random_network(**options), layouts()[name]
+    grad, state = structured_gradient(tuple(layout.shape), seed=9), random_state(net, layout.numel())
+    extra = extra_for(net, tuple(layout.shape))
+    grad_out = layout.unsqueeze(0).expand(net.num_outputs, *layout.shape)
+    grad_new = torch.tensor(0.3).expand_as(state.data)
+    dense = grad_out.resolve_neg().clone(memory_format=torch.contiguous_format), grad_new.contiguous()
+    leaves = [None if x is None else x.clone().requires_grad_() for x in (grad, extra, state.data, phi_of(net))]
+    result = ops.step(*leaves, net.config)
+    inputs = [x for x in leaves if x is not None]
+    expected = ops.step_backward(*dense, grad, extra, state.data, phi_of(net), net.config)
+    expected = [e for e, x in zip(expected, leaves, strict=True) if x is not None]
+    actual = torch.autograd.grad(result, inputs, [grad_out, grad_new])
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@every_kind
+def test_backward_of_a_sum(options):
+    """Whose gradient is one number, expanded; the other result's is none at all."""
+    net = random_network(**options)
+    grad, state, extra = structured_gradient((7, 11)), random_state(net, 77).data, extra_for(net, (7, 11))
+    ones, zeros = torch.ones(net.num_outputs, 7, 11), torch.zeros_like(state)
+    for which, upstream in enumerate(((ones, zeros), (torch.zeros_like(ones), torch.ones_like(state)))):
+        leaves = [None if x is None else x.clone().requires_grad_() for x in (grad, extra, state, phi_of(net))]
+        ops.step(*leaves, net.config)[which].sum().backward()
+        expected = ops.step_backward(*upstream, grad, extra, state, phi_of(net), net.config)
+        for leaf, value in zip(leaves, expected, strict=True):
+            assert leaf is None or torch.equal(leaf.grad, value)
+
+
+@pytest.mark.parametrize("options", [KINDS["plain"], KINDS["all"]], ids=["plain", "all"])
+@pytest.mark.parametrize("numel_shape", [(0,), (3, 0, 2)])
+def test_step_of_no_coordinates(options, numel_shape, isa):
+    net = random_network(**options)
+    grad, state, extra = torch.zeros(numel_shape), net.init_state(0).data, extra_for(net, numel_shape)
+    out, new_state = ops.step(grad, extra, state, phi_of(net), net.config, 2)
+    assert out.shape == (net.num_outputs, *numel_shape) and new_state.shape == state.shape
+    grads = ops.step_backward(out, state, grad, extra, state, phi_of(net), net.config, 2)
+    assert [g.shape for g in grads[:3]] == [grad.shape, (net.extra_inputs, *numel_shape), state.shape]
+    assert torch.equal(grads[3], torch.zeros_like(phi_of(net)))
 
 
 @pytest.mark.parametrize("preprocess", ["log_sign", "identity"])
@@ -141,7 +209,7 @@ def test_special_values_of_the_gradient(preprocess, isa):
     values += [1e10, -1e10, huge, -huge, math.inf, -math.inf]
     grad = torch.tensor(values)
     state = random_state(net, len(values))
-    update, new_state = ops.lstm_step(grad, state.data, phi_of(net), *net.config)
+    (update,), new_state = ops.step(grad, None, state.data, phi_of(net), net.config)
     expected, expected_state = reference.step(double(net), grad.double(), state.to(torch.float64).to_logical())
     assert expected.isfinite().all()  # saturated gates, even at infinity
     torch.testing.assert_close(update.double(), expected, rtol=2e-5, atol=2e-7)
@@ -151,8 +219,8 @@ def test_special_values_of_the_gradient(preprocess, isa):
             torch.testing.assert_close(part.double(), part_expected, rtol=2e-5, atol=2e-6)
     zeros = torch.zeros_like(state.data)
     finite = grad[: len(values) - 2]
-    grads = ops.lstm_step_backward(
-        torch.ones_like(finite), zeros, finite, random_state(net, len(finite)).data, phi_of(net), *net.config
+    grads = ops.step_backward(
+        torch.ones(1, len(finite)), zeros, finite, None, random_state(net, len(finite)).data, phi_of(net), net.config
     )
     assert all(g.isfinite().all() for g in grads)
 
@@ -161,9 +229,9 @@ def test_a_nan_stays_in_its_coordinate(isa):
     net = random_network()
     grad = structured_gradient((200,))
     state = random_state(net, 200)
-    clean, clean_state = ops.lstm_step(grad, state.data, phi_of(net), *net.config)
+    (clean,), clean_state = ops.step(grad, None, state.data, phi_of(net), net.config)
     grad[77] = math.nan
-    update, new_state = ops.lstm_step(grad, state.data, phi_of(net), *net.config)
+    (update,), new_state = ops.step(grad, None, state.data, phi_of(net), net.config)
     others = torch.arange(200) != 77
     assert update[77].isnan()
     assert torch.equal(update[others], clean[others])
@@ -184,47 +252,62 @@ def step_inputs(net: l2l.CoordinatewiseLSTM):
     params[3], grads[5] = params[3].bfloat16(), grads[5].half()
     params[7] = params[7].half()
     grads[7] = grads[7].bfloat16()
-    states = [random_state(net, p.numel(), seed=20 + k) for k, p in enumerate(params)]
-    return params, grads, states
+    return params, grads, states_of(net, [p.numel() for p in params], seed=20)
 
 
-@pytest.mark.parametrize("options", CONFIGS, ids=CONFIG_IDS)
+@pytest.mark.parametrize("options", ALL_CONFIGS, ids=ALL_IDS)
 @pytest.mark.parametrize(("maximize", "recorded"), [(False, False), (False, True), (True, True)])
 def test_step_in_place(options, maximize, recorded, isa):
+    """Of all tensors at once: the averages run over all of them."""
     net = random_network(**options)
     params, grads, states = step_inputs(net)
+    numels = [param.numel() for param in params]
     before = [param.clone() for param in params]
     old_grads = [grad.clone() for grad in grads]
-    expected = [
-        reference.step(double(net), (-g if maximize else g).double(), s.to(torch.float64).to_logical())
-        for g, s in zip(grads, states, strict=True)
-    ]
+    extra, total = extra_for(net, (sum(numels),)), sum(numels)
+    joint = reference.join_states([s.to(torch.float64).to_logical() for s in states])
+    outputs, new_joint = reference.lstm_step(
+        reference.join([(-g if maximize else g).double().reshape(-1) for g in grads]),
+        joint,
+        phi_of(net).double(),
+        net.config,
+        1,
+        None if extra is None else extra.double(),
+    )
+    outputs = outputs.view(net.num_outputs, total)
+    expected = zip(reference.separate(outputs[0], numels), reference.separate_states(new_joint, numels), strict=True)
     record, tiles = None, []
     if recorded:  # places in another order than the tensors, with a gap
-        sizes = [num_tiles(p.numel()) for p in params]
+        sizes = [num_tiles(numel) for numel in numels]
         tiles = [1 + sum(sizes[k + 1 :]) for k in range(len(sizes))]
         record = torch.full((64 * (sum(sizes) + 2),), 7.0)
+    out = torch.full((net.num_outputs, total), 7.0) if recorded or net.num_outputs > 1 else None
+    averages = averages_of(net) if recorded or net.gac_cells else {}
     lr, weight_decay = 0.7, 0.05
-    ops.lstm_step_(
+    ops.step_(
         params,
         grads,
         [s.data for s in states],
         phi_of(net),
-        *net.config,
+        net.config,
         lr,
         weight_decay,
         maximize,
-        record,
-        tiles,
+        record=record,
+        record_tiles=tiles,
+        extra=extra,
+        out=out,
+        **averages,
     )
     for k, (update, state) in enumerate(expected):
-        theta = before[k].double() * (1 - lr * weight_decay) + lr * update.double()
+        update = update.view(params[k].shape)
+        theta = before[k].double() * (1 - lr * weight_decay) + lr * update
         tolerance = LOW_PRECISION[params[k].dtype] if params[k].dtype != torch.float32 else 1e-6
         assert_close(params[k], theta, tolerance, f"param {k}")
         # The step alone, so that a large parameter hides nothing.
         if params[k].dtype == torch.float32:
             moved = params[k].double() - before[k].double() * (1 - lr * weight_decay)
-            assert_close(moved, lr * update.double(), 1e-4, f"update {k}")
+            assert_close(moved, lr * update, 1e-4, f"update {k}")
         for pair, pair_expected in zip(states[k].to_logical(), state, strict=True):
             for part, part_expected in zip(pair, pair_expected, strict=True):
                 assert_close(part, part_expected, TOLERANCE, f"state {k}")
@@ -235,45 +318,144 @@ def test_step_in_place(options, maximize, recorded, isa):
             assert torch.equal(chunk[: g.numel()], g) and chunk[g.numel() :].eq(0).all()
     if record is not None:
         assert record[:64].eq(7).all() and record[-64:].eq(7).all()
+    if out is not None:
+        assert_close(out, outputs, TOLERANCE, "out")
+    if averages:
+        for layer, (h, _) in enumerate(new_joint):
+            assert_close(averages["means"][layer, 0], h[0, : net.gac_cells], TOLERANCE, f"means of layer {layer}")
+        assert averages["sums"][1].eq(total).all()
+        quotient = (averages["sums"][0] / total).float()
+        assert torch.equal(quotient, averages["means"][-1])
 
 
-def test_step_in_place_equals_the_functional_step_bit_for_bit(isa):
-    net = random_network()
-    grad, state = structured_gradient((300,)), random_state(net, 300)
-    update, new_state = ops.lstm_step(grad, state.data, phi_of(net), *net.config)
-    param = torch.zeros(300)
-    ops.lstm_step_([param], [grad], [state.data], phi_of(net), *net.config, 1.0, 0.0, False)
-    assert torch.equal(param, update)
+@every_kind
+def test_step_in_place_equals_the_functional_step_bit_for_bit(options, isa):
+    """The last tile of 300 coordinates is not full, and none of its lanes is left out."""
+    net = random_network(**options)
+    # Of a state whose averages differ: else the in-place step may take them together, which rounds otherwise.
+    grad, state, extra = structured_gradient((300,)), random_state(net, 300), extra_for(net, (300,))
+    expected, new_state = ops.step(grad, extra, state.data, phi_of(net), net.config)
+    param, out = torch.zeros(300), torch.empty(net.num_outputs, 300)
+    ops.step_(
+        [param], [grad], [state.data], phi_of(net), net.config, 1.0, 0.0, False, extra=extra, out=out,
+        **averages_of(net),
+    )  # fmt: skip
+    assert torch.equal(param, expected[0]) and torch.equal(out, expected)
     assert torch.equal(valid_lanes(state.data, 300), valid_lanes(new_state, 300))
 
 
-def test_step_in_place_bumps_versions():
-    net = random_network()
-    param, grad, state = torch.zeros(5), torch.ones(5), net.init_state(5).data
-    record = torch.empty(64)
-    versions = [x._version for x in (param, grad, state, record)]
-    ops.lstm_step_([param], [grad], [state], phi_of(net), *net.config, 1.0, 0.0, False, record, [0])
-    assert [x._version for x in (param, grad, state, record)] == [
-        versions[0] + 1,
-        versions[1],
-        versions[2] + 1,
-        versions[3] + 1,
-    ]
+def in_phases(net, arguments, places, problems=1, **tensors) -> list[Tensor]:
+    """All that step_ writes when it is called once for every two neighbours of ``places``."""
+    params, grads, states = ([x.clone() for x in xs] for xs in arguments)
+    tensors = {name: tensor if name == "extra" else tensor.clone() for name, tensor in tensors.items()}
+    for phases in zip(places[:-1], places[1:], strict=True):
+        ops.step_(
+            params, grads, states, phi_of(net), net.config, 0.7, 0.1, True, num_problems=problems, phases=phases,
+            record_tiles=[4, 1, 0], **tensors,
+        )  # fmt: skip
+        if net.gac_cells and phases[1] <= net.num_layers:
+            tensors["means"][phases[1] - 1] = tensors["sums"][0] / tensors["sums"][1].clamp_min(1)
+    return [*params, *states, *(tensors[name] for name in ("record", "out"))]
 
 
-def test_step_in_place_protects_autograd():
-    net = random_network()
+@every_kind
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_phases_of_a_step_give_the_bits_of_the_whole(options, num_layers, isa):
+    """Also where nothing is exchanged between them, and the whole goes tile by tile."""
+    net = random_network(num_layers=num_layers, **options)
+    shapes, numels = [(2, 50), (130,), ()], [100, 130, 1]
+    params, grads = [torch.randn(s) for s in shapes], [structured_gradient(s, seed=k) for k, s in enumerate(shapes)]
+    states = [s.data for s in states_of(net, numels)]
+    tensors = {"record": torch.zeros(64 * 6), "out": torch.zeros(net.num_outputs, 231)}
+    if net.extra_inputs:
+        tensors["extra"] = extra_for(net, (231,))
+    if net.gac_cells:
+        tensors |= averages_of(net)
+    layers = net.num_layers
+    whole = in_phases(net, (params, grads, states), [0, layers + 1], **tensors)
+    for places in ([0, layers, layers + 1], [*range(layers + 2)], [0, 0, layers + 1]):
+        for a, b in zip(whole, in_phases(net, (params, grads, states), places, **tensors), strict=True):
+            assert torch.equal(a, b), places
+
+
+@pytest.mark.parametrize("problems", [1, 2])
+@pytest.mark.parametrize(
+    "options", [{"extra_inputs": 3}, {"num_outputs": 4}, KINDS["extra inputs and outputs"]], ids=str
+)
+def test_extra_inputs_and_outputs_without_averages(options, problems, isa):
+    """Equal to the reference, with no means or sums given; and every tile by itself: bit for bit what it is alone."""
+    net = random_network(hidden_size=9, num_layers=3, **options)
+    params, grads, states = [torch.zeros(200)], [structured_gradient((200,))], random_state(net, 200)
+    extra, out = extra_for(net, (200,)), torch.empty(net.num_outputs, 200)
+    before = states.clone()
+    options = {"extra": extra, "out": out, "num_problems": problems}
+    ops.step_(params, grads, [states.data], phi_of(net), net.config, 1.0, 0.0, False, **options)
+    expected, new = reference.lstm_step(
+        grads[0].double(), before.to(torch.float64).to_logical(), phi_of(net).double(), net.config, 1,
+        None if extra is None else extra.double(),
+    )  # fmt: skip
+    expected = expected.view(net.num_outputs, 200)
+    assert_close(out, expected, TOLERANCE, "out")
+    assert torch.equal(params[0], out[0])
+    assert_close(valid_lanes(states.data, 200), torch.cat([x for pair in new for x in pair], 1), TOLERANCE, "state")
+    for tile in range(4):
+        part = slice(64 * tile, min(64 * tile + 64, 200))
+        alone = None if extra is None else extra[:, part].contiguous()
+        result, data = ops.step(grads[0][part], alone, before.data[tile : tile + 1], phi_of(net), net.config)
+        assert torch.equal(result, out[:, part])
+        numel = part.stop - part.start
+        assert torch.equal(valid_lanes(data, numel), valid_lanes(states.data[tile : tile + 1], numel))
+
+
+@every_kind
+def test_step_in_place_bumps_versions(options):
+    net = random_network(**options)
+    tensors = {
+        "param": torch.zeros(5), "state": net.init_state(5).data, "record": torch.empty(64),
+        "out": torch.empty(net.num_outputs, 5), **averages_of(net), "grad": torch.ones(5), "phi": phi_of(net),
+        "extra": extra_for(net, (5,)),
+    }  # fmt: skip
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    for check_only in (True, False):
+        versions = {name: tensor._version for name, tensor in tensors.items()}
+        ops.step_(
+            [tensors["param"]], [tensors["grad"]], [tensors["state"]], tensors["phi"], net.config, 1.0, 0.0, False,
+            record_tiles=[0], check_only=check_only,
+            **{name: tensors[name] for name in ("record", "out", "means", "sums", "extra") if name in tensors},
+        )  # fmt: skip
+        for name, tensor in tensors.items():
+            written = not check_only and name not in ("grad", "phi", "extra")
+            assert tensor._version == versions[name] + written, name
+
+
+@every_kind
+def test_step_in_place_protects_autograd(options):
+    net = random_network(**options)
     param = torch.zeros(5, requires_grad=True)
-    arguments = ([param], [torch.ones(5)], [net.init_state(5).data], phi_of(net), *net.config, 1.0, 0.0, False)
+    arguments = ([param], [torch.ones(5)], [net.init_state(5).data], phi_of(net), net.config, 1.0, 0.0, False)
+    tensors = {"extra": extra_for(net, (5,)), "out": torch.empty(net.num_outputs, 5), **averages_of(net)}
     with pytest.raises(RuntimeError, match="no_grad"):
-        ops.lstm_step_(*arguments)
+        ops.step_(*arguments, **tensors)
     loss = (param.exp()).sum()  # saves its output, not param
     square = param.square().sum()  # saves param
     with torch.no_grad():
-        ops.lstm_step_(*arguments)
+        ops.step_(*arguments, **tensors)
     loss.backward()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         square.backward()
+
+
+@every_kind
+@pytest.mark.parametrize("empty", ["no tensors", "no coordinates"])
+def test_step_in_place_of_nothing(options, empty):
+    """The sums over no coordinates are zero, for a process that has none of them takes part in adding them up."""
+    net = random_network(**options)
+    count = 0 if empty == "no tensors" else 2
+    tensors = ([torch.zeros(0, 3)] * count, [torch.zeros(0, 3)] * count, [net.init_state(0).data] * count)
+    averages, extra = averages_of(net), extra_for(net, (0,))
+    out = torch.empty(net.num_outputs, 0)
+    ops.step_(*tensors, phi_of(net), net.config, 1.0, 0.0, False, extra=extra, out=out, **averages)
+    assert averages["sums"].eq(0).all()
 
 
 # ---- segment backward ----
@@ -294,12 +476,27 @@ def segment_inputs(net: l2l.CoordinatewiseLSTM, steps: int, sizes: list[int]):
     weights = (torch.rand(steps, generator=generator) * 2).tolist()
     lrs = (torch.rand(steps, generator=generator) + 0.5).tolist()
     decays = (1 - 0.1 * torch.rand(steps, generator=generator)).tolist()
-    starts = [random_state(net, n, seed=k) for k, n in enumerate(sizes)]
+    starts = states_of(net, sizes)
     ends = [random_state(net, n, seed=50 + k) for k, n in enumerate(sizes)]
     return places, records, grads, weights, lrs, decays, starts, ends
 
 
-@pytest.mark.parametrize("options", CONFIGS, ids=CONFIG_IDS)
+def means_of(net, sizes, grads, starts) -> list[Tensor]:
+    """What the steps of such a segment write: the averages of every layer."""
+    params, states, means = [torch.zeros(n) for n in sizes], [s.data.clone() for s in starts], []
+    for row in grads[:-1]:
+        averages = averages_of(net)
+        row = [g.float() for g in row]
+        ops.step_(params, row, states, phi_of(net), net.config, 1.0, 0.0, False, **averages)
+        means.append(averages["means"])
+    return means
+
+
+SEGMENT_CONFIGS = [c for c in ALL_CONFIGS if c.get("extra_inputs", 0) == 0 and c.get("num_outputs", 1) == 1]
+SEGMENT_IDS = [i for i, c in zip(ALL_IDS, ALL_CONFIGS, strict=True) if c in SEGMENT_CONFIGS]
+
+
+@pytest.mark.parametrize("options", SEGMENT_CONFIGS, ids=SEGMENT_IDS)
 @pytest.mark.parametrize(("steps", "injected"), [(1, True), (6, False), (6, True)])
 def test_segment_backward(options, steps, injected, isa):
     net = random_network(gain=1.0, **options)
@@ -324,45 +521,121 @@ def test_segment_backward(options, steps, injected, isa):
         sizes,
         places,
         records,
+        means_of(net, sizes, grads, starts) if net.gac_cells else [],
         weights,
         lrs,
         decays,
         phi_of(net),
-        *net.config,
+        net.config,
+        1,
         [s.data for s in ends] if injected else [],
     )
-    grad_phi, grad_start = ops.lstm_segment_backward(*arguments, True)
+    grad_phi, grad_start = ops.segment_backward(*arguments, True)
     assert_close(grad_phi, expected_phi, 1e-4, "d phi")
     for k, n in enumerate(sizes):
         logical = l2l.State(grad_start[k], n, net.hidden_size, net.num_layers).to_logical()
         for pair, pair_expected in zip(logical, expected_start[k], strict=True):
             for part, part_expected in zip(pair, pair_expected, strict=True):
                 assert_close(part, part_expected, 1e-4, f"d start {k}")
-    again, nothing = ops.lstm_segment_backward(*arguments, False)
+    again, nothing = ops.segment_backward(*arguments, False)
     assert torch.equal(again, grad_phi) and nothing == []
+
+
+@pytest.mark.parametrize("problems", [1, 2])
+@pytest.mark.parametrize("options", [*CONFIGS[:4], *GAC_CONFIGS[:4]], ids=[*CONFIG_IDS[:4], *GAC_IDS[:4]])
+def test_steps_in_place_and_segment_backward_of_several_problems(options, problems):
+    """T steps of two tensors through the raw operators, then the meta-gradient, against float64."""
+    net = random_network(**options)
+    shapes, steps = [(2, 45), (4, 7)], 5
+    numels = [90, 28]
+    params = [torch.randn(shape) for shape in shapes]
+    starts = states_of(net, numels, problems)
+    states = [start.clone() for start in starts]
+    phi = net.phi().detach()
+    exact = [p.double() for p in params]
+    exact_states = [s.to(torch.float64).to_logical() for s in starts]
+    records, means, tiles = [], [], [0, 2]
+    grads = [[structured_gradient(s, seed=9 * t + k) for k, s in enumerate(shapes)] for t in range(steps + 1)]
+    for t in range(steps):
+        record = torch.empty(64 * 3)
+        mean = torch.empty(net.num_layers, problems, net.gac_cells)
+        sums = torch.empty(2, problems, net.gac_cells, dtype=torch.float64)
+        data = [state.data for state in states]
+        ops.step_(
+            params, grads[t], data, phi, net.config, 0.5, 0.1, False, record=record, record_tiles=tiles,
+            num_problems=problems, means=mean, sums=sums,
+        )  # fmt: skip
+        records.append(record)
+        means.append(mean)
+        g = reference.join([x.double().flatten() for x in grads[t]], problems)
+        joint = reference.join_states(exact_states, problems)
+        update, joint = reference.lstm_step(g, joint, phi.double(), net.config, problems)
+        exact_states = reference.separate_states(joint, numels, problems)
+        for k, u in enumerate(reference.separate(update, numels, problems)):
+            exact[k] = exact[k] * 0.95 + 0.5 * u.view(shapes[k])
+        for layer, (h, _) in enumerate(joint):
+            expected = h.view(problems, -1, net.hidden_size)[:, 0, : net.gac_cells]
+            assert_close(mean[layer], expected, 2e-5, f"means of layer {layer}")
+    for param, value in zip(params, exact, strict=True):
+        assert_close(param, value, 2e-5, "theta")
+    last = torch.zeros(64 * 3)
+    for k, place in enumerate((0, 128)):
+        last[place : place + numels[k]] = grads[steps][k].flatten()
+    ends = [random_state(net, n, seed=3 + k) for k, n in enumerate(numels)]
+    w = [1.0, 0.5, 2.0, 1.0, 3.0]
+    grad_phi, grad_starts = ops.segment_backward(
+        [s.data for s in starts], numels, tiles, [*records, last], means, w, [0.5] * steps, [0.95] * steps, phi,
+        net.config, problems, [s.data for s in ends], True,
+    )  # fmt: skip
+    expected_phi, expected_starts = reference.segment_backward(
+        [s.to(torch.float64).to_logical() for s in starts],
+        [[g.double() for g in each] for each in grads],
+        w,
+        [0.5] * steps,
+        [0.95] * steps,
+        phi.double(),
+        net.config,
+        [s.to(torch.float64).to_logical() for s in ends],
+        problems,
+    )
+    assert_close(grad_phi, expected_phi, 1e-4, "d phi")
+    for data, start, expected in zip(grad_starts, starts, expected_starts, strict=True):
+        for pair, pair_expected in zip(start._like(data).to_logical(), expected, strict=True):
+            for part, part_expected in zip(pair, pair_expected, strict=True):
+                assert_close(part, part_expected, 1e-4, "d start")
 
 
 # ---- determinism ----
 
 
-def test_bit_identical_for_any_number_of_threads(isa):
-    net = random_network()
-    numel = 64 * 150 + 17
-    grad, state = structured_gradient((numel,)), random_state(net, numel)
-    places, records, _, weights, lrs, decays, starts, ends = segment_inputs(net, 3, [numel // 2, 700])
+@every_kind
+def test_bit_identical_for_any_number_of_threads(options, isa):
+    net = random_network(**options)
+    numel, problems = 64 * 150 + 18, 2
+    grad, state, extra = structured_gradient((numel,)), random_state(net, numel), extra_for(net, (numel,))
+    sizes = [numel // 3 // 2 * 2, 700]
+    places, records, _, weights, lrs, decays, starts, ends = segment_inputs(net, 3, sizes)
+    means = [torch.rand(net.num_layers, problems, net.gac_cells) for _ in range(3)]
+    upstream = torch.randn(net.num_outputs, numel), random_state(net, numel, 4).data
     results = []
     for threads in (1, 2, 3, 1):
         torch.set_num_threads(threads)
-        out = [*ops.lstm_step(grad, state.data, phi_of(net), *net.config)]
-        out += ops.lstm_step_backward(grad, state.data, grad, state.data, phi_of(net), *net.config)
-        param, own = torch.zeros(numel), state.data.clone()
-        ops.lstm_step_([param], [grad], [own], phi_of(net), *net.config, 1.0, 0.0, False)
-        out += [param, own]
-        grad_phi, grad_start = ops.lstm_segment_backward(
-            [s.data for s in starts], [numel // 2, 700], places, records, weights, lrs, decays, phi_of(net),
-            *net.config, [], True,
-        )
-        results.append([*out, grad_phi, *grad_start])
+        written = [*ops.step(grad, extra, state.data, phi_of(net), net.config, problems)]
+        written += ops.step_backward(*upstream, grad, extra, state.data, phi_of(net), net.config, problems)
+        param, own, out = torch.zeros(numel), state.data.clone(), torch.empty(net.num_outputs, numel)
+        averages = averages_of(net, problems)
+        ops.step_(
+            [param], [grad], [own], phi_of(net), net.config, 1.0, 0.0, False, extra=extra, out=out,
+            num_problems=problems, **averages,
+        )  # fmt: skip
+        written += [param, own, out, *averages.values()]
+        if not net.extra_inputs:
+            grad_phi, grad_start = ops.segment_backward(
+                [s.data for s in starts], sizes, places, records, means, weights, lrs, decays, phi_of(net), net.config,
+                problems, [s.data for s in ends], True,
+            )  # fmt: skip
+            written += [grad_phi, *grad_start]
+        results.append(written)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -373,30 +646,51 @@ def test_a_coordinate_does_not_depend_on_its_place(isa):
     pairs = random_state(net, 200).to_logical()
     permutation = torch.randperm(200)
     moved = l2l.State.from_logical([(h[permutation], c[permutation]) for h, c in pairs])
-    update, _ = ops.lstm_step(grad, l2l.State.from_logical(pairs).data, phi_of(net), *net.config)
-    update_moved, _ = ops.lstm_step(grad[permutation], moved.data, phi_of(net), *net.config)
+    (update,), _ = ops.step(grad, None, l2l.State.from_logical(pairs).data, phi_of(net), net.config)
+    (update_moved,), _ = ops.step(grad[permutation], None, moved.data, phi_of(net), net.config)
     assert torch.equal(update[permutation], update_moved)
 
 
 # ---- errors ----
 
 
-def step_arguments():
-    net = l2l.CoordinatewiseLSTM(hidden_size=4, num_layers=1)
+def step_arguments(**options):
+    """A valid step of two tensors with all that it may be given, by the names of its arguments."""
+    net = random_network(hidden_size=4, num_layers=1, **options)
     return {
         "params": [torch.zeros(5), torch.zeros(70)],
         "grads": [torch.ones(5), torch.ones(70)],
         "states": [net.init_state(5).data, net.init_state(70).data],
         "phi": phi_of(net),
-        **net.config._asdict(),
+        "config": net.config,
         "lr": 1.0,
         "weight_decay": 0.0,
         "maximize": False,
         "record": torch.zeros(192),
         "record_tiles": [0, 1],
+        "extra": extra_for(net, (75,)),
+        "out": torch.zeros(net.num_outputs, 75),
+        "num_problems": 5,
+        "means": torch.zeros(1, 5, net.gac_cells),
+        "sums": torch.zeros(2, 5, net.gac_cells, dtype=torch.float64),
     }
 
 
+def rejects_before_writing(arguments, error, match):
+    tensors = [*arguments["params"], *arguments["states"]]
+    tensors += [t for t in map(arguments.get, ("record", "out", "means", "sums")) if t is not None]
+    kept = [t.clone() for t in tensors]
+    for check_only in (True, False):
+        with pytest.raises(error, match=match):
+            ops.step_(**arguments, check_only=check_only)
+    for tensor, old in zip(tensors, kept, strict=True):
+        assert tensor.is_sparse or torch.equal(tensor, old)
+
+
+BOTH = {"gac_cells": 2, "extra_inputs": 1, "num_outputs": 2}
+
+
+@pytest.mark.parametrize("options", [{}, BOTH], ids=["plain", "communicating"])
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
@@ -424,22 +718,167 @@ def step_arguments():
         ("record_tiles", [0], ValueError),
         ("record_tiles", [0, 2], ValueError),
         ("record_tiles", [-1, 1], ValueError),
+        ("num_problems", 0, ValueError),
+        ("num_problems", -5, ValueError),
     ],
 )
-def test_step_in_place_rejects_before_writing(name, value, error):
-    arguments = step_arguments()
-    arguments[name] = value
-    kept = [t.clone() for t in (*arguments["params"], *arguments["states"], arguments["record"])]
+def test_step_in_place_rejects_before_writing(name, value, error, options):
+    arguments = step_arguments(**options)
+    if isinstance(value, Tensor) and name == "phi" and value.dtype != torch.float32:
+        value = arguments["phi"].to(value.dtype)
+    if hasattr(arguments["config"], name):
+        arguments["config"] = dataclasses.replace(arguments["config"], **{name: value})
+    else:
+        arguments[name] = value
     # p is one letter: look for it at the start of the message.
-    with pytest.raises(error, match=rf"^{name}|record_tiles" if name == "record" else rf"^{name}"):
-        ops.lstm_step_(**arguments)
-    for tensor, old in zip((*arguments["params"], *arguments["states"], arguments["record"]), kept, strict=True):
-        assert tensor.is_sparse or torch.equal(tensor, old)
+    rejects_before_writing(arguments, error, rf"^{name}|record_tiles" if name == "record" else rf"^{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("extra", None, ValueError, "extra: expected a tensor of 1 rows for this network"),
+        ("extra", torch.ones(2, 75), ValueError, r"extra: expected shape \[1, 75\], got \[2, 75\]"),
+        ("extra", torch.ones(1, 74), ValueError, r"extra: expected shape \[1, 75\], got \[1, 74\]"),
+        ("extra", torch.ones(1, 1).expand(1, 75), ValueError, r"extra: .*contiguous.* strides \[1, 0\]"),
+        ("extra", torch.ones(1, 75).half(), TypeError, "extra: expected dtype float32, got Half"),
+        ("extra", torch._neg_view(torch.ones(1, 75)), ValueError, "extra: .*lazy negation"),
+        ("out", None, ValueError, "out: expected a tensor of 2 rows, got None"),
+        ("out", torch.ones(1, 75), ValueError, r"out: expected shape \[2, 75\]"),
+        ("out", torch.ones(75, 2).t(), ValueError, r"out: expected a contiguous tensor, got strides \[1, 2\]"),
+        ("out", torch.ones(2, 75).double(), TypeError, "out: expected dtype float32, got Double"),
+        ("means", None, ValueError, r"means: expected a tensor of shape \[1, 5, 2\], got None"),
+        ("sums", None, ValueError, r"sums: expected a tensor of shape \[2, 5, 2\], got None"),
+        ("means", torch.ones(1, 5, 3), ValueError, r"means: expected shape \[1, 5, 2\], got \[1, 5, 3\]"),
+        ("sums", torch.ones(1, 5, 2).double(), ValueError, r"sums: expected shape \[2, 5, 2\], got \[1, 5, 2\]"),
+        ("means", torch.ones(1, 5, 2).double(), TypeError, "means: expected dtype float32, got Double"),
+        ("sums", torch.ones(2, 5, 2), TypeError, "sums: expected dtype float64, got Float"),
+        ("means", torch.ones(1, 1, 1).expand(1, 5, 2), ValueError, r"means: .*contiguous.* strides \[1, 0, 0\]"),
+        ("means", torch.ones(1, 2, 5).transpose(1, 2), ValueError, r"means: .*contiguous.* strides \[10, 1, 5\]"),
+        ("sums", torch.ones(1, 1, 1).double().expand(2, 5, 2), ValueError, r"sums: .*contiguous.* strides \[0, 0, 0\]"),
+        ("sums", torch.ones(2, 2, 5).double().mT, ValueError, r"sums: .*contiguous.* strides \[10, 1, 5\]"),
+        ("num_problems", 3, ValueError, r"means: expected shape \[1, 3, 2\]"),
+        ("phases", (1, 0), ValueError, "first_phase, last_phase: expected 0 <= first <= last <= 2, got 1, 0"),
+        ("phases", (0, 3), ValueError, "first_phase, last_phase: expected 0 <= first <= last <= 2, got 0, 3"),
+        ("phases", (-1, 2), ValueError, "first_phase, last_phase: expected 0 <= first <= last <= 2, got -1, 2"),
+    ],
+)  # fmt: skip
+def test_what_communicates_is_checked_before_writing(name, value, error, message):
+    arguments = step_arguments(**BOTH)
+    arguments[name] = value
+    rejects_before_writing(arguments, error, f"^{message}")
+
+
+@pytest.mark.parametrize("name", ["means", "sums"])
+def test_averages_of_a_plain_network_need_the_shape_too(name):
+    """They hold nothing, and may be left out."""
+    arguments = step_arguments()
+    arguments[name] = arguments[name].new_zeros(1, 5, 1)
+    rejects_before_writing(arguments, ValueError, rf"^{name}: expected shape \[\d, 5, 0\], got \[1, 5, 1\]")
+
+
+@pytest.mark.parametrize("options", [{}, {"extra_inputs": 1, "num_outputs": 2}], ids=["plain", "extra"])
+@pytest.mark.parametrize("phases", [None, (0, 1), (1, 2)])
+def test_averages_may_be_left_out_without_averaging_cells(options, phases):
+    for left_out in (("means",), ("sums",), ("means", "sums")):
+        arguments, whole = step_arguments(**options), step_arguments(**options)
+        ops.step_(**{**arguments, **dict.fromkeys(left_out)}, phases=phases)
+        ops.step_(**whole, phases=phases)
+        for name in ("params", "states"):
+            assert all(torch.equal(a, b) for a, b in zip(arguments[name], whole[name], strict=True))
+        assert torch.equal(arguments["out"], whole["out"])
+
+
+def test_extra_inputs_that_no_network_has():
+    arguments = step_arguments()
+    arguments["extra"] = torch.ones(1, 75)
+    rejects_before_writing(arguments, ValueError, "^extra: expected None for this network")
+    net = random_network()
+    with pytest.raises(ValueError, match="^extra: expected None for this network"):
+        ops.step(torch.ones(5), torch.ones(1, 5), net.init_state(5).data, phi_of(net), net.config)
+
+
+def test_problems_must_divide_every_tensor():
+    arguments = step_arguments()
+    arguments |= {"num_problems": 2, "means": None, "sums": None}
+    message = "expected a multiple of num_problems=2 coordinates, got 5"
+    rejects_before_writing(arguments, ValueError, rf"^params\[0\]: {message}")
+    net = random_network()
+    with pytest.raises(ValueError, match=f"^grad: {message}"):
+        ops.step(torch.ones(5), None, net.init_state(5).data, phi_of(net), net.config, 2)
+    with pytest.raises(ValueError, match="^num_problems: expected at least 1, got 0"):
+        ops.step(torch.ones(5), None, net.init_state(5).data, phi_of(net), net.config, 0)
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda g: g.mT.contiguous().mT, ValueError, r"expected a contiguous tensor, got strides \[12, 1, 3\]"),
+        (lambda g: g[:1, :1, :1].expand_as(g), ValueError, r"contiguous tensor, got strides \[\d+, 0, 0\]"),
+        (lambda g: g.half(), TypeError, "expected dtype float32, got Half"),
+        (lambda g: g.double(), TypeError, "expected dtype float32, got Double"),
+        (lambda g: g[0], ValueError, "expected shape"),
+        (lambda g: g[:, :-1], ValueError, "expected shape"),
+        (lambda g: torch.cat([g, g]), ValueError, "expected shape"),
+    ],
+)  # fmt: skip
+def test_upstream_gradients_are_checked(change, error, message, options):
+    net = random_network(**options)
+    grad, state, extra = torch.ones(3, 4), net.init_state(12).data, extra_for(net, (3, 4))
+    grad_out = change(torch.ones(net.num_outputs, 3, 4))
+    with pytest.raises(error, match=f"^grad_out: .*{message}"):
+        ops.step_backward(grad_out, state, grad, extra, state, phi_of(net), net.config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("means", [], ValueError, r"means: expected 2 tensors \(one a step\), got 0"),
+        ("means", [torch.ones(2, 1, 3)], ValueError, r"means: expected 2 tensors \(one a step\), got 1"),
+        ("means", [torch.ones(2, 1, 3), torch.ones(2, 1, 2)], ValueError, r"means\[1\]: expected shape \[2, 1, 3\]"),
+        ("means", [torch.ones(2, 1, 3).half()] * 2, TypeError, r"means\[0\]: expected dtype float32, got Half"),
+        ("means", [torch.ones(1).expand(2, 1, 3)] * 2, ValueError, r"means\[0\]: .*strides \[0, 0, 0\]"),
+        ("means", [torch.ones(3, 1, 2).permute(2, 1, 0)] * 2, ValueError, r"means\[0\]: .*strides \[1, 2, 2\]"),
+        ("num_problems", 0, ValueError, "num_problems: expected at least 1"),
+        ("num_problems", 3, ValueError, r"numels\[0\]: expected a multiple of num_problems=3 coordinates, got 70"),
+    ],
+)  # fmt: skip
+def test_averages_of_a_segment_are_checked(name, value, error, message):
+    net = random_network(gac_cells=3)
+    arguments = {
+        "start_states": [net.init_state(70).data], "numels": [70], "record_tiles": [0],
+        "records": [torch.ones(128)] * 3,
+        "means": [torch.ones(2, 1, 3)] * 2, "loss_weights": [1.0, 1.0], "lrs": [1.0, 1.0], "decays": [1.0, 1.0],
+        "phi": phi_of(net), "config": net.config, "num_problems": 1,
+    }  # fmt: skip
+    ops.segment_backward(**arguments)
+    with pytest.raises(error, match=f"^{message}"):
+        ops.segment_backward(**{**arguments, name: value})
+
+
+@pytest.mark.parametrize("options", [{"extra_inputs": 1}, {"num_outputs": 2}, BOTH], ids=str)
+def test_segments_of_extra_inputs_and_outputs_are_refused(options):
+    net, ones = random_network(**options), [1.0]
+    with pytest.raises(ValueError, match="^extra_inputs, num_outputs: expected 0 and 1 for a segment"):
+        ops.segment_backward(
+            [net.init_state(5).data], [5], [0], [torch.ones(64)] * 2, [], ones, ones, ones, phi_of(net), net.config
+        )
+
+
+def test_averages_of_a_plain_segment_may_be_given():
+    net, ones = random_network(), [1.0]
+    arguments = ([net.init_state(5).data], [5], [0], [torch.ones(64)] * 2)
+    rest = (ones, ones, ones, phi_of(net), net.config)
+    grad_phi, _ = ops.segment_backward(*arguments, [], *rest)
+    assert torch.equal(ops.segment_backward(*arguments, [torch.ones(2, 1, 0)], *rest)[0], grad_phi)
+    with pytest.raises(ValueError, match=r"^means\[0\]: expected shape \[2, 1, 0\]"):
+        ops.segment_backward(*arguments, [torch.ones(2, 1, 1)], *rest)
 
 
 def test_unknown_device_is_named():
     with pytest.raises(NotImplementedError, match=r"no kernel for device 'xla'.*\['cpu'"):
-        ops.require_kernel("lstm_step", torch.device("xla"))
+        ops.require_kernel("step", torch.device("xla"))
 
 
 # ---- elementary functions ----

@@ -16,6 +16,7 @@ import l2l_fast as l2l
 from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels import reference
 from l2l_fast.kernels.state import num_tiles
+from tests.gac_helpers import every_kind, extra_for, shared_state
 from tests.helpers import Cells, assert_close, double, random_network, random_state, structured_gradient
 
 OPS = torch.ops.l2l_fast
@@ -28,46 +29,63 @@ def small_network(**options) -> l2l.CoordinatewiseLSTM:
 # ---- opcheck ----
 
 
+@every_kind
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((), torch.float16), ((6, 12, 2), torch.float32), ((65,), torch.bfloat16), ((0,), torch.float32)],
+    ("shape", "dtype", "problems"),
+    [
+        ((), torch.float16, 1),
+        ((6, 12, 2), torch.float32, 1),
+        ((65,), torch.bfloat16, 1),
+        ((0,), torch.float32, 1),
+        ((2, 5), torch.float32, 2),
+    ],
 )
-def test_opcheck_step(shape, dtype):
-    net = small_network()
+def test_opcheck_step(shape, dtype, problems, options):
+    net = small_network(**options)
     grad = structured_gradient(shape, dtype=dtype) if 0 not in shape else torch.zeros(shape, dtype=dtype)
-    state = random_state(net, grad.numel()).data
-    phi = net.phi().detach()
-    inputs = (grad.requires_grad_(), state.requires_grad_(), phi.requires_grad_(), *net.config)
-    torch.library.opcheck(OPS.lstm_step.default, inputs)
-    upstream = (torch.randn(shape, dtype=dtype, requires_grad=True), torch.randn_like(state).requires_grad_())
-    torch.library.opcheck(OPS.lstm_step_backward.default, (*upstream, *inputs))
+    state, extra = random_state(net, grad.numel()).data, extra_for(net, shape)
+    tensors = [grad, extra, state, net.phi().detach()]
+    inputs = (*[x if x is None else x.requires_grad_() for x in tensors], *net.config.arguments, problems)
+    torch.library.opcheck(OPS.step.default, inputs)
+    upstream = (torch.randn(net.num_outputs, *shape, requires_grad=True), torch.randn_like(state).requires_grad_())
+    torch.library.opcheck(OPS.step_backward.default, (*upstream, *inputs))
 
 
-@pytest.mark.parametrize("recorded", [False, True])
-def test_opcheck_step_in_place(recorded):
-    net = small_network()
+@every_kind
+@pytest.mark.parametrize("given", [False, True])
+def test_opcheck_step_in_place(given, options):
+    """With all that may be written beside parameters and states, and with what must be."""
+    net = small_network(**options)
     params = [torch.randn(70), torch.randn(3, 4).t(), torch.randn(2, dtype=torch.float16)]
     grads = [torch.randn_like(param) for param in params]
     states = [random_state(net, param.numel()).data for param in params]
-    record, places = (torch.zeros(64 * 4), [0, 2, 3]) if recorded else (None, [])
-    phi = net.phi().detach()
-    torch.library.opcheck(
-        OPS.lstm_step_.default, (params, grads, states, phi, *net.config, 0.5, 0.1, True, record, places)
-    )
+    record, places = (torch.zeros(64 * 4), [0, 2, 3]) if given else (None, [])
+    extra = extra_for(net, (84,))
+    out = torch.zeros(net.num_outputs, 84) if given or net.num_outputs > 1 else None
+    means = sums = None
+    if given or net.gac_cells:
+        means = torch.zeros(2, 2, net.gac_cells)
+        sums = torch.zeros(2, 2, net.gac_cells, dtype=torch.float64)
+    arguments = (params, grads, states, net.phi().detach(), *net.config.arguments, 0.5, 0.1, True, record, places)
+    for phases in ((0, 3), (0, 1)):
+        torch.library.opcheck(OPS.step_.default, (*arguments, extra, out, 2, means, sums, *phases, False))
 
 
+@pytest.mark.parametrize("options", [{}, {"gac_cells": 3}], ids=["plain", "averages"])
 @pytest.mark.parametrize("need_grad_start", [False, True])
-def test_opcheck_segment_backward(need_grad_start):
-    net = small_network()
+def test_opcheck_segment_backward(need_grad_start, options):
+    net = small_network(**options)
     sizes = [65, 3]
     starts = [random_state(net, n).data for n in sizes]
     records = [torch.randn(64 * 3) for _ in range(4)]
+    means = [torch.randn(2, 1, 3).tanh() for _ in range(3)] if net.gac_cells else []
     phi = net.phi().detach()
     weights, lrs, decays = [1.0] * 3, [1.0] * 3, [0.9] * 3
-    arguments = (starts, sizes, [0, 2], records, weights, lrs, decays, phi, *net.config, starts, need_grad_start)
-    torch.library.opcheck(OPS.lstm_segment_backward.default, arguments)
+    rest = (phi, *net.config.arguments, 1, starts, need_grad_start)
+    arguments = (starts, sizes, [0, 2], records, means, weights, lrs, decays, *rest)
+    torch.library.opcheck(OPS.segment_backward.default, arguments)
     phi.requires_grad_()
-    torch.library.opcheck(OPS.lstm_segment_backward.default, arguments, test_utils="test_autograd_registration")
+    torch.library.opcheck(OPS.segment_backward.default, arguments, test_utils="test_autograd_registration")
 
 
 def test_opcheck_vector_math():
@@ -79,6 +97,42 @@ def test_meta_tensors():
     update, state = net(torch.empty(3, 50, device="meta", dtype=torch.bfloat16), net.init_state(150))
     assert update.shape == (3, 50) and update.dtype == torch.bfloat16 and update.is_meta
     assert state.data.shape == (num_tiles(150), 80, 64) and state.data.is_meta
+
+
+@every_kind
+def test_operators_on_meta_tensors(options):
+    """What they return has the shapes, dtypes and strides of what they compute."""
+    net = small_network(**options)
+    grad, state, extra = torch.ones(3, 50).bfloat16().t(), random_state(net, 150).data, extra_for(net, (50, 3))
+    inputs = (grad, extra, state, net.phi().detach())
+    upstream = (torch.ones(net.num_outputs, 50, 3), state)
+    meta_inputs, meta_upstream = ([x if x is None else x.to("meta") for x in xs] for xs in (inputs, upstream))
+    results = [*ops.step(*inputs, net.config), *ops.step_backward(*upstream, *inputs, net.config)]
+    meta = [*ops.step(*meta_inputs, net.config), *ops.step_backward(*meta_upstream, *meta_inputs, net.config)]
+    for actual, expected in zip(meta, results, strict=True):
+        assert actual.is_meta and (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+        assert actual.stride() == expected.stride()
+    for k, name in enumerate(("grad", "extra", "state")):
+        mixed = [x.to("meta") if j == k and x is not None else x for j, x in enumerate(inputs)]
+        if inputs[k] is not None:
+            with pytest.raises(ValueError, match=f"^{name}: expected device cpu as phi, got meta"):
+                ops.step(*mixed, net.config)
+
+
+@pytest.mark.parametrize("name", ["params", "grads", "states", "record", "extra", "out", "means", "sums"])
+def test_an_in_place_step_names_the_tensor_on_another_device(name):
+    net = small_network(gac_cells=3, extra_inputs=2, num_outputs=3)
+    tensors = {
+        "params": [torch.zeros(5)], "grads": [torch.ones(5)], "states": [net.init_state(5).data],
+        "phi": net.phi().detach(), "record": torch.zeros(64), "extra": torch.ones(2, 5), "out": torch.zeros(3, 5),
+        "means": torch.zeros(2, 1, 3), "sums": torch.zeros(2, 1, 3).double(),
+    }  # fmt: skip
+    options = {"config": net.config, "lr": 1.0, "weight_decay": 0.0, "maximize": False, "record_tiles": [0]}
+    ops.step_(**tensors, **options)
+    value = tensors[name]
+    tensors[name] = [value[0].to("meta")] if isinstance(value, list) else value.to("meta")
+    with pytest.raises(ValueError, match=f"^{name}: expected device cpu as phi, got meta"):
+        ops.step_(**tensors, **options)
 
 
 # ---- autograd ----
@@ -132,28 +186,32 @@ def test_second_derivatives_through_the_optimizee(preprocess):
     assert_close(theta.grad, theta_wide.grad, 2e-5, "theta")
 
 
-def test_second_derivatives_of_the_network_itself():
-    net = random_network(hidden_size=8)
-    grad, state = structured_gradient((20,)), random_state(net, 20)
+@every_kind
+@pytest.mark.parametrize("problems", [1, 2])
+def test_second_derivatives_of_the_network_itself(options, problems):
+    net = random_network(hidden_size=8, **options)
+    grad, state, extra = structured_gradient((20,)), shared_state(net, 20, problems), extra_for(net, (20,))
 
-    def penalty(step, phi, grad, data, dtype):
-        update, new = step(grad, data, phi)
-        first = (update * torch.linspace(0.5, 2, 20, dtype=dtype)).sum() + (new * 0.1).sin().sum()
-        d_phi, d_data = torch.autograd.grad(first, [phi, data], create_graph=True)
-        return d_phi.square().sum() + (d_data * 1.5).sin().sum()
+    def penalty(step, inputs, dtype):
+        out, new = step(*inputs)
+        weight = torch.linspace(0.5, 2, out.numel(), dtype=dtype).view(out.shape)
+        first = (out * weight).sum() + (new * 0.1).sin().sum()
+        given = [x for x in inputs[1:] if x is not None]
+        *d_extra, d_data, d_phi = torch.autograd.grad(first, given, create_graph=True)
+        return d_phi.square().sum() + (d_data * 1.5).sin().sum() + sum(d.square().sum() for d in d_extra)
 
-    def wide_step(grad, data, phi):
+    def wide_step(grad, extra, data, phi):
         logical = l2l.State(data, 20, 8, 2).to_logical()
-        update, new = reference.lstm_step(grad, logical, phi, net.config)
-        return update, l2l.State.from_logical(new).data
+        out, new = reference.lstm_step(grad, logical, phi, net.config, problems, extra)
+        return out.view(net.num_outputs, 20), l2l.State.from_logical(new).data
 
     results = []
-    fused = lambda g, d, phi: ops.lstm_step(g, d, phi, *net.config)  # noqa: E731
+    fused = lambda *inputs: ops.step(*inputs, net.config, problems)  # noqa: E731
+    tensors = (grad, extra, state.data, net.phi())
     for step, dtype in ((fused, torch.float32), (wide_step, torch.float64)):
-        phi = net.phi().detach().to(dtype).requires_grad_()
-        inputs = [grad.to(dtype).requires_grad_(), state.data.to(dtype).requires_grad_()]
-        value = penalty(step, phi, *inputs, dtype)
-        results.append(torch.autograd.grad(value, [phi, inputs[0]]))
+        inputs = [x if x is None else x.detach().to(dtype).requires_grad_() for x in tensors]
+        value = penalty(step, inputs, dtype)
+        results.append(torch.autograd.grad(value, [x for x in inputs if x is not None]))
     for actual, expected in zip(*results, strict=True):
         assert_close(actual, expected, 1e-4)
 
@@ -169,7 +227,7 @@ def test_third_derivatives_do_not_silently_stop():
         return value
 
     x = torch.tensor([0.3, -0.7, 1.1], requires_grad=True)
-    actual = derivative(lambda x: ops.lstm_step(x, data, net.phi(), *net.config)[0], x, 3)
+    actual = derivative(lambda x: ops.step(x, None, data, net.phi(), net.config)[0], x, 3)
     wide = x.detach().double().requires_grad_()
     logical = net.init_state(3, dtype=torch.float64).to_logical()
     expected = derivative(lambda x: reference.step(net, x, logical)[0], wide, 3)
@@ -180,7 +238,7 @@ def test_segment_backward_is_not_differentiable():
     net = small_network()
     phi = net.phi().detach().requires_grad_()
     starts, records = [net.init_state(3).data], [torch.ones(64), torch.ones(64)]
-    grad_phi, _ = ops.lstm_segment_backward(starts, [3], [0], records, [1.0], [1.0], [1.0], phi, *net.config, [], False)
+    grad_phi, _ = ops.segment_backward(starts, [3], [0], records, [], [1.0], [1.0], [1.0], phi, net.config)
     with pytest.raises(RuntimeError, match="cannot be differentiated"):
         grad_phi.sum().backward()
 
@@ -201,7 +259,7 @@ def test_compiled_module_equals_eager():
     compiled = torch.compile(unrolled, fullgraph=True, backend="aot_eager")
     for numel in (70, 40):
         results = []
-        for function in (unrolled, compiled):
+        for function in (compiled, unrolled):  # the former first: nothing has been made for it yet
             net.zero_grad()
             grad = structured_gradient((numel,)).requires_grad_()
             total, state = function(grad, random_state(net, numel))
@@ -226,33 +284,40 @@ def test_compiled_by_inductor():
         torch.testing.assert_close(actual, expected)
 
 
-def test_compiled_in_place_step_and_segment():
-    net = random_network()
+@pytest.mark.parametrize("options", [{}, {"gac_cells": 3}], ids=["plain", "averages"])
+def test_compiled_in_place_step_and_segment(options):
+    net = random_network(**options)
     phi = net.phi().detach()
 
-    def function(params, grads, states, record):
+    def function(params, grads, states, record, means, sums):
         places = [0, 2]
-        ops.lstm_step_(params, grads, states, phi, *net.config, 0.5, 0.1, False, record, places)
-        grad_phi, starts = ops.lstm_segment_backward(
-            states, [70, 20], places, [record, 2 * record], [1.0], [0.5], [0.9], phi, *net.config, [], True
-        )
+        ops.step_(
+            params, grads, states, phi, net.config, 0.5, 0.1, False, record=record, record_tiles=places, means=means,
+            sums=sums,
+        )  # fmt: skip
+        grad_phi, starts = ops.segment_backward(
+            states, [70, 20], places, [record, 2 * record], [means], [1.0], [0.5], [0.9], phi, net.config,
+            need_grad_start=True,
+        )  # fmt: skip
         return params[0] * 2, grad_phi, starts
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     results = []
-    for run in (function, compiled):
+    for run in (compiled, function):
         params, grads = [torch.ones(70), torch.ones(4, 5)], [structured_gradient((70,)), structured_gradient((4, 5))]
         states = [random_state(net, 70).data, random_state(net, 20).data]
-        record = torch.zeros(64 * 3)
+        written = [torch.zeros(64 * 3), torch.zeros(2, 1, net.gac_cells), torch.zeros(2, 1, net.gac_cells).double()]
         with torch.no_grad():
-            doubled, grad_phi, starts = run(params, grads, states, record)
-        results.append([*params, *states, record, doubled, grad_phi, *starts])
+            doubled, grad_phi, starts = run(params, grads, states, *written)
+        results.append([*params, *states, *written, doubled, grad_phi, *starts])
     for actual, expected in zip(*results, strict=True):
         assert torch.equal(actual, expected)
 
 
-def test_activation_checkpointing():
-    net = random_network()
+@every_kind
+def test_activation_checkpointing(options):
+    net = random_network(**options)
+    extra = extra_for(net, (30,))
     results = []
     for checkpointed in (False, True):
         net.zero_grad()
@@ -260,9 +325,9 @@ def test_activation_checkpointing():
         for t in range(2):
             grad = structured_gradient((30,), seed=t).requires_grad_()
             if checkpointed:
-                update, state = torch.utils.checkpoint.checkpoint(net, grad, state, use_reentrant=False)
+                update, state = torch.utils.checkpoint.checkpoint(net, grad, state, 1, extra, use_reentrant=False)
             else:
-                update, state = net(grad, state)
+                update, state = net(grad, state, 1, extra)
             total = total + update.sum()
         total.backward()
         results.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
@@ -275,13 +340,13 @@ def test_activation_checkpointing():
 def test_several_threads_at_once():
     net = random_network()
     grad, state = structured_gradient((3000,)), random_state(net, 3000)
-    expected = ops.lstm_step(grad, state.data, net.phi().detach(), *net.config)
+    expected = ops.step(grad, None, state.data, net.phi().detach(), net.config)
     failures: list[str] = []
 
     def work() -> None:
         phi = net.phi().detach()
         for _ in range(10):
-            result = ops.lstm_step(grad, state.data, phi, *net.config)
+            result = ops.step(grad, None, state.data, phi, net.config)
             if not all(torch.equal(a, b) for a, b in zip(result, expected, strict=True)):
                 failures.append("different result")
 
@@ -334,7 +399,7 @@ raise SystemExit(os.waitstatus_to_exitcode(status))
 def test_denormals_are_untouched_outside_the_kernels():
     """The kernels flush denormals to zero while they run, and only then."""
     net = random_network()
-    ops.lstm_step(torch.randn(1000), net.init_state(1000).data, net.phi().detach(), *net.config)
+    ops.step(torch.randn(1000), None, net.init_state(1000).data, net.phi().detach(), net.config)
     tiny = torch.full((100_000,), 1e-38)
     assert (tiny * 0.1).gt(0).all() and math.ldexp(1.0, -1060) * 0.5 > 0
 

@@ -123,16 +123,16 @@ def test_a_launch_that_fails_after_another_stops_further_steps(monkeypatch):
 
     a, b = good(6), good(7)
     optimizer = l2l.LearnedOptimizer([{"params": [a]}, {"params": [b]}], random_network())
-    saved, step, calls = optimizer.state_dict(), ops.lstm_step_, []
+    saved, step, calls = optimizer.state_dict(), ops.step_, []
 
-    def fails_second(*args, check_only=False):
+    def fails_second(*args, check_only=False, **options):
         if not check_only:
             calls.append(1)
             if len(calls) == 2:
                 raise KeyboardInterrupt
-        return step(*args, check_only=check_only)
+        return step(*args, check_only=check_only, **options)
 
-    monkeypatch.setattr(ops, "lstm_step_", fails_second)
+    monkeypatch.setattr(ops, "step_", fails_second)
     with pytest.raises(KeyboardInterrupt):
         optimizer.step()
     with pytest.raises(RuntimeError, match=r"half-way \(KeyboardInterrupt"):

@@ -162,7 +162,7 @@ def test_failed_step_breaks_the_segment(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(l2l.ops, "lstm_step_", fail)
+        patch.setattr(l2l.ops, "step_", fail)
         with pytest.raises(KeyboardInterrupt):
             optimizer.step()
     with pytest.raises(RuntimeError, match="failed half-way"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 PLAIN_FIELDS = ("hidden_size", "num_layers", "preprocess", "p", "output_scale")
@@ -29,7 +28,7 @@ class Config:
     extra_inputs: int = 0
     num_outputs: int = 1
 
-    @cached_property
+    @property  # not a cached one, whose lock torch.compile does not trace
     def arguments(self) -> tuple[tuple[int, ...], str, tuple[float, float]]:
         """As every operator takes it: sizes, preprocess, constants."""
         sizes = (self.hidden_size, self.num_layers, self.gac_cells, self.extra_inputs, self.num_outputs)

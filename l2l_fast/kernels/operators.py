@@ -267,10 +267,28 @@ def _(
 
 
 @torch.library.register_fake("l2l_fast::step_")
-def _(params: list[Tensor], grads: list[Tensor], states: list[Tensor], phi: Tensor, *options: Any) -> None:
-    # All tensors among the options are of phi's device too, whatever their names.
-    others = [option for option in options if isinstance(option, Tensor)]
-    _check_one_device(phi, params=params, grads=grads, states=states, options=others)
+def _(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[Tensor],
+    phi: Tensor,
+    sizes: Sequence[int],
+    preprocess: str,
+    constants: Sequence[float],
+    lr: float,
+    weight_decay: float,
+    maximize: bool,
+    record: Tensor | None,
+    record_tiles: Sequence[int],
+    extra: Tensor | None,
+    out: Tensor | None,
+    num_problems: int,
+    means: Tensor | None,
+    sums: Tensor | None,
+    *phases: Any,
+) -> None:
+    _check_one_device(phi, params=params, grads=grads, states=states, record=record)
+    _check_one_device(phi, extra=extra, out=out, means=means, sums=sums)
 
 
 @torch.library.register_fake("l2l_fast::segment_backward")
@@ -305,10 +323,11 @@ def _save_step(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _step_vjp(ctx: Any, grad_out: Tensor, grad_new_state: Tensor) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors  # once: activation checkpointing makes them anew every time
     grad_grad, grad_extra, grad_state, grad_phi = torch.ops.l2l_fast.step_backward(
-        grad_out.contiguous(), grad_new_state.contiguous(), *ctx.saved_tensors, *ctx.options
+        grad_out.contiguous(), grad_new_state.contiguous(), *saved, *ctx.options
     )
-    extra = None if ctx.saved_tensors[1] is None else grad_extra
+    extra = None if saved[1] is None else grad_extra
     return (grad_grad, extra, grad_state, grad_phi, *[None] * len(ctx.options))
 
 

@@ -27,12 +27,14 @@ COMPILED = ((8, 16, 20, 32), (1, 2, 3))
 #: Tests that stay on the CPU, as regular expressions of their names.
 LEFT_OUT = {
     "no tensors, or no kernels": r"test_\w*(rejects|repr|initialisation|constructor|swapped|damage|phi_is_)\w*"
-    r"|test_default_is_the_network_of_the_paper|test_unknown_device_is_named|test_layout_is_the_one_the_kernels_use",
+    r"|test_default_is_the_network_of_the_paper|test_unknown_device_is_named|test_layout_is_the_one_the_kernels_use"
+    r"|test_what_communicates_is_checked_before_writing|test_averages_of_a_segment_are_checked",
     "files": r"test_\w*(save|load)_?\w*",
-    "the CPU's own": r"test_elementary_functions|test_opcheck_vector_math|test_meta_tensors|test_after_fork"
+    "the CPU's own": r"test_elementary_functions|test_opcheck_vector_math|test_\w*meta_tensors|test_after_fork"
     r"|test_denormals\w*|test_import_\w*|test_environment_\w*|test_zeros|test_clone_detach_to",
     "the CPU's random numbers": r"test_from_lstm_cells_does_not_touch_the_random_state",
-    "names device cpu; see test_torch.py": r"test_grad_scaler|test_trains_a_model_under_autocast",
+    "names device cpu; see test_torch.py": r"test_grad_scaler|test_trains_a_model_under_autocast"
+    r"|test_an_in_place_step_names_the_tensor_on_another_device",
     "compiled; see test_torch.py": r"test_\w*(compiled_|torch_compile)\w*",
 }
 

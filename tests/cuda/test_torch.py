@@ -58,10 +58,11 @@ def test_compiled_in_place_step_and_segment() -> None:
 
     def function(params, grads, states, record):
         places = [0, 2]
-        ops.lstm_step_(params, grads, states, phi, *net.config, 0.5, 0.1, False, record, places)
-        grad_phi, starts = ops.lstm_segment_backward(
-            states, [70, 20], places, [record, 2 * record], [1.0], [0.5], [0.9], phi, *net.config, [], True
-        )
+        ops.step_(params, grads, states, phi, net.config, 0.5, 0.1, False, record=record, record_tiles=places)
+        grad_phi, starts = ops.segment_backward(
+            states, [70, 20], places, [record, 2 * record], [], [1.0], [0.5], [0.9], phi, net.config,
+            need_grad_start=True,
+        )  # fmt: skip
         return params[0] * 2, grad_phi, starts
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -114,13 +115,13 @@ def test_work_waits_for_the_stream_it_is_on() -> None:
     expected = torch.zeros(5000, device="cuda")
     state = net.init_state(5000).data
     phi = net.phi().detach()
-    ops.lstm_step_([expected], [good], [state.clone()], phi, *net.config, 1.0, 0.0, False, None, [])
+    ops.step_([expected], [good], [state.clone()], phi, net.config, 1.0, 0.0, False)
     param, grad = torch.zeros_like(expected), torch.zeros_like(good)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
         grad.copy_(good)
-        ops.lstm_step_([param], [grad], [state], phi, *net.config, 1.0, 0.0, False, None, [])
+        ops.step_([param], [grad], [state], phi, net.config, 1.0, 0.0, False)
     stream.synchronize()
     assert torch.equal(param, expected)
 

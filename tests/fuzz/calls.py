@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,28 +15,43 @@ import l2l_fast as l2l
 from tests.fuzz.cases import OPS, blocked_state, memory_of, phi_of
 from tests.helpers import random_network, structured_gradient
 
-PLAIN = ("lstm_step", "lstm_step_backward", "lstm_step_", "lstm_segment_backward")
-GAC = ("gac_step", "gac_step_backward", "gac_step_", "gac_segment_backward")
-OPERATORS = (*PLAIN, *GAC, "_vector_math")
+PLAIN = ("step", "step_backward", "step_", "segment_backward")
+# The same operators of a network whose coordinates communicate: two problems, averaging cells and, but for segments,
+# extra inputs and several outputs.
+COMMUNICATING = tuple(f"{name} (communicating)" for name in PLAIN)
+OPERATORS = (*PLAIN, *COMMUNICATING, "_vector_math")
+
+# How the operators take a configuration.
+SIZES = ("hidden_size", "num_layers", "gac_cells", "extra_inputs", "num_outputs")
+CONSTANTS = ("p", "output_scale")
+
+
+def name_of(operator: str) -> str:
+    return operator.split()[0]
 
 
 def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
-    """Arguments by name, in the order of the schema, that the operator accepts."""
-    if operator in GAC:
-        return _valid_gac_call(operator, seed)
-    net = random_network(seed, hidden_size=5, num_layers=2)
-    config = net.config._asdict()
+    """Arguments by name that the operator accepts. Those of the configuration are its fields, see ``call``."""
+    name, communicating = name_of(operator), operator in COMMUNICATING
+    if name == "_vector_math":
+        return {"function": "exp2", "x": structured_gradient((70,))}
+    options: dict[str, int] = {"gac_cells": 2} if communicating else {}
+    if communicating and name != "segment_backward":
+        options |= {"extra_inputs": 2, "num_outputs": 3}
+    net = random_network(seed, hidden_size=5, num_layers=2, **options)
+    config, problems = asdict(net.config), 2 if communicating else 1
     grad, state, phi = structured_gradient((70,), seed=seed), blocked_state(net, 70, seed), phi_of(net).clone()
-    if operator == "lstm_step":
-        return {"grad": grad, "state": state, "phi": phi, **config}
-    if operator == "lstm_step_backward":
-        upstream = {"grad_update": structured_gradient((70,), seed=seed + 1), "grad_new_state": state.clone()}
-        return {**upstream, "grad": grad, "state": state, "phi": phi, **config}
-    if operator == "lstm_step_":
+    means = [structured_gradient((2, 2, 2), seed=seed + k).clamp(-1, 1) for k in (7, 8)] if communicating else []
+
+    def rows(count: int, numel: int, k: int) -> Tensor:
+        return structured_gradient((count, numel), seed=seed + k)
+
+    if name == "step_":
+        first = 2 if communicating else 3
         return {
-            "params": [torch.ones(3, 1), torch.ones(70)],
-            "grads": [structured_gradient((3, 1)), grad],
-            "states": [blocked_state(net, 3, seed + 1), state],
+            "params": [torch.ones(first, 1), torch.ones(70)],
+            "grads": [structured_gradient((first, 1)), grad],
+            "states": [blocked_state(net, first, seed + 1), state],
             "phi": phi,
             **config,
             "lr": 0.5,
@@ -43,71 +59,52 @@ def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
             "maximize": False,
             "record": torch.full((64 * 4,), 7.0),
             "record_tiles": [3, 0],
+            "extra": rows(2, 72, 6) if communicating else None,
+            "out": rows(3, 72, 5) if communicating else None,
+            "num_problems": problems,
+            "means": means[0] if communicating else None,
+            "sums": structured_gradient((2, 2, 2), seed=seed + 9).double() if communicating else None,
+            "first_phase": 0,
+            "last_phase": 3,
+            "check_only": False,
         }
-    if operator == "lstm_segment_backward":
+    if name == "segment_backward":
         record = torch.nn.functional.pad(grad, (0, 58))
         return {
             "start_states": [state, blocked_state(net, 60, seed + 2)],
             "numels": [70, 60],
             "record_tiles": [0, 0],
             "records": [record, record * 2, record * 3],
+            "means": means,
             "loss_weights": [1.0, 0.5],
             "lrs": [1.0, 1.0],
             "decays": [1.0, 0.9],
             "phi": phi,
             **config,
+            "num_problems": problems,
             "grad_end_states": [state.clone(), blocked_state(net, 60, seed + 3)],
             "need_grad_start": True,
         }
-    return {"function": "exp2", "x": structured_gradient((70,))}
-
-
-def _valid_gac_call(operator: str, seed: int) -> dict[str, Any]:
-    """That of the plain operator, with two groups, averaging cells and, but for segments, extra inputs and outputs."""
-    extras = {} if operator == "gac_segment_backward" else {"extra_inputs": 2, "num_outputs": 3}
-    net = random_network(seed, hidden_size=5, num_layers=2, gac_cells=2, **extras)
-    arguments = valid_call(operator.replace("gac", "lstm"), seed) | {"phi": phi_of(net).clone()}
-    # Of a segment the record's places are no options.
-    after = _AFTER_CONFIG if operator == "gac_step_" else _AFTER_CONFIG[-2:]
-    tail = {name: arguments.pop(name) for name in after if name in arguments}
-    shapes = {"extra": (2, 70), "out": (3, 72), "grad_out": (3, 70)}
-    more = {name: structured_gradient(shape, seed=seed + 5) for name, shape in shapes.items()}
-    # A record and two steps' averages.
-    means = [structured_gradient((2, 2, 2), seed=seed + k).clamp(-1, 1) for k in (7, 8)]
-    sums = structured_gradient((2, 2, 2), seed=seed + 9).double()
-    if operator == "gac_step_":
-        arguments["params"][0] = torch.ones(2, 1)
-        arguments["grads"][0] = structured_gradient((2, 1))
-        more["extra"] = structured_gradient((2, 72), seed=seed + 6)
-        tail |= {"groups": 2, "means": means[0], "sums": sums, "first_phase": 0, "last_phase": 3}
-    elif operator == "gac_segment_backward":
-        ends = {name: tail.pop(name) for name in ("grad_end_states", "need_grad_start")}
-        more["means"], tail = means, {**tail, "groups": 2, **ends}
-    else:
-        tail["groups"] = 2
-    named = {**arguments, **net.config._asdict(), **more}
-    return {name: named[name] for name in (*_HEADS[operator], *net.config._fields)} | tail
-
-
-_AFTER_CONFIG = ("lr", "weight_decay", "maximize", "record", "record_tiles", "grad_end_states", "need_grad_start")
-_HEADS = {
-    "gac_step": ("grad", "extra", "state", "phi"),
-    "gac_step_backward": ("grad_out", "grad_new_state", "grad", "extra", "state", "phi"),
-    "gac_step_": ("params", "grads", "states", "extra", "out", "phi"),
-    "gac_segment_backward": (
-        "start_states", "numels", "record_tiles", "records", "means", "loss_weights", "lrs", "decays", "phi",
-    ),
-}  # fmt: skip
+    extra = rows(2, 70, 5) if communicating else None
+    arguments = {"grad": grad, "extra": extra, "state": state, "phi": phi, **config, "num_problems": problems}
+    if name == "step_backward":
+        upstream = {"grad_out": rows(3 if communicating else 1, 70, 1), "grad_new_state": state.clone()}
+        return {**upstream, **arguments}
+    return arguments
 
 
 def call(operator: str, arguments: dict[str, Any]) -> list[Tensor]:
     """Runs the operator itself, without the Python layer; returns all tensors that it returned or wrote."""
+    function = getattr(OPS, name_of(operator))
+    taken = dict(arguments)
+    if "hidden_size" in taken:
+        taken |= {"sizes": [taken[name] for name in SIZES], "constants": [taken[name] for name in CONSTANTS]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = getattr(OPS, operator)(*arguments.values())
-    if operator in ("lstm_step_", "gac_step_"):
+        result = function(*(taken[argument.name] for argument in function.default._schema.arguments))
+    if name_of(operator) == "step_":
         written = ("params", "states", "record", "out", "means", "sums")
-        return tensors([arguments[name] for name in written if name in arguments])
+        return tensors([arguments[name] for name in written])
     return tensors(result)
 
 

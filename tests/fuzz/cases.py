@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import l2l_fast as l2l
+from l2l_fast.kernels import operators as ops
+from tests.helpers import phi_of as phi_of
 from tests.helpers import random_network, random_state, structured_gradient
 
 FULL = os.environ.get("L2L_FAST_FULL") == "1"
@@ -44,8 +46,22 @@ def networks(draw, preprocess=("log_sign", "identity")) -> l2l.CoordinatewiseLST
     )
 
 
-def phi_of(net: l2l.CoordinatewiseLSTM) -> Tensor:
-    return net.phi().detach()
+# ---- the functional step of a plain network, whose one output has the gradient's shape ----
+
+
+def plain_step(grad: Tensor, state: Tensor, phi: Tensor, config: l2l.Config) -> tuple[Tensor, Tensor]:
+    """The update and the new state."""
+    out, new_state = ops.step(grad, None, state, phi, config)
+    return out[0], new_state
+
+
+def plain_step_backward(
+    grad_update: Tensor, grad_new_state: Tensor, grad: Tensor, state: Tensor, phi: Tensor, config: l2l.Config
+) -> list[Tensor]:
+    """d grad, d state, d phi."""
+    result = ops.step_backward(grad_update.unsqueeze(0), grad_new_state, grad, None, state, phi, config)
+    assert result[1].shape == (0, *grad.shape)
+    return [result[0], *result[2:]]
 
 
 # ---- tensors ----

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import l2l_fast as l2l
-from l2l_fast import gac_ops
+from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels import reference
 from tests.fuzz.cases import examples, seeds
 from tests.gac_helpers import shared_state
@@ -53,7 +53,7 @@ class Problem:
                 self.states[k] = l2l.State.from_logical(pairs)
         self.phi = net.phi().detach()
 
-    def expected(self) -> tuple[list[Tensor], list[l2l.state.LogicalState]]:
+    def expected(self) -> tuple[list[Tensor], list[l2l.kernels.state.LogicalState]]:
         joint = reference.join_states([s.to(torch.float64).to_logical() for s in self.states], self.groups)
         grad = reference.join([g.double() for g in self.grads], self.groups)
         update, joint = reference.lstm_step(grad, joint, self.phi.double(), self.net.config, self.groups)
@@ -69,9 +69,9 @@ class Problem:
         out = torch.empty(1, sum(self.numels))
         steps = [(k, k + 1) for k in range(layers + 1)] if phases else [(0, layers + 1)]
         for first, last in steps:
-            gac_ops.gac_step_(
-                params, self.grads, [s.data for s in states], None, out, self.phi, *self.net.config, 1.0, 0.0, False,
-                None, [], self.groups, means, sums, first, last,
+            ops.step_(
+                params, self.grads, [s.data for s in states], self.phi, self.net.config, 1.0, 0.0, False,
+                out=out, num_problems=self.groups, means=means, sums=sums, phases=(first, last),
             )  # fmt: skip
             if last <= layers:
                 means[last - 1] = sums[0] / sums[1].clamp_min(1)
@@ -245,9 +245,9 @@ def test_segment_backward(cells, groups, bad_from):
         means = torch.empty(net.num_layers, groups, cells)
         sums = torch.empty(2, groups, cells, dtype=torch.float64)
         if t < steps:
-            gac_ops.gac_step_(
-                params, grads, [s.data for s in states], None, None, problem.phi, *net.config, 1.0, 0.0, False, record,
-                tiles, groups, means, sums, 0, net.num_layers + 1,
+            ops.step_(
+                params, grads, [s.data for s in states], problem.phi, net.config, 1.0, 0.0, False, record=record,
+                record_tiles=tiles, num_problems=groups, means=means, sums=sums,
             )  # fmt: skip
             means_of.append(means)
         for place, g, n in zip(tiles, grads, numels, strict=True):
@@ -256,8 +256,8 @@ def test_segment_backward(cells, groups, bad_from):
         records.append(record)
     ones = [1.0] * steps
     ends = [random_state(net, n, 9 + k) for k, n in enumerate(numels)]
-    _, grad_starts = gac_ops.gac_segment_backward(
-        [s.data for s in starts], numels, tiles, records, means_of, ones, ones, ones, problem.phi, *net.config, groups,
+    _, grad_starts = ops.segment_backward(
+        [s.data for s in starts], numels, tiles, records, means_of, ones, ones, ones, problem.phi, net.config, groups,
         [s.data for s in ends], True,
     )  # fmt: skip
     _, expected = reference.segment_backward(

@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from l2l_fast.kernels import operators as ops
 from tests.fuzz.cases import OPS, examples, phi_of
 from tests.helpers import random_network
 
@@ -29,7 +30,7 @@ def addresses(tensor: torch.Tensor) -> list[int]:
 
 def step(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[torch.Tensor] | None = None) -> None:
     states = states or [torch.zeros(-(-p.numel() // 64), 8, 64) for p in params]
-    OPS.lstm_step_(params, grads, states, phi_of(NET), *NET.config, 1.0, 0.0, False, None, [])
+    ops.step_(params, grads, states, phi_of(NET), NET.config, 1.0, 0.0, False)
 
 
 def accepted(params: list[torch.Tensor], grads: list[torch.Tensor]) -> bool:
@@ -141,7 +142,7 @@ def test_hundreds_of_tensors_in_one_storage():
 # ---- the operator with averages, memory and outputs ----
 
 
-def gac_arguments() -> dict[str, torch.Tensor]:
+def all_arguments() -> dict[str, torch.Tensor]:
     return {
         "param": torch.zeros(64),
         "grad": torch.ones(64),
@@ -155,10 +156,11 @@ def gac_arguments() -> dict[str, torch.Tensor]:
     }
 
 
-def gac_step_(a: dict[str, torch.Tensor]) -> None:
-    OPS.gac_step_(
-        [a["param"]], [a["grad"]], [a["state"]], a["extra"], a["out"], a["phi"], *GAC.config, 1.0, 0.0, False,
-        a["record"], [0], 1, a["means"], a["sums"], 0, 2,
+def step_of_all_(a: dict[str, torch.Tensor]) -> None:
+    """The operator itself, without the Python layer."""
+    OPS.step_(
+        [a["param"]], [a["grad"]], [a["state"]], a["phi"], *GAC.config.arguments, 1.0, 0.0, False, a["record"], [0],
+        a["extra"], a["out"], 1, a["means"], a["sums"], 0, 2, False,
     )  # fmt: skip
 
 
@@ -167,11 +169,11 @@ NAMES = {"param": "params[0]", "grad": "grads[0]", "state": "states[0]", "record
 
 
 @pytest.mark.parametrize("first", WRITTEN)
-@pytest.mark.parametrize("second", list(gac_arguments()))
+@pytest.mark.parametrize("second", list(all_arguments()))
 def test_no_two_arguments_of_a_step_share_memory(first, second):
     """One of them written: also by its last byte only."""
-    arguments = gac_arguments()
-    gac_step_(gac_arguments())
+    arguments = all_arguments()
+    step_of_all_(all_arguments())
     if first == second:
         return
     for distance in (0, 1):
@@ -184,34 +186,34 @@ def test_no_two_arguments_of_a_step_share_memory(first, second):
             changed[name] = view
         kept = {name: tensor.clone() for name, tensor in changed.items()}
         if {first, second} == {"param", "grad"} and distance == 0:
-            gac_step_(changed)
+            step_of_all_(changed)
             continue
         with pytest.raises(ValueError) as caught:
-            gac_step_(changed)
+            step_of_all_(changed)
         assert all(NAMES.get(name, name) in str(caught.value) for name in (first, second)), caught.value
         assert all(torch.equal(changed[name], tensor) for name, tensor in kept.items())
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_is_written_may_not_be_negated_or_require_grad(name):
-    arguments = gac_arguments()
+    arguments = all_arguments()
     arguments[name] = torch._neg_view(arguments[name])
     with pytest.raises(ValueError, match="lazy negation"):
-        gac_step_(arguments)
-    arguments = gac_arguments()
+        step_of_all_(arguments)
+    arguments = all_arguments()
     arguments[name].requires_grad_()
     with pytest.raises(RuntimeError, match=rf"{name}.*no_grad"):
-        gac_step_(arguments)
+        step_of_all_(arguments)
     with torch.no_grad():
-        gac_step_(arguments)
+        step_of_all_(arguments)
 
 
 @pytest.mark.parametrize("name", [*WRITTEN, "extra", "phi", "grad"])
 def test_freed_memory_is_refused(name):
-    arguments = gac_arguments()
+    arguments = all_arguments()
     arguments[name].untyped_storage().resize_(0)
     with pytest.raises(ValueError, match=rf"{name}.*storage"):
-        gac_step_(arguments)
+        step_of_all_(arguments)
 
 
 def test_every_layout_of_a_matrix_pair():

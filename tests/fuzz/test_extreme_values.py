@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import l2l_fast as l2l
+from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels import reference
 from tests.fuzz.cases import (
-    OPS,
     assert_near,
     bits,
     blocked_state,
@@ -22,6 +22,8 @@ from tests.fuzz.cases import (
     logical,
     networks,
     phi_of,
+    plain_step,
+    plain_step_backward,
     seeds,
 )
 from tests.helpers import random_network, structured_gradient
@@ -38,15 +40,15 @@ def put_bits(tensor: torch.Tensor, index: int, pattern: int) -> None:
 def everything(net, grad, data, grad_update, grad_data):
     """All that the operators make of one gradient, per coordinate: update, state, d grad, d state."""
     numel, phi = grad.numel(), phi_of(net)
-    update, new_data = OPS.lstm_step(grad, data, phi, *net.config)
-    grads = OPS.lstm_step_backward(grad_update, grad_data, grad, data, phi, *net.config)
+    update, new_data = plain_step(grad, data, phi, net.config)
+    grads = plain_step_backward(grad_update, grad_data, grad, data, phi, net.config)
     param, state, record = torch.zeros(numel), data.clone(), torch.empty(64 * data.shape[0])
-    OPS.lstm_step_([param], [grad], [state], phi, *net.config, 1.0, 0.0, False, record, [0])
+    ops.step_([param], [grad], [state], phi, net.config, 1.0, 0.0, False, record=record, record_tiles=[0])
     others = torch.zeros_like(record)
     others[:numel] = 1.0
     ones = [1.0, 1.0]
-    _, starts = OPS.lstm_segment_backward(
-        [data], [numel], [0], [record, record, others], ones, ones, ones, phi, *net.config, [grad_data], True
+    _, starts = ops.segment_backward(
+        [data], [numel], [0], [record, record, others], [], ones, ones, ones, phi, net.config, 1, [grad_data], True
     )
     rows = [logical(x, numel, net) for x in (new_data, state, grads[1], starts[0])]
     return [update, param, grads[0], *rows]
@@ -92,7 +94,7 @@ def test_a_nan_weight_reaches_every_update(net, seed, place, pattern, isa):
     phi = phi_of(net).clone()
     put_bits(phi, int(place * phi.numel()), pattern)
     grad = gradient_values(net, (70,), seed, "structured")
-    update, _ = OPS.lstm_step(grad, blocked_state(net, 70, seed), phi, *net.config)
+    update, _ = plain_step(grad, blocked_state(net, 70, seed), phi, net.config)
     assert update.isnan().all()
 
 
@@ -102,7 +104,7 @@ def test_infinite_and_huge_gradients_give_finite_updates(net, seed, isa):
     grad = gradient_values(net, (100,), seed, "extreme")
     grad[::7], grad[3::7] = math.inf, -math.inf
     data = blocked_state(net, 100, seed)
-    update, new_data = OPS.lstm_step(grad, data, phi_of(net), *net.config)
+    update, new_data = plain_step(grad, data, phi_of(net), net.config)
     pairs = l2l.State(data, 100, net.hidden_size, net.num_layers).to(torch.float64).to_logical()
     expected, _ = reference.lstm_step(grad.double(), pairs, phi_of(net).double(), net.config)
     assert expected.isfinite().all() and update.isfinite().all() and logical(new_data, 100, net).isfinite().all()
@@ -121,8 +123,8 @@ def test_padding_never_reaches_a_result(net, numel, seed, pattern, isa):
         if garbage:
             for data in states:
                 data[-1, :, numel % 64 :].view(torch.int32).fill_(pattern)
-        update, new_data = OPS.lstm_step(grad, states[0], phi_of(net), *net.config)
-        grads = OPS.lstm_step_backward(grad_update, states[1], grad, states[0], phi_of(net), *net.config)
+        update, new_data = plain_step(grad, states[0], phi_of(net), net.config)
+        grads = plain_step_backward(grad_update, states[1], grad, states[0], phi_of(net), net.config)
         results.append([update, logical(new_data, numel, net), grads[0], logical(grads[1], numel, net), grads[2]])
     assert all(identical(a, b) for a, b in zip(*results))
 
@@ -154,7 +156,7 @@ def test_the_processor_keeps_its_denormals(threads, isa):
     data, grad, param = blocked_state(net, numel, 1), structured_gradient((numel,)), torch.zeros(numel)
     everything(net, grad, data, grad, data)
     with pytest.raises(ValueError):
-        OPS.lstm_step_([param], [grad], [data[:1]], phi_of(net), *net.config, 1.0, 0.0, False, None, [])
+        ops.step_([param], [grad], [data[:1]], phi_of(net), net.config, 1.0, 0.0, False)
     tiny = torch.full((1 << 18,), 1e-40)
     assert (tiny * 0.5).ne(0).all() and (torch.full((), 1e-40) * 0.5).item() != 0
 
@@ -164,7 +166,7 @@ def test_denormal_parameters_survive(isa):
     param = torch.full((100,), 1e-40)
     before = param.clone()
     state = blocked_state(net, 100, 1)
-    OPS.lstm_step_([param], [torch.ones(100)], [state], phi_of(net), *net.config, 0.0, 0.0, False, None, [])
+    ops.step_([param], [torch.ones(100)], [state], phi_of(net), net.config, 0.0, 0.0, False)
     assert identical(param, before)
 
 
@@ -173,6 +175,6 @@ def test_denormals_in_the_state_count_as_zero(isa):
     net = random_network()
     tiny = torch.full((2, 2 * 2 * 20, 64), 1e-41)
     grad = structured_gradient((128,))
-    a, _ = OPS.lstm_step(grad, tiny, phi_of(net), *net.config)
-    b, _ = OPS.lstm_step(grad, torch.zeros_like(tiny), phi_of(net), *net.config)
+    a, _ = plain_step(grad, tiny, phi_of(net), net.config)
+    b, _ = plain_step(grad, torch.zeros_like(tiny), phi_of(net), net.config)
     assert torch.equal(bits(a), bits(b))

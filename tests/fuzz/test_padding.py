@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import l2l_fast as l2l
-from tests.fuzz.cases import OPS, blocked_state, examples, networks, phi_of, seeds
+from l2l_fast.kernels import operators as ops
+from tests.fuzz.cases import blocked_state, examples, networks, phi_of, seeds
 from tests.helpers import random_network, structured_gradient
 
 POISONS = (math.nan, math.inf, -math.inf, 1e30, -3.4e38)
@@ -31,7 +32,6 @@ def coordinates(data: Tensor, numel: int) -> Tensor:
 
 def everything(net: l2l.CoordinatewiseLSTM, numels: list[int], seed: int, poison: float) -> list[Tensor]:
     """Results of every operator of the network, free of padding; gradients of states with theirs, which must be 0."""
-    gac, groups = not isinstance(net.config, l2l.ops.Config), 1
     phi, steps = phi_of(net), 3
     tiles = [-(-n // 64) for n in numels]
     places = [1 + sum(tiles[:k]) for k in range(len(tiles))]
@@ -49,40 +49,27 @@ def everything(net: l2l.CoordinatewiseLSTM, numels: list[int], seed: int, poison
     results: list[Tensor] = []
     for k, n in enumerate(numels):
         extra = torch.ones(net.extra_inputs, n) if net.extra_inputs else None
-        if gac:
-            out, new = OPS.gac_step(grads[k], extra, states[k], phi, *net.config, groups)
-            back = OPS.gac_step_backward(out.clone(), ends[k], grads[k], extra, states[k], phi, *net.config, groups)
-            results += [out, coordinates(new, n), *back]
-        else:
-            out, new = OPS.lstm_step(grads[k], states[k], phi, *net.config)
-            results += [out, coordinates(new, n)]
-            results += OPS.lstm_step_backward(out.clone(), ends[k], grads[k], states[k], phi, *net.config)
-    if gac and not net.extra_inputs:
-        means = [torch.rand(net.num_layers, groups, net.gac_cells, generator=torch.Generator().manual_seed(t))
+        out, new = ops.step(grads[k], extra, states[k], phi, net.config)
+        back = ops.step_backward(out.clone(), ends[k], grads[k], extra, states[k], phi, net.config)
+        results += [out, coordinates(new, n), *back]
+    if not net.extra_inputs and net.num_outputs == 1:
+        means = [torch.rand(net.num_layers, 1, net.gac_cells, generator=torch.Generator().manual_seed(t))
                  for t in range(steps)]  # fmt: skip
-        grad_phi, starts = OPS.gac_segment_backward(
-            states, numels, places, records, means, ones, ones, decays, phi, *net.config, groups, ends, True
-        )
-        results += [grad_phi, *starts]
-    elif not gac:
         for end in (ends, []):
-            grad_phi, starts = OPS.lstm_segment_backward(
-                states, numels, places, records, ones, ones, decays, phi, *net.config, end, True
+            grad_phi, starts = ops.segment_backward(
+                states, numels, places, records, means, ones, ones, decays, phi, net.config, 1, end, True
             )
             results += [grad_phi, *starts]
     params, record = [torch.linspace(-1, 1, n) for n in numels], records[0].clone()
-    if gac:
-        total = sum(numels)
-        extra = torch.ones(net.extra_inputs, total) if net.extra_inputs else None
-        out = torch.empty(net.num_outputs, total)
-        means, sums = torch.empty(net.num_layers, 1, net.gac_cells), torch.empty(2, 1, net.gac_cells).double()
-        OPS.gac_step_(
-            params, grads, states, extra, out, phi, *net.config, 1.0, 0.1, True, record, places, 1, means, sums, 0,
-            net.num_layers + 1,
-        )  # fmt: skip
-        results += [out, means, sums]
-    else:
-        OPS.lstm_step_(params, grads, states, phi, *net.config, 1.0, 0.1, True, record, places)
+    total = sum(numels)
+    extra = torch.ones(net.extra_inputs, total) if net.extra_inputs else None
+    out = torch.empty(net.num_outputs, total)
+    means, sums = torch.empty(net.num_layers, 1, net.gac_cells), torch.empty(2, 1, net.gac_cells).double()
+    ops.step_(
+        params, grads, states, phi, net.config, 1.0, 0.1, True, record=record, record_tiles=places, extra=extra,
+        out=out, means=means, sums=sums,
+    )  # fmt: skip
+    results += [out, means, sums]
     results += [*params, *(coordinates(s, n) for s, n in zip(states, numels, strict=True))]
     # The step writes whole tiles of the record, and zeros behind the last coordinate.
     results += [record[64 * p :][: 64 * n] for p, n in zip(places, tiles, strict=True)]
@@ -109,8 +96,6 @@ def test_of_plain_networks(net, numels, seed, isa):
 @pytest.mark.parametrize("extras", [(0, 1), (2, 3)])
 @pytest.mark.parametrize("cells", [0, 2, 8])
 def test_of_networks_with_averages(cells, extras, isa):
-    if (cells, *extras) == (0, 0, 1):
-        return
     net = random_network(hidden_size=8, num_layers=2, gac_cells=cells, extra_inputs=extras[0], num_outputs=extras[1])
     check(net, [70, 5, 64], 3)
 
@@ -122,19 +107,11 @@ def test_gradients_of_start_states_have_no_padding(cells, isa):
     state, end = (fill_padding(blocked_state(net, numel, k), numel, math.nan) for k in (0, 1))
     records = [torch.ones(128)] * 3
     ones = [1.0, 1.0]
-    if cells:
-        means = [torch.zeros(2, 1, cells)] * 2
-        _, starts = OPS.gac_segment_backward(
-            [state], [numel], [0], records, means, ones, ones, ones, phi, *net.config, 1, [end], True
-        )
-        _, _, grad_state, _ = OPS.gac_step_backward(
-            torch.ones(1, numel), end, torch.ones(numel), None, state, phi, *net.config, 1
-        )
-    else:
-        _, starts = OPS.lstm_segment_backward(
-            [state], [numel], [0], records, ones, ones, ones, phi, *net.config, [end], True
-        )
-        _, grad_state, _ = OPS.lstm_step_backward(torch.ones(numel), end, torch.ones(numel), state, phi, *net.config)
+    means = [torch.zeros(2, 1, cells)] * 2
+    _, starts = ops.segment_backward(
+        [state], [numel], [0], records, means, ones, ones, ones, phi, net.config, 1, [end], True
+    )
+    _, _, grad_state, _ = ops.step_backward(torch.ones(1, numel), end, torch.ones(numel), None, state, phi, net.config)
     for data in (starts[0], grad_state):
         assert not data[-1, :, numel % 64 :].any() and data.isfinite().all()
 
@@ -146,6 +123,4 @@ def test_numels_must_fit(numel, seed):
     state = torch.zeros(-(-numel // 64), 8, 64)
     for wrong in (-1, 0, state.shape[0] * 64 + 1, (state.shape[0] - 1) * 64, 2**62, 2**63 - 1):
         with pytest.raises(ValueError, match=r"numels\[0\]"):
-            OPS.lstm_segment_backward(
-                [state], [wrong], [0], records, [1.0], [1.0], [1.0], phi_of(net), *net.config, [], True
-            )
+            ops.segment_backward([state], [wrong], [0], records, [], [1.0], [1.0], [1.0], phi_of(net), net.config)

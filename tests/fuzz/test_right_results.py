@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import l2l_fast as l2l
+from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels import reference
 from l2l_fast.kernels.state import num_tiles
 from tests.fuzz.cases import (
     DTYPES,
     LAYOUTS,
-    OPS,
     READ_ONLY_LAYOUTS,
     assert_near,
     blocked_state,
@@ -24,6 +24,8 @@ from tests.fuzz.cases import (
     memory_of,
     networks,
     phi_of,
+    plain_step,
+    plain_step_backward,
     seeds,
     shapes,
     with_layout,
@@ -47,7 +49,7 @@ def reference_step(net, grad, data):
 def test_step(net, shape, seed, style, isa):
     grad = gradient_values(net, shape, seed, style)
     data = blocked_state(net, grad.numel(), seed, padding=float("nan"))
-    update, new_data = OPS.lstm_step(grad, data, phi_of(net), *net.config)
+    update, new_data = plain_step(grad, data, phi_of(net), net.config)
     expected, expected_state = reference_step(net, grad, data)
     assert_near(update, expected, VALUES, 0.05 * abs(net.output_scale), "update")
     assert_near(logical(new_data, grad.numel(), net), expected_state, VALUES, 0.05, "state")
@@ -65,19 +67,26 @@ def test_step(net, shape, seed, style, isa):
 def test_layout_and_dtype_change_nothing(net, shape, seed, style, dtype, layout, isa):
     """A step, and back through it, on strided low-precision tensors is that on contiguous float32 ones, rounded."""
     grad = with_layout(gradient_values(net, shape, seed, style).to(dtype), layout, seed)
-    grad_update = with_layout(structured_gradient(tuple(grad.shape), seed=seed + 1).to(dtype), layout, seed + 1)
+    upstream = structured_gradient((1, *grad.shape), seed=seed + 1)
     plain = grad.resolve_neg().float().contiguous()
-    plain_update = grad_update.resolve_neg().float().contiguous()
     data, grad_data = (blocked_state(net, grad.numel(), seed + k) for k in (0, 1))
     phi = phi_of(net)
 
-    update, new_data = OPS.lstm_step(grad, data, phi, *net.config)
-    expected, expected_data = OPS.lstm_step(plain, data, phi, *net.config)
-    assert update.is_contiguous() and identical(update, expected.to(dtype))
+    update, new_data = plain_step(grad, data, phi, net.config)
+    expected, expected_data = plain_step(plain, data, phi, net.config)
+    assert update.is_contiguous() and identical(update, expected)
     assert identical(new_data, expected_data)
-    grads = OPS.lstm_step_backward(grad_update, grad_data, grad, data, phi, *net.config)
-    expected = OPS.lstm_step_backward(plain_update, grad_data, plain, data, phi, *net.config)
+    # Through autograd, which makes the upstream gradient contiguous.
+    strided = with_layout(upstream, layout, seed + 1)
+    upstream = strided.resolve_neg().contiguous()  # an expanded one repeats some values
+    expected = plain_step_backward(upstream[0], grad_data, plain, data, phi, net.config)
+    leaves = [x.detach().requires_grad_() for x in (grad, data, phi)]
+    results = ops.step(leaves[0], None, *leaves[1:], net.config)
+    grads = torch.autograd.grad(results, leaves, [strided, grad_data])
     assert identical(grads[0], expected[0].to(dtype))
+    assert identical(grads[1], expected[1]) and identical(grads[2], expected[2])
+    grads = plain_step_backward(upstream[0], grad_data, grad, data, phi, net.config)
+    assert grads[0].is_contiguous() and identical(grads[0], expected[0].to(dtype))
     assert identical(grads[1], expected[1]) and identical(grads[2], expected[2])
 
 
@@ -88,7 +97,7 @@ def test_step_backward(net, shape, seed, isa):
     numel = grad.numel()
     data, grad_data = (blocked_state(net, numel, seed + k, padding=float("nan")) for k in (0, 1))
     grad_update = structured_gradient(shape, seed=seed + 2)
-    actual = OPS.lstm_step_backward(grad_update, grad_data, grad, data, phi_of(net), *net.config)
+    actual = plain_step_backward(grad_update, grad_data, grad, data, phi_of(net), net.config)
 
     wide = [t.double().requires_grad_() for t in (grad, logical(data, numel, net), phi_of(net))]
     parts = wide[1].split(net.hidden_size, dim=1)
@@ -138,9 +147,10 @@ def test_step_in_place(net, parameters, style, lr, weight_decay, maximize, recor
     record = torch.full((64 * (sum(tiles) + 3) + 5,), 7.0) if recorded else None
     phi = phi_of(net)
     seen = [(-g.float() if maximize else g.float()).contiguous() for g in (g.resolve_neg() for g in grads)]
-    expected = [OPS.lstm_step(g, state, phi, *net.config) for g, state in zip(seen, states)]
+    expected = [plain_step(g, state, phi, net.config) for g, state in zip(seen, states)]
 
-    OPS.lstm_step_(params, grads, states, phi, *net.config, lr, weight_decay, maximize, record, record_tiles)
+    options = {"record": record, "record_tiles": record_tiles}
+    ops.step_(params, grads, states, phi, net.config, lr, weight_decay, maximize, **options)
 
     for k, (update, state) in enumerate(expected):
         numel = params[k].numel()
@@ -185,8 +195,8 @@ def test_segment_backward(net, sizes, steps, seed, injected, need_start, isa):
     starts = [blocked_state(net, n, seed + k, padding=3.0) for k, n in enumerate(sizes)]
     ends = [blocked_state(net, n, seed + 10 + k) for k, n in enumerate(sizes)] if injected else []
     phi = phi_of(net)
-    grad_phi, grad_starts = OPS.lstm_segment_backward(
-        starts, sizes, places, records, weights, lrs, decays, phi, *net.config, ends, need_start
+    grad_phi, grad_starts = ops.segment_backward(
+        starts, sizes, places, records, [], weights, lrs, decays, phi, net.config, 1, ends, need_start
     )
 
     def wide(states):
@@ -215,7 +225,7 @@ def test_a_long_segment(steps, isa):
         record[:70] = structured_gradient((70,), seed=t)
     ones, phi = [1.0] * steps, phi_of(net)
     start = blocked_state(net, 70, 3)
-    grad_phi, _ = OPS.lstm_segment_backward([start], [70], [0], records, ones, ones, ones, phi, *net.config, [], False)
+    grad_phi, _ = ops.segment_backward([start], [70], [0], records, [], ones, ones, ones, phi, net.config)
     logical_start = l2l.State(start, 70, 20, 2).to(torch.float64).to_logical()
     expected, _ = reference.segment_backward(
         [logical_start], [[r[:70].double()] for r in records], ones, ones, ones, phi.double(), net.config

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import l2l_fast as l2l
+from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels.state import num_tiles
-from tests.fuzz.cases import FULL, OPS, blocked_state, identical, phi_of
+from tests.fuzz.cases import FULL, blocked_state, identical, phi_of, plain_step_backward
 from tests.helpers import random_network, structured_gradient
 
 HIDDEN_SIZES = range(4, 65) if FULL else (4, 5, 6, 7, 13, 20, 33, 64)
@@ -23,18 +24,18 @@ def every_result(net: l2l.CoordinatewiseLSTM, numel: int) -> list[torch.Tensor]:
     """What every operator returns and writes for a fixed input."""
     grad, data, phi = structured_gradient((numel,)), blocked_state(net, numel, 1), phi_of(net)
     grad_data = blocked_state(net, numel, 2)
-    results = [*OPS.lstm_step(grad, data, phi, *net.config)]
-    results += OPS.lstm_step_backward(grad, grad_data, grad, data, phi, *net.config)
+    results = [*ops.step(grad, None, data, phi, net.config)]
+    results += plain_step_backward(grad, grad_data, grad, data, phi, net.config)
     params = [torch.zeros(numel // 2), torch.zeros(3, 50).t(), torch.zeros(numel)]
     grads = [grad[: numel // 2], structured_gradient((50, 3)), grad]
     states = [blocked_state(net, p.numel(), 5) for p in params]
     tiles = [0, num_tiles(numel // 2), num_tiles(numel // 2) + 3]
     record = torch.empty(64 * (tiles[2] + num_tiles(numel)))
-    OPS.lstm_step_(params, grads, states, phi, *net.config, 0.7, 0.1, False, record, tiles)
-    grad_phi, starts = OPS.lstm_segment_backward(
-        states, [p.numel() for p in params], tiles, [record, record, record], [1.0, 0.5], [1.0, 1.0], [0.9, 0.9], phi,
-        *net.config, [], True,
-    )
+    ops.step_(params, grads, states, phi, net.config, 0.7, 0.1, False, record=record, record_tiles=tiles)
+    grad_phi, starts = ops.segment_backward(
+        states, [p.numel() for p in params], tiles, [record] * 3, [], [1.0, 0.5], [1.0, 1.0], [0.9, 0.9], phi,
+        net.config, need_grad_start=True,
+    )  # fmt: skip
     return [*results, *params, *states, record, grad_phi, *starts]
 
 
@@ -93,7 +94,7 @@ def test_errors_in_several_threads_at_once():
     def fail() -> None:
         for _ in range(50):
             try:
-                OPS.lstm_step(torch.zeros(5), torch.zeros(2, 80, 64), phi_of(net), *net.config)
+                ops.step(torch.zeros(5), None, torch.zeros(2, 80, 64), phi_of(net), net.config)
             except ValueError:
                 continue
             outcomes.append(False)
@@ -200,7 +201,7 @@ def test_the_number_of_threads_is_honoured(threads):
         before = tasks()
         grad, data, phi = torch.ones(64 * 60), torch.zeros(60, 8, 64), net.phi().detach()
         for _ in range(int(sys.argv[2])):
-            l2l.ops.lstm_step(grad, data, phi, *net.config)
+            l2l.ops.step(grad, None, data, phi, net.config)
             if len(tasks() - before) >= int(sys.argv[1]) - 1 and all(ticks(t) for t in tasks() - before):
                 break
         busy = [ticks(t) for t in tasks() - before]

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import l2l_fast as l2l
+from l2l_fast.kernels import operators as ops
 from tests.fuzz import calls
 from tests.fuzz.cases import examples, identical, phi_of
 from tests.helpers import random_network
@@ -51,7 +52,8 @@ def refuses(operator: str, arguments: dict[str, Any], *names: str) -> None:
 
 
 def is_tensors(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) or (isinstance(value, list) and isinstance(value[0], torch.Tensor))
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, torch.Tensor)
 
 
 def tensor_cases():
@@ -68,13 +70,13 @@ def may_pass(operator: str, name: str, kind: str) -> bool:
     if operator == "_vector_math" and (kind == "meta" or any(part in kind for part in shapes)):
         return True
     if kind == "one element more":  # 71 coordinates fit the tiles of 70; a record may be too large
-        return (operator, name) in (("lstm_step", "grad"), ("lstm_step_", "record"), ("gac_step_", "record"))
+        return (operator, name) == ("step", "grad") or name == "record"
     if kind == "twice along the first dimension":
         return name == "record"
     if kind == "one element fewer":  # 69 coordinates
-        return (operator, name) == ("lstm_step", "grad")
+        return (operator, name) == ("step", "grad")
     if kind == "one more dimension":
-        return (operator, name) == ("lstm_step", "grad")
+        return (operator, name) == ("step", "grad")
     return calls.TENSORS[kind][1]
 
 
@@ -107,9 +109,7 @@ def test_a_strange_tensor(operator, name, kind):
         return
     assert may_pass(operator, name, kind) or (name, kind) == ("sums", "float64"), "accepted"
     expected = calls.call(operator, with_strange(plain))
-    assert kind == "meta" or all(
-        identical(a.detach().resolve_neg(), b) for a, b in zip(actual, expected, strict=True)
-    )
+    assert kind == "meta" or all(identical(a.detach().resolve_neg(), b) for a, b in zip(actual, expected, strict=True))
 
 
 def value_cases():
@@ -133,7 +133,7 @@ def value_cases():
 def test_a_strange_number_or_string(operator, name, strange):
     """Sizes that no network has are refused; so are sizes that do not fit phi. Any lr computes, NaN in, NaN out."""
     arguments = calls.valid_call(operator)
-    usual = arguments[name]
+    usual, functional = arguments[name], calls.name_of(operator) in ("step", "step_backward")
     arguments[name] = strange
     accepted = {
         "p": isinstance(strange, float) and 0 < strange <= 70 and strange > 1e-38,
@@ -146,12 +146,14 @@ def test_a_strange_number_or_string(operator, name, strange):
         "maximize": not isinstance(strange, str),  # PyTorch makes a bool of numbers and of None
         "need_grad_start": not isinstance(strange, str),
         "function": False,
-        "gac_cells": strange in ((0, 1, 2, 3, 4) if operator in ("gac_step", "gac_step_backward") else (usual,)),
+        # No weight depends on how many cells are averaged.
+        "gac_cells": strange in ((0, 1, 2, 3, 4) if functional else (usual,)),
         "extra_inputs": strange == usual,
         "num_outputs": strange == usual,
-        "groups": strange in (1, 2) if operator in ("gac_step", "gac_step_backward") else strange == usual,
+        "num_problems": strange in ((1, 2) if functional or operator == "segment_backward" else (usual,)),
         "first_phase": strange in (0, 1, 2, 3),
         "last_phase": strange in (0, 1, 2, 3),
+        "check_only": not isinstance(strange, str),
     }[name]
     if accepted:
         actual = calls.call(operator, arguments)
@@ -160,7 +162,11 @@ def test_a_strange_number_or_string(operator, name, strange):
         assert all(identical(a, b) for a, b in zip(actual, calls.call(operator, again), strict=True))
     else:
         # Another size of network is valid; what does not fit then is phi, the averages or the coordinates.
-        others = {"gac_cells": ("means",), "groups": ("means", "params", "numels", "grad"), "last_phase": ("first_",)}
+        others = {
+            "gac_cells": ("means",),
+            "num_problems": ("means", "params", "numels", "grad"),
+            "last_phase": ("first_",),
+        }
         refuses(operator, arguments, name, "phi", *others.get(name, ()))
 
 
@@ -168,7 +174,7 @@ list_cases = [
     (operator, name)
     for operator in calls.OPERATORS
     for name, value in calls.valid_call(operator).items()
-    if isinstance(value, list)
+    if isinstance(value, list) and value
 ]
 
 
@@ -195,15 +201,28 @@ def test_lists_of_different_lengths(operator, name, change):
     refuses(operator, arguments, name, *related.get(name, ()))
 
 
-@pytest.mark.parametrize("operator", ["lstm_step_", "lstm_segment_backward"])
+@pytest.mark.parametrize("number", [0, 4, 6])
+@pytest.mark.parametrize("operator", [*calls.PLAIN, *calls.COMMUNICATING])
+def test_a_configuration_of_another_length(operator, number, monkeypatch):
+    arguments = calls.valid_call(operator)
+    names = (*calls.SIZES, "num_outputs")[:number]
+    monkeypatch.setattr(calls, "SIZES", names)
+    refuses(operator, arguments, "sizes: expected hidden_size, num_layers, gac_cells, extra_inputs, num_outputs, got")
+    monkeypatch.undo()
+    monkeypatch.setattr(calls, "CONSTANTS", (*calls.CONSTANTS, "p")[: number // 2])
+    if number != 4:
+        refuses(operator, arguments, "constants: expected p and output_scale, got")
+
+
+@pytest.mark.parametrize("operator", [name for name in calls.OPERATORS if "step_ " in f"{name} " or "segment" in name])
 @pytest.mark.parametrize("offset", calls.OFFSETS)
 @pytest.mark.parametrize("which", [0, 1])
 def test_offsets_out_of_range(operator, offset, which):
     """Also those whose byte offset wraps around 64 bits."""
     arguments = calls.valid_call(operator)
     arguments["record_tiles"][which] = offset
-    fits = {("lstm_step_", 0): (2,), ("lstm_step_", 1): (1,), ("lstm_segment_backward", 1): (1,)}
-    if offset in fits.get((operator, which), ()):
+    fits = {("step_", 0): (2,), ("step_", 1): (1,), ("segment_backward", 1): (1,)}
+    if offset in fits.get((calls.name_of(operator), which), ()):
         calls.call(operator, arguments)
     else:
         refuses(operator, arguments, "record_tiles")
@@ -281,9 +300,9 @@ def shared_memory() -> dict[str, tuple[str, Any]]:
 def test_shared_memory_is_refused(case):
     """Tensors that are written may not share memory: the result would depend on the threads."""
     name, change = shared_memory()[case]
-    arguments = calls.valid_call("lstm_step_")
+    arguments = calls.valid_call("step_")
     change(arguments)
-    refuses("lstm_step_", arguments, name, "params", "states", "record_tiles")
+    refuses("step_", arguments, name, "params", "states", "record_tiles")
 
 
 def test_harmless_neighbours_are_accepted():
@@ -299,20 +318,20 @@ def test_harmless_neighbours_are_accepted():
     states = [torch.zeros(-(-p.numel() // 64), 20, 64) for p in params]
     expected_states = [s.clone() for s in states]
     copies = [g.clone() for g in grads]
-    calls.OPS.lstm_step_(plain, copies, expected_states, phi.clone(), *config, 1.0, 0.1, False, None, [])
-    calls.OPS.lstm_step_(params, grads, states, phi, *config, 1.0, 0.1, False, None, [])
+    ops.step_(plain, copies, expected_states, phi.clone(), config, 1.0, 0.1, False)
+    ops.step_(params, grads, states, phi, config, 1.0, 0.1, False)
     pairs = zip([*params, *states], [*plain, *expected_states], strict=True)
     assert all(identical(a.contiguous(), b) for a, b in pairs)
 
 
 def test_lazy_clones_get_their_own_memory():
-    arguments = calls.valid_call("lstm_step_")
+    arguments = calls.valid_call("step_")
     origin = torch.ones(70)
     arguments["params"] = [torch._lazy_clone(origin), torch._lazy_clone(origin)]
     arguments["grads"] = [torch.ones(70), torch._lazy_clone(origin)]
     arguments["states"] = [arguments["states"][1].clone(), torch._lazy_clone(arguments["states"][1])]
     arguments["record_tiles"] = [0, 2]
-    calls.call("lstm_step_", arguments)
+    calls.call("step_", arguments)
     assert origin.eq(1).all() and identical(arguments["params"][0], arguments["params"][1])
     assert arguments["params"][0].ne(1).all()
 
@@ -328,7 +347,7 @@ def test_several_strange_arguments(data):
     arguments = calls.valid_call(operator)
     for name in data.draw(st.lists(st.sampled_from(list(arguments)), min_size=1, max_size=3, unique=True)):
         value = arguments[name]
-        first = value[0] if isinstance(value, list) else value
+        first = value[0] if isinstance(value, list) and value else value
         if isinstance(first, torch.Tensor):
             strange = calls.TENSORS[data.draw(st.sampled_from(list(calls.TENSORS)))][0](first)
         elif isinstance(first, str):
@@ -365,7 +384,7 @@ def test_the_worst_in_a_process_of_its_own():
                 for kind in ("freed", "shrunk", "2^40 elements", "2^62 elements", "meta"):
                     arguments = calls.valid_call(operator)
                     make = calls.TENSORS[kind][0]
-                    if isinstance(value, list) and hasattr(value[0], "shape"):
+                    if isinstance(value, list) and value and hasattr(value[0], "shape"):
                         arguments[name][-1] = make(arguments[name][-1])
                     elif hasattr(value, "shape"):
                         arguments[name] = make(value)
@@ -373,7 +392,7 @@ def test_the_worst_in_a_process_of_its_own():
                         continue
                     if operator != "_vector_math" or kind in ("freed", "shrunk"):
                         expect_refusal(operator, arguments)
-        for operator in ("lstm_step_", "lstm_segment_backward"):
+        for operator in ("step_", "segment_backward"):
             for offset in calls.OFFSETS:
                 arguments = calls.valid_call(operator)
                 arguments["record_tiles"] = [offset, offset]

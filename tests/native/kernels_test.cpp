@@ -48,9 +48,9 @@ struct Case {
   bool end_gradient, need_state, need_grads;
 
   void print(const char* isa, const char* what) const {
-    std::printf("%s: hidden=%d layers=%d %s p=%g steps=%d end=%d state=%d grads=%d: %s", isa, config.hidden,
-                config.layers, config.preprocess == l2l::Preprocess::identity ? "identity" : "log_sign", config.p,
-                steps, end_gradient, need_state, need_grads, what);
+    std::printf("%s: hidden=%d layers=%d %s p=%g extra=%d outputs=%d steps=%d end=%d state=%d grads=%d: %s", isa,
+                config.hidden, config.layers, l2l::kPreprocessNames[(int)config.preprocess], config.p, config.extra,
+                config.outputs, steps, end_gradient, need_state, need_grads, what);
   }
 };
 
@@ -78,6 +78,39 @@ float draw_gradient(const Config& config, std::mt19937& random) {
   return g * std::pow(10.f, std::uniform_real_distribution<float>(-7, 2)(random));
 }
 
+// The step alone, also of networks with extra inputs and several outputs.
+void check_step(const Kernels& kernels, const Case& test, const l2l::PackedNetwork& net, const naive::Vector& phi,
+                const Exact<float>& grads, const Exact<float>& start, std::mt19937& random) {
+  const Config& config = test.config;
+  const int rows = config.rows();
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  Exact<float> inputs((size_t)config.features() * kTile), extra((size_t)config.extra * kTile);
+  for (size_t i = 0; i < extra.size(); i++) extra[i] = uniform(random);
+  kernels.features(net.network(), grads.data(), inputs.data());
+  Exact<float> all((size_t)config.inputs(0) * kTile), state(start.size()), out_of_place(start.size());
+  std::copy(inputs.data(), inputs.data() + inputs.size(), all.data());
+  std::copy(extra.data(), extra.data() + extra.size(), all.data() + inputs.size());
+  std::copy(start.data(), start.data() + start.size(), state.data());
+  Exact<float> outputs((size_t)config.outputs * kTile), other_outputs(outputs.size());
+  kernels.step(net.network(), all.data(), start.data(), out_of_place.data(), other_outputs.data());
+  kernels.step(net.network(), all.data(), state.data(), state.data(), outputs.data());
+
+  naive::Vector new_state(start.size()), expected(outputs.size());
+  for (int lane = 0; lane < kTile; lane++) {
+    naive::Vector coordinate(rows), more(config.extra);
+    for (int r = 0; r < rows; r++) coordinate[r] = start[r * kTile + lane];
+    for (int r = 0; r < config.extra; r++) more[r] = extra[r * kTile + lane];
+    naive::Trace trace;
+    const naive::Vector out = naive::step(config, phi, grads[lane], more, coordinate, trace);
+    for (int o = 0; o < config.outputs; o++) expected[o * kTile + lane] = out[o];
+    for (int r = 0; r < rows; r++) new_state[r * kTile + lane] = coordinate[r];
+  }
+  compare(test, kernels.name, "outputs", outputs.data(), expected, 2e-5);
+  compare(test, kernels.name, "outputs out of place", other_outputs.data(), expected, 2e-5);
+  compare(test, kernels.name, "state", state.data(), new_state, 2e-5);
+  compare(test, kernels.name, "state out of place", out_of_place.data(), new_state, 2e-5);
+}
+
 void check_case(const Kernels& kernels, const Case& test, unsigned seed) {
   const Config& config = test.config;
   const int rows = config.rows();
@@ -103,12 +136,11 @@ void check_case(const Kernels& kernels, const Case& test, unsigned seed) {
   for (const auto& row : grads) grad_rows.push_back(row.data());
   for (size_t i = 0; i < grad_updates.size(); i++) grad_updates[i] = uniform(random);
 
-  // The kernels.
-  Exact<float> state(start.size()), out_of_place(start.size()), update(kTile), other_update(kTile);
-  std::copy(start.data(), start.data() + start.size(), state.data());
-  kernels.step(net.network(), grad_rows[0], start.data(), out_of_place.data(), other_update.data());
-  kernels.step(net.network(), grad_rows[0], state.data(), state.data(), update.data());
-  Exact<double> sums(l2l::gradient_size(config));
+  check_step(kernels, test, net, wide_phi, grads[0], start, random);
+  if (!config.is_plain()) return;
+
+  // Back through the steps.
+  Exact<double> sums(l2l::PackedLayout(config).floats(config.layers, config.outputs));
   std::fill(sums.data(), sums.data() + sums.size(), 0.0);
   Exact<float> grad_state(start.size()), grad_grads((size_t)test.steps * kTile), grad_phi(phi.size());
   Exact<char> scratch(kernels.backward_scratch(config, test.steps) + 3);
@@ -121,18 +153,13 @@ void check_case(const Kernels& kernels, const Case& test, unsigned seed) {
   l2l::unpack_gradient(config, sums.data(), grad_phi.data());
 
   // The same, naively.
-  naive::Vector new_state(start.size()), updates(kTile), d_phi(phi.size()), d_start(start.size());
+  naive::Vector d_phi(phi.size()), d_start(start.size());
   naive::Vector d_grads((size_t)test.steps * kTile);
   for (int lane = 0; lane < kTile; lane++) {
     naive::Vector coordinate(rows), d_state(rows);
     for (int r = 0; r < rows; r++) coordinate[r] = start[r * kTile + lane];
     std::vector<naive::Trace> traces(test.steps);
-    for (int t = 0; t < test.steps; t++) {
-      const double u = naive::step(config, wide_phi, grads[t][lane], coordinate, traces[t]);
-      if (t > 0) continue;
-      updates[lane] = u;
-      for (int r = 0; r < rows; r++) new_state[r * kTile + lane] = coordinate[r];
-    }
+    for (int t = 0; t < test.steps; t++) naive::step(config, wide_phi, grads[t][lane], {}, coordinate, traces[t]);
     for (int r = 0; r < rows; r++) d_state[r] = test.end_gradient ? end[r * kTile + lane] : 0.0;
     for (int t = test.steps - 1; t >= 0; t--)
       d_grads[t * kTile + lane] =
@@ -140,10 +167,6 @@ void check_case(const Kernels& kernels, const Case& test, unsigned seed) {
     for (int r = 0; r < rows; r++) d_start[r * kTile + lane] = d_state[r];
   }
 
-  compare(test, kernels.name, "update", update.data(), updates, 2e-5);
-  compare(test, kernels.name, "update out of place", other_update.data(), updates, 2e-5);
-  compare(test, kernels.name, "state", state.data(), new_state, 2e-5);
-  compare(test, kernels.name, "state out of place", out_of_place.data(), new_state, 2e-5);
   compare(test, kernels.name, "d phi", grad_phi.data(), d_phi, 5e-5);
   if (test.need_state) compare(test, kernels.name, "d state", grad_state.data(), d_start, 5e-5);
   if (test.need_grads) compare(test, kernels.name, "d grad", grad_grads.data(), d_grads, 5e-5);
@@ -158,6 +181,10 @@ void check_network_sizes(const Kernels& kernels) {
         const Config config{hidden, layers, preprocess, layers % 2 ? 10.f : 4.f, 0.3f};
         const int steps = 1 + (int)seed % 3;
         check_case(kernels, {config, steps, seed % 2 == 0, seed % 3 != 0, seed % 5 != 0}, seed);
+        Config larger = config;
+        larger.extra = (int)seed % (l2l::kMaxExtraInputs + 1);
+        larger.outputs = 1 + (int)(7 * seed) % l2l::kMaxOutputs;
+        if (!larger.is_plain()) check_case(kernels, {larger, 1, false, false, false}, seed);
         seed++;
       }
     }

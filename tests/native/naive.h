@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "core/layout.h"
+#include "core/config.h"
 
 namespace naive {
 
@@ -28,10 +28,11 @@ inline Vector features(const Config& c, double g) {
   return {-1, std::exp((double)c.p) * g};
 }
 
-// One step; `state` is replaced. Returns the update.
-inline double step(const Config& c, const Vector& phi, double grad, Vector& state, Trace& trace) {
+// One step; `state` is replaced. Returns the outputs, of which the first is the update.
+inline Vector step(const Config& c, const Vector& phi, double grad, const Vector& extra, Vector& state, Trace& trace) {
   const int hidden = c.hidden;
   trace = {grad, features(c, grad), state, {}, {}};
+  trace.features.insert(trace.features.end(), extra.begin(), extra.end());
   Vector x = trace.features;
   for (int l = 0; l < c.layers; l++) {
     const int inputs = c.inputs(l);
@@ -51,13 +52,17 @@ inline double step(const Config& c, const Vector& phi, double grad, Vector& stat
     trace.gates.push_back(gates);
   }
   trace.new_state = state;
-  double update = phi[c.bias_out()];
-  for (int j = 0; j < hidden; j++) update += phi[c.weight_out() + j] * x[j];
-  return c.output_scale * update;
+  Vector outputs(c.outputs);
+  for (int o = 0; o < c.outputs; o++) {
+    outputs[o] = phi[c.bias_out() + o];
+    for (int j = 0; j < hidden; j++) outputs[o] += phi[c.weight_out() + o * hidden + j] * x[j];
+  }
+  outputs[0] *= c.output_scale;
+  return outputs;
 }
 
-// Back through one step: `d_state` (of the new state) becomes the gradient of the old one; adds to d_phi; returns d
-// grad.
+// Back through one step of a network with one output: `d_state` (of the new state) becomes the gradient of the old one;
+// adds to d_phi; returns d grad.
 inline double step_backward(const Config& c, const Vector& phi, const Trace& trace, double d_update, Vector& d_state,
                             Vector& d_phi) {
   const int hidden = c.hidden;

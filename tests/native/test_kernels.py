@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CSRC = REPOSITORY / "csrc"
 KERNELS = ["baseline", "avx2", "avx512"] if platform.machine().lower() in ("x86_64", "amd64") else ["baseline"]
 SOURCES = [
-    *(CSRC / "cpu" / f"kernels_{name}.cpp" for name in KERNELS),
+    *(CSRC / "cpu" / "isa" / f"{name}.cpp" for name in KERNELS),
     CSRC / "cpu" / "dispatch.cpp",
     CSRC / "cpu" / "packing.cpp",
     Path(__file__).with_name("kernels_test.cpp"),
@@ -39,7 +39,7 @@ FLAGS = [
 
 def flags(source: Path) -> list[str]:
     # The naive form is not what is being tested; it only takes the time.
-    return [*FLAGS, "-O2"] if source.parent != CSRC / "cpu" else [*FLAGS, "-O1", *SANITIZE]
+    return [*FLAGS, "-O2"] if CSRC not in source.parents else [*FLAGS, "-O1", *SANITIZE]
 
 
 def compiler() -> list[str]:

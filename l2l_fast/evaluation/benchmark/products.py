@@ -46,7 +46,7 @@ def load(isa: str) -> ctypes.CDLL:
     Raises:
         RuntimeError: the compiler failed.
     """
-    kernels = _ROOT / "csrc" / "cpu" / f"kernels_{isa}.cpp"
+    kernels = _ROOT / "csrc" / "cpu" / "isa" / f"{isa}.cpp"
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / f"products_{isa}.so"
         command = [_compiler(), *_package_flags(), "-w", "-shared", "-fPIC", "-fvisibility=default"]

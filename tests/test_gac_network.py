@@ -1,4 +1,4 @@
-"""The operators of communicating coordinates against the float64 reference: values, gradients, compile, threads."""
+"""Networks whose coordinates communicate, as modules: two steps against the float64 reference, compile, errors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import pytest
 import torch
 
 import l2l_fast as l2l
-from l2l_fast import gac_ops
-from l2l_fast.kernels import reference
 from tests.gac_helpers import GAC_CONFIGS, GAC_IDS, extra_for, gac_network, shared_state
 from tests.helpers import assert_close, double, random_network, random_state, structured_gradient
 
@@ -97,20 +95,6 @@ def test_low_precision_strided_gradients(dtype):
     assert torch.equal(update, expected.to(dtype))
 
 
-@pytest.mark.parametrize("extras", [(0, 1), (2, 3)])
-def test_opcheck(extras):
-    net = gac_network(hidden_size=4, num_layers=1, gac_cells=2, extra_inputs=extras[0], num_outputs=extras[1])
-    grad, extra = torch.randn(2, 5, requires_grad=True), extra_for(net, (2, 5))
-    if extra is not None:
-        extra.requires_grad_()
-    state = random_state(net, 10).data.requires_grad_()
-    phi = net.phi().detach().requires_grad_()
-    torch.library.opcheck(torch.ops.l2l_fast.gac_step.default, (grad, extra, state, phi, *net.config, 2))
-    grad_out = torch.randn(extras[1], 2, 5, requires_grad=True)
-    args = (grad_out, torch.randn_like(state).requires_grad_(), grad, extra, state, phi, *net.config, 2)
-    torch.library.opcheck(torch.ops.l2l_fast.gac_step_backward.default, args)
-
-
 def test_second_derivatives():
     net = gac_network(hidden_size=5, num_layers=1)
     results = []
@@ -163,79 +147,3 @@ def test_superfluous_extra_is_refused():
     net = gac_network()
     with pytest.raises(ValueError, match="extra"):
         net(torch.ones(4), net.init_state(4), extra=torch.ones(1, 4))
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("options", GAC_CONFIGS[:4], ids=GAC_IDS[:4])
-def test_in_place_step_and_segment_backward_match_the_reference(options, groups):
-    """T steps of two tensors through the raw operators, then the meta-gradient, against float64."""
-    net = random_network(**options)
-    shapes, steps = [(2, 45), (4, 7)], 5
-    numels = [90, 28]
-    params = [torch.randn(shape) for shape in shapes]
-    starts = [shared_state(net, n, groups) for n in numels]
-    # Of averaging cells all tensors share h, too.
-    starts[1] = reference_shared(starts, net, groups)
-    states = [start.clone() for start in starts]
-    phi = net.phi().detach()
-    exact = [p.double() for p in params]
-    exact_states = [s.to(torch.float64).to_logical() for s in starts]
-    records, means, tiles = [], [], [0, 2]
-    grads = [[structured_gradient(s, seed=9 * t + k) for k, s in enumerate(shapes)] for t in range(steps + 1)]
-    for t in range(steps):
-        record = torch.empty(64 * 3)
-        mean = torch.empty(net.num_layers, groups, net.gac_cells)
-        sums = torch.empty(2, groups, net.gac_cells, dtype=torch.float64)
-        data = [state.data for state in states]
-        gac_ops.gac_step_(
-            params, grads[t], data, None, None, phi, *net.config, 0.5, 0.1, False, record, tiles, groups, mean, sums,
-            0, net.num_layers + 1,
-        )  # fmt: skip
-        records.append(record)
-        means.append(mean)
-        g = reference.join([x.double().flatten() for x in grads[t]], groups)
-        joint = reference.join_states(exact_states, groups)
-        update, joint = reference.lstm_step(g, joint, phi.double(), net.config, groups)
-        exact_states = reference.separate_states(joint, numels, groups)
-        for k, u in enumerate(reference.separate(update, numels, groups)):
-            exact[k] = exact[k] * 0.95 + 0.5 * u.view(shapes[k])
-        for layer, (h, _) in enumerate(joint):
-            expected = h.view(groups, -1, net.hidden_size)[:, 0, : net.gac_cells]
-            assert_close(mean[layer], expected, 2e-5, f"means of layer {layer}")
-    for param, value in zip(params, exact, strict=True):
-        assert_close(param, value, 2e-5, "theta")
-    last = torch.zeros(64 * 3)
-    for k, place in enumerate((0, 128)):
-        last[place : place + numels[k]] = grads[steps][k].flatten()
-    ends = [random_state(net, n, seed=3 + k) for k, n in enumerate(numels)]
-    w = [1.0, 0.5, 2.0, 1.0, 3.0]
-    grad_phi, grad_starts = gac_ops.gac_segment_backward(
-        [s.data for s in starts], numels, tiles, [*records, last], means, w, [0.5] * steps, [0.95] * steps, phi,
-        *net.config, groups, [s.data for s in ends], True,
-    )  # fmt: skip
-    expected_phi, expected_starts = reference.segment_backward(
-        [s.to(torch.float64).to_logical() for s in starts],
-        [[g.double() for g in each] for each in grads],
-        w,
-        [0.5] * steps,
-        [0.95] * steps,
-        phi.double(),
-        net.config,
-        [s.to(torch.float64).to_logical() for s in ends],
-        groups,
-    )
-    assert_close(grad_phi, expected_phi, 1e-4, "d phi")
-    for data, start, expected in zip(grad_starts, starts, expected_starts, strict=True):
-        for pair, pair_expected in zip(start._like(data).to_logical(), expected, strict=True):
-            for part, part_expected in zip(pair, pair_expected, strict=True):
-                assert_close(part, part_expected, 1e-4, "d start")
-
-
-def reference_shared(states, net, groups):
-    """The second state with the averaging cells' h of the first."""
-    pairs = []
-    for (h0, _), (h, c) in zip(states[0].to_logical(), states[1].to_logical(), strict=True):
-        h = h.clone().view(groups, -1, net.hidden_size)
-        h[:, :, : net.gac_cells] = h0.view(groups, -1, net.hidden_size)[:, :1, : net.gac_cells]
-        pairs.append((h.flatten(0, 1), c))
-    return l2l.State.from_logical(pairs)
