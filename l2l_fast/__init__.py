@@ -76,18 +76,7 @@ __all__ = [
 ]
 
 # What deployment does not need (data sets, plots, meta-training) is imported when first asked for.
-_LAZY_MODULES = {
-    "baselines": "evaluation",
-    "data": "problems",
-    "decisions": "evaluation",
-    "experiments": "evaluation",
-    "interchange": "networks",
-    "meta": "",
-    "plots": "evaluation",
-    "pretrained": "networks",
-    "problems": "",
-    "trained": "networks",
-}
+_LAZY_MODULES = {**moved.MOVED, "meta": "meta", "problems": "problems"}
 _LAZY_NAMES = {
     "MetaTrainer": "meta",
     "list_pretrained": "networks.pretrained",
@@ -98,7 +87,7 @@ _LAZY_NAMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY_MODULES:
-        return importlib.import_module(f".{_LAZY_MODULES[name]}.{name}".replace("..", "."), __name__)
+        return importlib.import_module(f".{_LAZY_MODULES[name]}", __name__)
     if name in _LAZY_NAMES:
         return getattr(importlib.import_module(f".{_LAZY_NAMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

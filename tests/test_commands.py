@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import cli
+from l2l_fast.cli import command_line as cli
 from l2l_fast.networks import pretrained
 from tests.test_experiments import small
 

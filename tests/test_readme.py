@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import cli
+from l2l_fast.cli import command_line as cli
 from l2l_fast.evaluation.benchmark import command
 from l2l_fast.meta import MetaTrainer, record_of
 

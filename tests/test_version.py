@@ -32,7 +32,7 @@ def test_another_extension_is_refused(tmp_path, which):
     shutil.copytree(Path(l2l.__file__).parent, tmp_path / "l2l_fast", ignore=ignore)
     assert imported(tmp_path).stdout.strip() == version.VERSION
     if which == "newer files":
-        file = tmp_path / "l2l_fast" / "version.py"
+        file = tmp_path / "l2l_fast" / "kernels" / "version.py"
         file.write_text(file.read_text().replace(version.VERSION, "99.1"))
         words = f"l2l_fast is version 99.1, but its compiled extension is version {version.VERSION}"
     else:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import l2l_fast as l2l
-from l2l_fast import cli
+from l2l_fast.cli import command_line as cli
 from l2l_fast.meta import checkpoint as checkpoints
 from l2l_fast.problems import ModuleProblem
 from tests.meta.test_trainer import log_of, network, trainer, weights_of
