@@ -209,7 +209,6 @@ void check_coordinates(const at::Tensor& tensor, const char* name, int64_t index
 
 void check_step_inputs(const Config& config, const at::Tensor& grad, const std::optional<at::Tensor>& extra,
                        const at::Tensor& state, const at::Tensor& phi, int64_t problems, int64_t alignment) {
-  check_phi(config, phi);
   check_coordinates(grad, "grad");
   check_problems(problems, grad.numel(), "grad");
   check_state(config, state, tiles_for(grad.numel()), alignment, "state");
@@ -226,7 +225,6 @@ void check_upstream(const Config& config, const at::Tensor& grad, const at::Tens
 }
 
 void check_step(const Config& config, const StepArguments& a, int64_t alignment) {
-  check_phi(config, a.phi);
   TORCH_CHECK_VALUE(a.grads.size() == a.params.size(), "grads: expected ", a.params.size(), " tensors as params, got ",
                     a.grads.size());
   TORCH_CHECK_VALUE(a.states.size() == a.params.size(), "states: expected ", a.params.size(),
@@ -285,7 +283,6 @@ void check_apart(at::TensorList params, at::TensorList grads, at::TensorList sta
 }
 
 void check_segment(const Config& config, const SegmentArguments& a, int64_t alignment) {
-  check_phi(config, a.phi);
   check_records(a);
   TORCH_CHECK_VALUE(config.extra == 0 && config.outputs == 1,
                     "extra_inputs, num_outputs: expected 0 and 1 for a segment (others go through the functional "

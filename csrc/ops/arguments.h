@@ -21,7 +21,8 @@ struct ConfigArguments {
 // ValueError unless the sizes and constants are in range.
 Config make_config(const ConfigArguments& arguments);
 
-// TypeError / ValueError unless phi is a flat float32 vector of the configuration's size.
+// TypeError / ValueError unless phi is a flat float32 vector of the configuration's size; the checks below take it as
+// checked.
 void check_phi(const Config& config, const at::Tensor& phi);
 
 // TypeError unless the tensor is a dense float32, bfloat16 or float16 tensor.

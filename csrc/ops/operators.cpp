@@ -14,6 +14,7 @@ namespace {
 std::array<const Backend*, at::COMPILE_TIME_MAX_DEVICE_TYPES> backends{};
 
 const Backend& backend_of(const at::Tensor& phi, const Config& config) {
+  check_phi(config, phi);
   const Backend* backend = backends[static_cast<size_t>(phi.device().type())];
   TORCH_CHECK_NOT_IMPLEMENTED(backend, "phi: no kernels for device ", phi.device());
   backend->check_config(config);
