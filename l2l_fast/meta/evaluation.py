@@ -17,8 +17,8 @@ from ..problems import Problem
 from ..problems.base import horizon_of, seeds_of
 from ..problems.theta import Theta
 from .assignment import optimizer_groups
-from .episode import finite_prefix
 from .mismatch import warn_of_mismatch
+from .rollout import finite_prefix
 
 
 def evaluate(

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils.spectral_norm import SpectralNorm
 
 from .. import problems
 from ..kernels import checks
-from ..networks import effective
 from ..networks.ntm_bfgs import NTMBFGS
 from ..networks.several import Networks, build, config_of, members
 from ..problems import Problem
@@ -27,18 +25,10 @@ if TYPE_CHECKING:
 def settings_of(trainer: MetaTrainer) -> dict[str, Any]:
     """Everything the course of a run depends on, JSON-able. ``frozen`` is there only where parameters of the network
     are (requires_grad=False): their names. ``tied`` only where some are: every further name, and the first one."""
-    meta_loss: Any = trainer.meta_loss
-    if meta_loss is not None:
-        meta_loss = getattr(meta_loss, "__qualname__", type(meta_loss).__name__)
     settings = {
         "network": config_of(trainer.net),
         "problem": trainer.problem.config(),
-        "protocol": {
-            **trainer.protocol.config(),
-            "meta_loss": meta_loss,
-            "autograd": trainer.autograd,
-            "coordinate_fraction": trainer.coordinate_fraction,
-        },
+        "protocol": {**trainer.protocol.config(), **trainer.estimator.config()},
         "meta_optimizer": {
             "lr": trainer.lr,
             "betas": list(trainer.betas),
@@ -166,10 +156,7 @@ def check_can_train(trainer: MetaTrainer, episodes: int) -> None:
     left = trainer.episode < episodes and not trainer.counters.stopped
     for name, member in members(trainer.net).items() if left else ():
         which = f"net[{name!r}]" if name else "net"
-        hooks = member._forward_pre_hooks.values()
-        estimating = trainer.autograd and member.training and any(isinstance(hook, SpectralNorm) for hook in hooks)
-        # In autograd every step may look at other weights, but those of a segment of the kernels are one vector.
-        if estimating or (not trainer.autograd and effective.changes_by_itself(member)):
+        if not trainer.estimator.follows(member):
             raise ValueError(
                 f"{which}: its weights are others whenever they are looked at (a spectral norm in training mode, or "
                 "noise), and a segment needs the same for all its steps; call net.eval() before"
@@ -189,11 +176,9 @@ def check_range(name: str, value: Any, low: float, high: float, closed: bool = F
 
 
 def check_options(
-    lr: Any, meta_loss: Any, clip_norm: Any, betas: Any, decay_to: Any, validate_every: int, patience: int | None
+    lr: Any, clip_norm: Any, betas: Any, decay_to: Any, validate_every: int, patience: int | None
 ) -> None:
     """Raise TypeError or ValueError, naming the argument, unless these arguments of MetaTrainer are valid."""
-    if meta_loss is not None and not callable(meta_loss):
-        raise TypeError(f"meta_loss: expected a callable, got {type(meta_loss).__name__}")
     check_range("lr", lr, 0.0, math.inf)
     check_range("decay_to", decay_to, 0.0, 1.0, closed=True)
     if clip_norm is not None:
@@ -204,15 +189,3 @@ def check_options(
         raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
     if patience is not None and validate_every == 0:
         raise ValueError("patience: without validations (validate_every=0) there is nothing to wait for")
-
-
-def checked_fraction(fraction: Any, autograd: bool, net: Networks) -> float:
-    """``coordinate_fraction`` as a float; raises TypeError or ValueError where it cannot be served."""
-    check_range("coordinate_fraction", fraction, 0.0, 1.0, closed=True)
-    if fraction == 0.0:
-        raise ValueError("coordinate_fraction: expected a number above 0, got 0")
-    if autograd and fraction < 1.0:
-        raise ValueError("coordinate_fraction: expected 1 with autograd, only the fused backward can sample")
-    if fraction < 1.0 and any(member.communicates for member in members(net).values()):
-        raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
-    return float(fraction)

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,13 @@ from ..kernels import checks
 from ..kernels.surroundings import own_loop
 from ..networks import effective, writing
 from ..networks.lstm import CoordinatewiseLSTM
-from ..networks.ntm_bfgs import NTMBFGS
 from ..networks.record import attach
 from ..networks.several import Networks, as_networks, device_of, members
 from ..problems import Problem
 from ..problems.base import positive_int
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, Complete, Counters, capture
-from .episode import MetaLoss, autograd_episode, fused_episode
+from .estimators import MetaLoss, choose
 from .evaluation import evaluate
 from .log import TrainingLog
 from .progress import Progress, note
@@ -34,7 +34,6 @@ from .settings import (
     arguments_of,
     check_can_train,
     check_options,
-    checked_fraction,
     frozen_names,
     network_of,
     problem_of,
@@ -113,17 +112,20 @@ class MetaTrainer:
         decay_episodes = None if decay_episodes is None else positive_int("decay_episodes", decay_episodes)
         patience = None if patience is None else positive_int("patience", patience)
         validate_every = 0 if checks.as_int(validate_every) == 0 else positive_int("validate_every", validate_every)
-        check_options(lr, meta_loss, clip_norm, betas, decay_to, validate_every, patience)
+        self.estimator = choose(
+            net,
+            autograd=autograd,
+            second_derivatives=second_derivatives,
+            meta_loss=meta_loss,
+            coordinate_fraction=coordinate_fraction,
+        )
+        check_options(lr, clip_norm, betas, decay_to, validate_every, patience)
         self.net = net
         self.frozen = frozen
         self.problem = problem
         self.protocol = Protocol.make(horizon, unroll, weights, second_derivatives)
         self.lr = float(lr)
         self.seed = seed
-        self.meta_loss = meta_loss
-        with_memory = any(isinstance(member, NTMBFGS) for member in members(net).values())
-        self.autograd = autograd or second_derivatives or meta_loss is not None or with_memory
-        self.coordinate_fraction = checked_fraction(coordinate_fraction, self.autograd, net)
         self.clip_norm = None if clip_norm is None else float(clip_norm)
         self.decay_episodes = decay_episodes
         self.decay_to = float(decay_to)
@@ -142,6 +144,11 @@ class MetaTrainer:
         self.betas = (float(betas[0]), float(betas[1]))
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
         self._adam = torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=1e-8, fused=True)
+
+    # The settings that others hold, under the names of the arguments.
+    autograd = property(attrgetter("estimator.autograd"))
+    coordinate_fraction = property(attrgetter("estimator.coordinate_fraction"))
+    meta_loss = property(attrgetter("estimator.meta_loss"))
 
     @property
     def episode(self) -> int:
@@ -198,7 +205,7 @@ class MetaTrainer:
             note(f"nothing left to train: {self.episode} episodes are finished ({why})", progress)
         else:
             self.counters.planned = episodes
-        self._complete = capture(self.net, self._adam, self._best, self.counters)
+        self._complete = self._capture()
         display = Progress(f"meta-training on {self.problem.name}", episodes, self.episode, progress)
         try:
             # Before anything else, so that a run can be resumed whenever it was stopped.
@@ -207,7 +214,7 @@ class MetaTrainer:
             while self.episode < episodes and not self.counters.stopped:
                 self._unsettled = True
                 line = self._one_episode()
-                self._complete = capture(self.net, self._adam, self._best, self.counters)
+                self._complete = self._capture()
                 self._unsettled = False
                 display.update(self.episode, line)
                 if self.episode % checkpoint_every == 0:
@@ -223,10 +230,13 @@ class MetaTrainer:
             display.close()
         self._save_if_new(checkpoint)
 
+    def _capture(self) -> Complete:
+        return capture(self.net, self._adam, self.estimator, self._best, self.counters)
+
     def _roll_back(self) -> None:
         # Undoes any part of an episode, and may itself be interrupted and done again.
         assert self._complete is not None
-        self._best, self.counters = checkpoints.put_back(self._complete, self.net, self._adam)
+        self._best, self.counters = checkpoints.put_back(self._complete, self.net, self._adam, self.estimator)
         if self.log is not None:
             self.log.cut_back(self.episode)
         self._unsettled = False
@@ -244,11 +254,8 @@ class MetaTrainer:
         skipped = counters.skipped_updates
         task = self.problem.sample(episode_seed(self.seed, self.episode), "train", self.device)
         self._adam.zero_grad()
-        if self.autograd:
-            losses = autograd_episode(task, self.net, self.protocol, self._meta_step, self.meta_loss)
-        else:
-            generator = torch.Generator().manual_seed(episode_seed(self.seed, self.episode))
-            losses = fused_episode(task, self.net, self.protocol, self._meta_step, self.coordinate_fraction, generator)
+        generator = torch.Generator().manual_seed(episode_seed(self.seed, self.episode))
+        losses = self.estimator.episode(task, self.net, self.protocol, self._meta_step, generator)
         counters.episode += 1
         self._write_log(
             event="episode",
@@ -361,6 +368,7 @@ class MetaTrainer:
         tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         tensors.update({f"best.{name}": value for name, value in (self._best or {}).items()})
         tensors.update(checkpoints.adam_tensors(self.net, self._adam))
+        tensors.update({f"estimator.{name}": value for name, value in self.estimator.state_dict().items()})
         if not all(effective.is_plain(member) for member in members(self.net).values()):
             tensors.update(checkpoints.effective_tensors(self.best_net()))
         checkpoints.write(path, Checkpoint(self.settings(), self.counters, tensors))
@@ -409,6 +417,8 @@ class MetaTrainer:
         checkpoints.check_same_run(path, saved, self.settings(), self.net)
         if self.log is not None:
             self.log.check_ours()
+        checkpoints.adam_state(self.net, saved.part("adam"))  # complains before anything is changed
+        self.estimator.load_state_dict(saved.part("estimator"))
         checkpoints.restore_adam(self.net, self._adam, saved.part("adam"))
         attach(self.net, None)
         self.net.load_state_dict(saved.part("net"))

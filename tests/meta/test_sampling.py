@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from l2l_fast.meta import Protocol
-from l2l_fast.meta.episode import fused_episode
+from l2l_fast.meta.estimators import FusedBPTT
 from l2l_fast.meta.sampling import SMALL, SampledSegment, start_sampled_segment
 from l2l_fast.optim.optimizer import LearnedOptimizer
 from l2l_fast.problems import Quadratic
@@ -78,12 +78,11 @@ def test_small_tensors_are_never_sampled():
     net = random_network(hidden_size=5, preprocess="identity", output_scale=0.1)
     collected = []
     for fraction in (0.1, 1.0):
-        fused_episode(
+        FusedBPTT(fraction).episode(
             Quadratic(dim=4, batch=16).sample(0),
             net,
             Protocol.make(4, 2),
             lambda: collected.append(net.weight_hh_l0.grad.clone()),
-            fraction,
         )
         net.zero_grad()
     assert all(torch.equal(one, other) for one, other in zip(collected[:2], collected[2:], strict=True))

@@ -1,0 +1,59 @@
+"""Truncated back-propagation through time by the fused kernel: an ordinary loop with LearnedOptimizer."""
+
+from __future__ import annotations
+
+import torch
+
+from ...networks import effective
+from ...networks.lstm import CoordinatewiseLSTM
+from ...networks.several import Networks
+from ...optim.optimizer import LearnedOptimizer
+from ...problems import Task
+from ...problems.theta import Theta
+from ..assignment import optimizer_groups
+from ..protocol import Protocol
+from ..rollout import finite_prefix
+from ..sampling import start_sampled_segment
+from .base import Estimator, MetaStep
+
+
+class FusedBPTT(Estimator):
+    """One fused launch per segment, by :meth:`l2l_fast.LearnedOptimizer.backward_segment`.
+
+    Args:
+        coordinate_fraction: below 1, back-propagate through a random part of the coordinates, see
+            :mod:`l2l_fast.meta.sampling`.
+    """
+
+    def __init__(self, coordinate_fraction: float = 1.0) -> None:
+        self.coordinate_fraction = coordinate_fraction
+
+    def episode(
+        self,
+        task: Task,
+        net: Networks,
+        protocol: Protocol,
+        meta_step: MetaStep,
+        generator: torch.Generator | None = None,
+    ) -> list[float]:
+        """See :meth:`Estimator.episode`."""
+        theta = Theta(task)
+        optimizer = LearnedOptimizer(optimizer_groups(task, net))
+        generator = torch.Generator() if generator is None else generator
+        losses = [theta.evaluate()]
+        for start, end in protocol.segments():
+            start_sampled_segment(optimizer, self.coordinate_fraction, generator)
+            for _ in range(start, end):
+                optimizer.step()
+                losses.append(theta.evaluate())
+            weights = [w / task.num_problems for w in protocol.weights[start:end]]
+            if any(weights):
+                optimizer.backward_segment(weights)
+                meta_step()
+            else:
+                optimizer.discard_segment()
+        return finite_prefix(losses, task.num_problems)
+
+    def follows(self, member: CoordinatewiseLSTM) -> bool:
+        """Only weights that stay: those of all steps of a segment are one vector."""
+        return not effective.changes_by_itself(member)
