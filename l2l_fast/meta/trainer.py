@@ -63,7 +63,7 @@ class MetaTrainer:
         autograd: unroll in autograd although the fused backward would do (slower; the same gradients). A network with
             memory always is.
         coordinate_fraction: below 1, the meta-gradient is estimated, without bias, from this random part of the
-            coordinates of every large tensor (:mod:`l2l_fast.meta.sampling`); cheaper, a little noisier.
+            coordinates of every large tensor (:mod:`l2l_fast.optim.segment_sampling`); cheaper, a little noisier.
         clip_norm: the meta-gradient's norm is cut to this. It is the gradient of the loss per problem.
         betas: of Adam.
         decay_episodes, decay_to: the learning rate falls along half a cosine to ``decay_to`` times its first value

@@ -8,12 +8,12 @@ from ...networks import effective
 from ...networks.lstm import CoordinatewiseLSTM
 from ...networks.several import Networks
 from ...optim.optimizer import LearnedOptimizer
+from ...optim.segment_sampling import Sampling
 from ...problems import Task
 from ...problems.theta import Theta
 from ..assignment import optimizer_groups
 from ..protocol import Protocol
 from ..rollout import finite_prefix
-from ..sampling import start_sampled_segment
 from .base import Estimator, MetaStep
 
 
@@ -22,7 +22,7 @@ class FusedBPTT(Estimator):
 
     Args:
         coordinate_fraction: below 1, back-propagate through a random part of the coordinates, see
-            :mod:`l2l_fast.meta.sampling`.
+            :mod:`l2l_fast.optim.segment_sampling`.
     """
 
     def __init__(self, coordinate_fraction: float = 1.0) -> None:
@@ -39,10 +39,12 @@ class FusedBPTT(Estimator):
         """See :meth:`Estimator.episode`."""
         theta = Theta(task)
         optimizer = LearnedOptimizer(optimizer_groups(task, net))
-        generator = torch.Generator() if generator is None else generator
+        sampling = None
+        if self.coordinate_fraction < 1.0:
+            sampling = Sampling(self.coordinate_fraction, torch.Generator() if generator is None else generator)
         losses = [theta.evaluate()]
         for start, end in protocol.segments():
-            start_sampled_segment(optimizer, self.coordinate_fraction, generator)
+            optimizer.start_segment(sampling)
             for _ in range(start, end):
                 optimizer.step()
                 losses.append(theta.evaluate())
