@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 
 from ...networks import effective
@@ -13,7 +15,7 @@ from ...problems import Task
 from ...problems.theta import Theta
 from ..assignment import optimizer_groups
 from ..protocol import Protocol
-from ..rollout import finite_prefix
+from ..rollout import finite_prefix, rollout
 from .base import Estimator, MetaStep
 
 
@@ -42,12 +44,12 @@ class FusedBPTT(Estimator):
         sampling = None
         if self.coordinate_fraction < 1.0:
             sampling = Sampling(self.coordinate_fraction, torch.Generator() if generator is None else generator)
-        losses = [theta.evaluate()]
+        # f is evaluated at theta_horizon, too; the step from there is never taken.
+        way = rollout(theta, optimizer, protocol.horizon + 1)
+        losses = [next(way)]
         for start, end in protocol.segments():
             optimizer.start_segment(sampling)
-            for _ in range(start, end):
-                optimizer.step()
-                losses.append(theta.evaluate())
+            losses.extend(islice(way, end - start))
             weights = [w / task.num_problems for w in protocol.weights[start:end]]
             if any(weights):
                 optimizer.backward_segment(weights)
