@@ -10,6 +10,7 @@ a resuming trainer must share, and the counters. Nothing is unpickled.
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +41,15 @@ class Counters:
     stopped: bool = False
     planned: int | None = None  # episodes that the last call of fit asked for
 
+    def validated(self, loss: float, patience: int | None) -> bool:
+        """Count a validation; whether it is the best so far, which one that is not finite never is."""
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            self.best_loss, self.best_episode, self.validations_since_best = loss, self.episode, 0
+            return True
+        self.validations_since_best += 1
+        self.stopped = patience is not None and self.validations_since_best >= patience
+        return False
+
 
 @dataclass(frozen=True)
 class Complete:
@@ -51,6 +61,12 @@ class Complete:
     best: dict[str, Tensor] | None
     counters: Counters
     record: dict[str, Any] | None  # that the network carries
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As in a file, but for ``effective``."""
+        parts = {"net": self.net, "best": self.best or {}, "estimator": self.estimator}
+        found = {f"{part}.{name}": value for part, each in parts.items() for name, value in each.items()}
+        return {**found, **self.adam}
 
 
 @dataclass

@@ -8,7 +8,6 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,11 @@ from .estimators import MetaLoss, choose
 from .evaluation import evaluate
 from .log import TrainingLog
 from .progress import Progress, note
-from .protocol import LossWeights, Protocol, cosine_decay, episode_seed
-from .settings import (
-    arguments_of,
-    check_can_train,
-    check_options,
-    frozen_names,
-    network_of,
-    problem_of,
-    settings_of,
-)
+from .protocol import LossWeights, Protocol, episode_seed
+from .settings import Arguments, MetaOptimizer, Validation, arguments_of, check_can_train, frozen_names, settings_of
 
 
-class MetaTrainer:
+class MetaTrainer(Arguments):
     """Trains a network to optimise the tasks of a problem.
 
     An episode draws a task, optimises it for ``horizon`` steps from its theta_0 and a zero state, and after every
@@ -107,31 +98,21 @@ class MetaTrainer:
         frozen = frozen_names(net)
         if not isinstance(problem, Problem):
             raise TypeError(f"problem: expected a Problem, got {type(problem).__name__} (ModuleProblem wraps a module)")
-        seed, autograd = checks.integer("seed", seed), checks.flag("autograd", autograd)
-        second_derivatives = checks.flag("second_derivatives", second_derivatives)
-        decay_episodes = None if decay_episodes is None else positive_int("decay_episodes", decay_episodes)
-        patience = None if patience is None else positive_int("patience", patience)
-        validate_every = 0 if checks.as_int(validate_every) == 0 else positive_int("validate_every", validate_every)
+        autograd = checks.flag("autograd", autograd)
+        self.seed = checks.integer("seed", seed)
+        self.protocol = Protocol.make(horizon, unroll, weights, second_derivatives)
         self.estimator = choose(
             net,
             autograd=autograd,
-            second_derivatives=second_derivatives,
+            second_derivatives=self.protocol.second_derivatives,
             meta_loss=meta_loss,
             coordinate_fraction=coordinate_fraction,
         )
-        check_options(lr, clip_norm, betas, decay_to, validate_every, patience)
+        self.meta_optimizer = MetaOptimizer.make(lr, betas, clip_norm, decay_episodes, decay_to)
+        self.validation = Validation.make(validate_every, validation_episodes, patience)
         self.net = net
         self.frozen = frozen
         self.problem = problem
-        self.protocol = Protocol.make(horizon, unroll, weights, second_derivatives)
-        self.lr = float(lr)
-        self.seed = seed
-        self.clip_norm = None if clip_norm is None else float(clip_norm)
-        self.decay_episodes = decay_episodes
-        self.decay_to = float(decay_to)
-        self.validate_every = validate_every
-        self.validation_episodes = positive_int("validation_episodes", validation_episodes)
-        self.patience = patience
         self.log = None if log is None else TrainingLog(log)
         self.device = device_of(net) if device is None else checks.device("device", device)
         self.counters = Counters()
@@ -141,14 +122,7 @@ class MetaTrainer:
         self._log_is_ours = False
         self._saved: tuple[Path, int] | None = None  # the last checkpoint written or resumed, and its episode
         self._grad_norms: list[float] = []
-        self.betas = (float(betas[0]), float(betas[1]))
-        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        self._adam = torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=1e-8, fused=True)
-
-    # The settings that others hold, under the names of the arguments.
-    autograd = property(attrgetter("estimator.autograd"))
-    coordinate_fraction = property(attrgetter("estimator.coordinate_fraction"))
-    meta_loss = property(attrgetter("estimator.meta_loss"))
+        self._adam = self.meta_optimizer.adam(net)
 
     @property
     def episode(self) -> int:
@@ -248,7 +222,7 @@ class MetaTrainer:
     def _one_episode(self) -> str:
         begin = time.monotonic()
         counters = self.counters
-        lr = self.lr * cosine_decay(self.episode, self.decay_episodes, self.decay_to)
+        lr = self.meta_optimizer.lr * self.meta_optimizer.decay(self.episode)
         self._adam.param_groups[0]["lr"] = lr
         self._grad_norms.clear()
         skipped = counters.skipped_updates
@@ -268,19 +242,15 @@ class MetaTrainer:
             lr=lr,
             seconds=round(time.monotonic() - begin, 4),
         )
-        if self.validate_every and self.episode % self.validate_every == 0:
+        if self.validation.every and self.episode % self.validation.every == 0:
             self._validate()
         best = "" if counters.best_loss is None else f", best validation {counters.best_loss:.4g}"
         return f"final loss {losses[-1]:.4g}{best}"
 
     def _meta_step(self) -> None:
-        parameters = [parameter for parameter in self.net.parameters() if parameter.grad is not None]
-        limit = math.inf if self.clip_norm is None else self.clip_norm
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        self._grad_norms.append(float(norm))
-        if math.isfinite(self._grad_norms[-1]):
-            if self._grad_norms[-1] > limit:
-                torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        norm = self.meta_optimizer.clip(self.net)
+        self._grad_norms.append(norm)
+        if math.isfinite(norm):
             attach(self.net, None)  # what it may carry of an earlier training is true no longer
             self._adam.step()
         else:
@@ -290,23 +260,18 @@ class MetaTrainer:
 
     def _validate(self) -> None:
         begin = time.monotonic()
-        counters = self.counters
         losses = evaluate(
             self.net,
             self.problem,
-            range(self.validation_episodes),
+            range(self.validation.episodes),
             self.protocol.horizon,
             split="validation",
             device=self.device,
         )
         final = losses[:, -1].mean().item()
-        is_best = math.isfinite(final) and (counters.best_loss is None or final < counters.best_loss)
+        is_best = self.counters.validated(final, self.validation.patience)
         if is_best:
-            counters.best_loss, counters.best_episode, counters.validations_since_best = final, self.episode, 0
             self._best = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
-        else:
-            counters.validations_since_best += 1
-            counters.stopped = self.patience is not None and counters.validations_since_best >= self.patience
         self._write_log(
             event="validation",
             episode=self.episode,
@@ -365,10 +330,7 @@ class MetaTrainer:
         """Write a checkpoint, atomically. A run resumed from it ends bit for bit where it would have ended anyway."""
         if self._unsettled:
             self._roll_back()
-        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        tensors.update({f"best.{name}": value for name, value in (self._best or {}).items()})
-        tensors.update(checkpoints.adam_tensors(self.net, self._adam))
-        tensors.update({f"estimator.{name}": value for name, value in self.estimator.state_dict().items()})
+        tensors = self._capture().tensors()
         if not all(effective.is_plain(member) for member in members(self.net).values()):
             tensors.update(checkpoints.effective_tensors(self.best_net()))
         checkpoints.write(path, Checkpoint(self.settings(), self.counters, tensors))
@@ -395,13 +357,8 @@ class MetaTrainer:
                 pruned or parametrized, which a file does not tell how to do again: make the trainer, then ``resume``.
         """
         saved = checkpoints.read(path)
-        if meta_loss is None and saved.settings["protocol"]["meta_loss"] is not None:
-            raise ValueError(f"meta_loss: the run had one ({saved.settings['protocol']['meta_loss']}); give it again")
-        with own_loop():
-            net = network_of(saved, "cpu" if device is None else device)
-            problem = problem_of(saved.settings) if problem is None else problem
-        options = arguments_of(saved.settings)
-        return cls(net, problem, meta_loss=meta_loss, log=log, device=device, **options).resume(path)
+        arguments = arguments_of(saved, problem, meta_loss, device)
+        return cls(**arguments, log=log, device=device).resume(path)
 
     @own_loop()
     def resume(self, path: str | os.PathLike[str]) -> MetaTrainer:
