@@ -60,7 +60,7 @@ class MetaOptimizer:
         return torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=1e-8, fused=True)
 
     def clip(self, net: Networks) -> float:
-        """The norm of the gradients of the network, which are cut to ``clip_norm`` if it is finite."""
+        """The norm of the network's gradient, which is then cut to ``clip_norm``; one that is not finite stays."""
         parameters = [parameter for parameter in net.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         found = float(norm)
