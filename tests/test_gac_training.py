@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast.meta.episode import autograd_episode, fused_episode
+from l2l_fast.meta.estimators import AutogradBPTT, FusedBPTT
 from l2l_fast.meta.protocol import Protocol
 from l2l_fast.problems import ModuleProblem, Quadratic
 from tests.gac_helpers import GAC_CONFIGS, GAC_IDS, gac_network
@@ -28,14 +28,14 @@ PROBLEMS = {"quadratic": lambda: Quadratic(dim=5, batch=3), "several tensors": m
 def test_fused_and_autograd_episodes_agree(problem):
     """Meta-gradients of both segments of an episode, from the fused backward and from autograd."""
     results = []
-    for episode in (fused_episode, autograd_episode):
+    for estimator in (FusedBPTT(), AutogradBPTT()):
         net, gradients = gac_network(preprocess="identity"), []
 
         def meta_step(net=net, gradients=gradients):
             gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
             net.zero_grad()
 
-        losses = episode(PROBLEMS[problem]().sample(3), net, Protocol.make(6, 3), meta_step)
+        losses = estimator.episode(PROBLEMS[problem]().sample(3), net, Protocol.make(6, 3), meta_step)
         results.append((torch.tensor(losses), gradients))
     assert_close(results[0][0], results[1][0], 1e-5, "losses")
     assert len(results[0][1]) == 2

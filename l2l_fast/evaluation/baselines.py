@@ -21,6 +21,7 @@ from torch.optim import SGD, Adam, Optimizer, RMSprop
 from ..kernels import checks
 from ..kernels.checks import as_float, chosen
 from ..kernels.surroundings import own_loop
+from ..meta.rollout import finite_prefix, rollout
 from ..problems.base import Problem, Task, horizon_of, positive_int, seeds_of
 from ..problems.theta import Theta
 
@@ -85,16 +86,15 @@ def run(
 def _episode(task: Task, name: str, lr: float, horizon: int) -> list[float]:
     theta = Theta(task)
     optimizer = make_optimizer(name, theta.parameters.values(), lr)
-    losses = [math.inf] * (horizon + 1)
-    for t in range(horizon + 1):
-        last = t == horizon
-        value = (theta.value() if last else theta.evaluate()).item() / task.num_problems
-        if not math.isfinite(value):
+    losses = []
+    for loss in rollout(theta, optimizer, horizon):
+        losses.append(loss)
+        if not loss.isfinite():  # a search tries many learning rates that are far too large
             break
-        losses[t] = value
-        if not last:
-            optimizer.step()
-    return losses
+    else:
+        losses.append(theta.value())
+    found = finite_prefix(losses, task.num_problems)
+    return found + [math.inf] * (horizon + 1 - len(found))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ..kernels import checks
 from ..kernels.state import State
 from ..kernels.surroundings import own_loop
 from ..meta.assignment import names_by_network, optimizer_groups
+from ..meta.rollout import rollout
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.several import Networks, as_networks, members
 from ..optim.optimizer import LearnedOptimizer
@@ -126,6 +127,7 @@ def decide(
     )
 
 
+@torch.enable_grad()
 def _trajectory(net: Networks, task: Task, horizon: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All gradients ``[horizon, numel]`` by parameter, and how far every coordinate went."""
     theta = Theta(task)
@@ -133,14 +135,11 @@ def _trajectory(net: Networks, task: Task, horizon: int) -> tuple[dict[str, Tens
     optimizer = LearnedOptimizer(optimizer_groups(task, net))
     start = {name: value.detach().clone() for name, value in parameters.items()}
     history: dict[str, list[Tensor]] = {name: [] for name in parameters}
-    for _ in range(horizon):
-        with torch.enable_grad():
-            theta.evaluate()
+    for _ in rollout(theta, optimizer, horizon):
         for name, value in parameters.items():
             grad = torch.zeros_like(value) if value.grad is None else value.grad
             history[name].append(grad.reshape(-1).float().cpu())
-        optimizer.step()
-    moved = {name: (value - start[name]).abs().reshape(-1).cpu() for name, value in parameters.items()}
+    moved = {name: (value.detach() - start[name]).abs().reshape(-1).cpu() for name, value in parameters.items()}
     return {name: torch.stack(grads) for name, grads in history.items()}, moved
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..networks.record import record_of
 from .checkpoint import is_checkpoint, load_best
-from .episode import SegmentTrace
+from .estimators import SegmentTrace
 from .evaluation import Summary, evaluate, summarize
 from .mismatch import ProtocolWarning
 from .protocol import Protocol

@@ -1,14 +1,16 @@
 """Checkpoints of a meta-training run: one safetensors file with everything that its continuation depends on.
 
-Tensors: ``net.*`` and ``best.*`` (parameters of the present and of the best network), ``adam.{parameter}.{slot}``;
-where the parameters are not the weights (pruned, parametrized, normalised), also ``effective.*``, the best network's
-weights themselves, of which a network is made without knowing how they came about. The metadata holds JSON: the
-settings, which a resuming trainer must share, and the counters. Nothing is unpickled.
+Tensors: ``net.*`` and ``best.*`` (parameters of the present and of the best network), ``adam.{parameter}.{slot}``,
+and ``estimator.*``, what the estimator of the meta-gradient carries from episode to episode (nothing, for most); where
+the parameters are not the weights (pruned, parametrized, normalised), also ``effective.*``, the best network's weights
+themselves, of which a network is made without knowing how they came about. The metadata holds JSON: the settings, which
+a resuming trainer must share, and the counters. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from ..networks import effective, files
 from ..networks.record import attach, record_of
 from ..networks.several import Networks, build, members
+from .estimators import Estimator
 
 FORMAT = files.CHECKPOINT_FORMAT
 VERSION = "1"
@@ -38,6 +41,15 @@ class Counters:
     stopped: bool = False
     planned: int | None = None  # episodes that the last call of fit asked for
 
+    def validated(self, loss: float, patience: int | None) -> bool:
+        """Count a validation; whether it is the best so far, which one that is not finite never is."""
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            self.best_loss, self.best_episode, self.validations_since_best = loss, self.episode, 0
+            return True
+        self.validations_since_best += 1
+        self.stopped = patience is not None and self.validations_since_best >= patience
+        return False
+
 
 @dataclass(frozen=True)
 class Complete:
@@ -45,9 +57,16 @@ class Complete:
 
     net: dict[str, Tensor]
     adam: dict[str, Tensor]
+    estimator: dict[str, Tensor]
     best: dict[str, Tensor] | None
     counters: Counters
     record: dict[str, Any] | None  # that the network carries
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As in a file, but for ``effective``."""
+        parts = {"net": self.net, "best": self.best or {}, "estimator": self.estimator}
+        found = {f"{part}.{name}": value for part, each in parts.items() for name, value in each.items()}
+        return {**found, **self.adam}
 
 
 @dataclass
@@ -171,7 +190,18 @@ def restore_adam(net: Networks, adam: torch.optim.Adam, slots: dict[str, Tensor]
     """Put back what :func:`adam_tensors` took; before the first update that was nothing.
 
     Raises:
-        ValueError: the slots do not fit the network; nothing has been changed then.
+        ValueError: see :func:`adam_state`; nothing has been changed then.
+    """
+    state = adam_state(net, slots)
+    adam.state.clear()
+    adam.state.update(state)
+
+
+def adam_state(net: Networks, slots: dict[str, Tensor]) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """Adam's state by parameter, of what :func:`adam_tensors` took.
+
+    Raises:
+        ValueError: the slots do not fit the network.
     """
     state: dict[nn.Parameter, dict[str, Tensor]] = {}
     remaining = dict(slots)
@@ -193,22 +223,30 @@ def restore_adam(net: Networks, adam: torch.optim.Adam, slots: dict[str, Tensor]
         }
     if remaining:
         raise ValueError(f"checkpoint: unknown tensors of the meta-optimizer: {sorted(remaining)}")
-    adam.state.clear()
-    adam.state.update(state)
+    return state
 
 
-def capture(net: Networks, adam: torch.optim.Adam, best: dict[str, Tensor] | None, counters: Counters) -> Complete:
+def capture(
+    net: Networks,
+    adam: torch.optim.Adam,
+    estimator: Estimator,
+    best: dict[str, Tensor] | None,
+    counters: Counters,
+) -> Complete:
     """A copy of where a run is; ``best`` is never changed, only replaced, and needs no copy."""
     weights = {name: value.detach().clone() for name, value in net.state_dict().items()}
     slots = {name: value.clone() for name, value in adam_tensors(net, adam).items()}
-    return Complete(weights, slots, best, replace(counters), record_of(net))
+    return Complete(weights, slots, estimator.state_dict(), best, replace(counters), record_of(net))
 
 
-def put_back(complete: Complete, net: Networks, adam: torch.optim.Adam) -> tuple[dict[str, Tensor] | None, Counters]:
+def put_back(
+    complete: Complete, net: Networks, adam: torch.optim.Adam, estimator: Estimator
+) -> tuple[dict[str, Tensor] | None, Counters]:
     """Back to what :func:`capture` saw; returns its ``best`` and its counters."""
     net.load_state_dict(complete.net)
     restore_adam(net, adam, {name.removeprefix("adam."): value.clone() for name, value in complete.adam.items()})
     adam.zero_grad()
+    estimator.load_state_dict({name: value.clone() for name, value in complete.estimator.items()})
     attach(net, complete.record)
     return complete.best, replace(complete.counters)
 

@@ -17,8 +17,8 @@ from ..problems import Problem
 from ..problems.base import horizon_of, seeds_of
 from ..problems.theta import Theta
 from .assignment import optimizer_groups
-from .episode import finite_prefix
 from .mismatch import warn_of_mismatch
+from .rollout import finite_prefix, rollout
 
 
 def evaluate(
@@ -67,11 +67,7 @@ def _episode(
     task = problem.sample(seed, split, device)
     theta = Theta(task)
     optimizer = LearnedOptimizer(optimizer_groups(task, net))
-    losses = []
-    for _ in range(horizon):
-        losses.append(theta.evaluate())
-        optimizer.step()
-    losses.append(theta.value())
+    losses = [*rollout(theta, optimizer, horizon), theta.value()]
     return finite_prefix(losses, task.num_problems)
 
 

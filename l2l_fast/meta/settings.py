@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils.spectral_norm import SpectralNorm
 
 from .. import problems
 from ..kernels import checks
-from ..networks import effective
+from ..kernels.surroundings import own_loop
 from ..networks.ntm_bfgs import NTMBFGS
 from ..networks.several import Networks, build, config_of, members
 from ..problems import Problem
+from ..problems.base import positive_int
 from ..problems.scaled import Scaled
 from .checkpoint import Checkpoint
 from .protocol import cosine_decay
@@ -24,33 +27,95 @@ if TYPE_CHECKING:
     from .trainer import MetaTrainer
 
 
+@dataclass(frozen=True)
+class MetaOptimizer:
+    """How phi moves along a meta-gradient: Adam, with the gradient's norm cut and a falling rate."""
+
+    lr: float
+    betas: tuple[float, float]
+    clip_norm: float | None
+    decay_episodes: int | None
+    decay_to: float
+
+    @classmethod
+    def make(cls, lr: Any, betas: Any, clip_norm: Any, decay_episodes: Any, decay_to: Any) -> MetaOptimizer:
+        """Check and normalise the user's options; see :class:`l2l_fast.MetaTrainer` for their meaning.
+
+        Raises:
+            TypeError, ValueError: an option of the wrong type or out of range; the message names it.
+        """
+        decay_episodes = None if decay_episodes is None else positive_int("decay_episodes", decay_episodes)
+        lr, decay_to = _between("lr", lr, 0.0, math.inf), _between("decay_to", decay_to, 0.0, 1.0, closed=True)
+        clip_norm = None if clip_norm is None else _between("clip_norm", clip_norm, 0.0, math.inf)
+        pair = hasattr(betas, "__len__") and hasattr(betas, "__getitem__")
+        if isinstance(betas, (str, bytes, Mapping)) or not pair:
+            raise TypeError(f"betas: expected two numbers in [0, 1), got {betas!r}")
+        if len(betas) != 2 or not all(0.0 <= checks.real("betas", beta) < 1.0 for beta in betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
+        return cls(lr, (float(betas[0]), float(betas[1])), clip_norm, decay_episodes, decay_to)
+
+    def adam(self, net: Networks) -> torch.optim.Adam:
+        """For the parameters of the network that are not frozen."""
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=1e-8, fused=True)
+
+    def clip(self, net: Networks) -> float:
+        """The norm of the network's gradient, which is then cut to ``clip_norm``; one that is not finite stays."""
+        parameters = [parameter for parameter in net.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        found = float(norm)
+        if self.clip_norm is not None and self.clip_norm < found < math.inf:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        return found
+
+    def decay(self, episode: int) -> float:
+        """Factor on the learning rate in that episode, from 1 downwards."""
+        return cosine_decay(episode, self.decay_episodes, self.decay_to)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How often phi is looked at on validation tasks (0: never), on how many, and when a run gives up."""
+
+    every: int
+    episodes: int
+    patience: int | None
+
+    @classmethod
+    def make(cls, every: Any, episodes: Any, patience: Any) -> Validation:
+        """As :meth:`MetaOptimizer.make`."""
+        patience = None if patience is None else positive_int("patience", patience)
+        every = 0 if checks.as_int(every) == 0 else positive_int("validate_every", every)
+        if patience is not None and every == 0:
+            raise ValueError("patience: without validations (validate_every=0) there is nothing to wait for")
+        return cls(every, positive_int("validation_episodes", episodes), patience)
+
+
+class Arguments:
+    """The settings in a trainer's groups, to be read under the names of its arguments."""
+
+    autograd = property(attrgetter("estimator.autograd"))
+    coordinate_fraction = property(attrgetter("estimator.coordinate_fraction"))
+    meta_loss = property(attrgetter("estimator.meta_loss"))
+    lr = property(attrgetter("meta_optimizer.lr"))
+    betas = property(attrgetter("meta_optimizer.betas"))
+    clip_norm = property(attrgetter("meta_optimizer.clip_norm"))
+    decay_episodes = property(attrgetter("meta_optimizer.decay_episodes"))
+    decay_to = property(attrgetter("meta_optimizer.decay_to"))
+    validate_every = property(attrgetter("validation.every"))
+    validation_episodes = property(attrgetter("validation.episodes"))
+    patience = property(attrgetter("validation.patience"))
+
+
 def settings_of(trainer: MetaTrainer) -> dict[str, Any]:
     """Everything the course of a run depends on, JSON-able. ``frozen`` is there only where parameters of the network
     are (requires_grad=False): their names. ``tied`` only where some are: every further name, and the first one."""
-    meta_loss: Any = trainer.meta_loss
-    if meta_loss is not None:
-        meta_loss = getattr(meta_loss, "__qualname__", type(meta_loss).__name__)
     settings = {
         "network": config_of(trainer.net),
         "problem": trainer.problem.config(),
-        "protocol": {
-            **trainer.protocol.config(),
-            "meta_loss": meta_loss,
-            "autograd": trainer.autograd,
-            "coordinate_fraction": trainer.coordinate_fraction,
-        },
-        "meta_optimizer": {
-            "lr": trainer.lr,
-            "betas": list(trainer.betas),
-            "clip_norm": trainer.clip_norm,
-            "decay_episodes": trainer.decay_episodes,
-            "decay_to": trainer.decay_to,
-        },
-        "validation": {
-            "every": trainer.validate_every,
-            "episodes": trainer.validation_episodes,
-            "patience": trainer.patience,
-        },
+        "protocol": {**trainer.protocol.config(), **trainer.estimator.config()},
+        "meta_optimizer": dataclasses.asdict(trainer.meta_optimizer),
+        "validation": dataclasses.asdict(trainer.validation),
         "seed": trainer.seed,
     }
     if trainer.frozen:
@@ -61,12 +126,27 @@ def settings_of(trainer: MetaTrainer) -> dict[str, Any]:
     return json.loads(json.dumps(settings))  # tuples become lists, as they will in the file
 
 
-def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a :class:`l2l_fast.MetaTrainer` with these settings; not its network, problem and
-    meta_loss."""
+def arguments_of(
+    saved: Checkpoint, problem: Problem | None, meta_loss: Any, device: torch.device | str | None
+) -> dict[str, Any]:
+    """The keyword arguments of a :class:`l2l_fast.MetaTrainer` that continues this run; not its log and device.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: see :func:`network_of` and :func:`problem_of`; or the run had a
+            meta_loss, and there is none.
+    """
+    settings = saved.settings
+    if meta_loss is None and settings["protocol"]["meta_loss"] is not None:
+        raise ValueError(f"meta_loss: the run had one ({settings['protocol']['meta_loss']}); give it again")
+    with own_loop():
+        net = network_of(saved, "cpu" if device is None else device)
+        problem = problem_of(settings) if problem is None else problem
     protocol, optimizer, validation = (settings[key] for key in ("protocol", "meta_optimizer", "validation"))
     weights = protocol["weights"]
     return {
+        "net": net,
+        "problem": problem,
+        "meta_loss": meta_loss,
         "horizon": protocol["horizon"],
         "unroll": protocol["unroll"],
         "weights": weights if isinstance(weights, list) else None,  # 1.0: all are
@@ -166,53 +246,20 @@ def check_can_train(trainer: MetaTrainer, episodes: int) -> None:
     left = trainer.episode < episodes and not trainer.counters.stopped
     for name, member in members(trainer.net).items() if left else ():
         which = f"net[{name!r}]" if name else "net"
-        hooks = member._forward_pre_hooks.values()
-        estimating = trainer.autograd and member.training and any(isinstance(hook, SpectralNorm) for hook in hooks)
-        # In autograd every step may look at other weights, but those of a segment of the kernels are one vector.
-        if estimating or (not trainer.autograd and effective.changes_by_itself(member)):
+        if not trainer.estimator.follows(member):
             raise ValueError(
                 f"{which}: its weights are others whenever they are looked at (a spectral norm in training mode, or "
                 "noise), and a segment needs the same for all its steps; call net.eval() before"
             )
-    if left and cosine_decay(trainer.episode, trainer.decay_episodes, trainer.decay_to) == 0.0:
+    if left and trainer.meta_optimizer.decay(trainer.episode) == 0.0:
         raise ValueError(
-            f"episodes: with decay_to=0 the learning rate is 0 after {trainer.decay_episodes} episodes, "
+            f"episodes: with decay_to=0 the learning rate is 0 after {trainer.meta_optimizer.decay_episodes} episodes, "
             f"and {trainer.episode} are finished: {episodes - trainer.episode} more would change nothing"
         )
 
 
-def check_range(name: str, value: Any, low: float, high: float, closed: bool = False) -> None:
-    """Raise TypeError or ValueError unless ``value`` is a number between the bounds."""
+def _between(name: str, value: Any, low: float, high: float, closed: bool = False) -> float:
     number = checks.real(name, value, expected=f"a number between {low:g} and {high:g}")
     if not (low <= number <= high if closed else low < number < high):
         raise ValueError(f"{name}: expected a number between {low:g} and {high:g}, got {value}")
-
-
-def check_options(
-    lr: Any, meta_loss: Any, clip_norm: Any, betas: Any, decay_to: Any, validate_every: int, patience: int | None
-) -> None:
-    """Raise TypeError or ValueError, naming the argument, unless these arguments of MetaTrainer are valid."""
-    if meta_loss is not None and not callable(meta_loss):
-        raise TypeError(f"meta_loss: expected a callable, got {type(meta_loss).__name__}")
-    check_range("lr", lr, 0.0, math.inf)
-    check_range("decay_to", decay_to, 0.0, 1.0, closed=True)
-    if clip_norm is not None:
-        check_range("clip_norm", clip_norm, 0.0, math.inf)
-    if isinstance(betas, (str, bytes, Mapping)) or not (hasattr(betas, "__len__") and hasattr(betas, "__getitem__")):
-        raise TypeError(f"betas: expected two numbers in [0, 1), got {betas!r}")
-    if len(betas) != 2 or not all(0.0 <= checks.real("betas", beta) < 1.0 for beta in betas):
-        raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
-    if patience is not None and validate_every == 0:
-        raise ValueError("patience: without validations (validate_every=0) there is nothing to wait for")
-
-
-def checked_fraction(fraction: Any, autograd: bool, net: Networks) -> float:
-    """``coordinate_fraction`` as a float; raises TypeError or ValueError where it cannot be served."""
-    check_range("coordinate_fraction", fraction, 0.0, 1.0, closed=True)
-    if fraction == 0.0:
-        raise ValueError("coordinate_fraction: expected a number above 0, got 0")
-    if autograd and fraction < 1.0:
-        raise ValueError("coordinate_fraction: expected 1 with autograd, only the fused backward can sample")
-    if fraction < 1.0 and any(member.communicates for member in members(net).values()):
-        raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
-    return float(fraction)
+    return number

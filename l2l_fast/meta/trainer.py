@@ -18,31 +18,21 @@ from ..kernels import checks
 from ..kernels.surroundings import own_loop
 from ..networks import effective, writing
 from ..networks.lstm import CoordinatewiseLSTM
-from ..networks.ntm_bfgs import NTMBFGS
 from ..networks.record import attach
 from ..networks.several import Networks, as_networks, device_of, members
 from ..problems import Problem
 from ..problems.base import positive_int
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, Complete, Counters, capture
-from .episode import MetaLoss, autograd_episode, fused_episode
+from .estimators import MetaLoss, choose
 from .evaluation import evaluate
 from .log import TrainingLog
 from .progress import Progress, note
-from .protocol import LossWeights, Protocol, cosine_decay, episode_seed
-from .settings import (
-    arguments_of,
-    check_can_train,
-    check_options,
-    checked_fraction,
-    frozen_names,
-    network_of,
-    problem_of,
-    settings_of,
-)
+from .protocol import LossWeights, Protocol, episode_seed
+from .settings import Arguments, MetaOptimizer, Validation, arguments_of, check_can_train, frozen_names, settings_of
 
 
-class MetaTrainer:
+class MetaTrainer(Arguments):
     """Trains a network to optimise the tasks of a problem.
 
     An episode draws a task, optimises it for ``horizon`` steps from its theta_0 and a zero state, and after every
@@ -64,7 +54,7 @@ class MetaTrainer:
         autograd: unroll in autograd although the fused backward would do (slower; the same gradients). A network with
             memory always is.
         coordinate_fraction: below 1, the meta-gradient is estimated, without bias, from this random part of the
-            coordinates of every large tensor (:mod:`l2l_fast.meta.sampling`); cheaper, a little noisier.
+            coordinates of every large tensor (:mod:`l2l_fast.optim.segment_sampling`); cheaper, a little noisier.
         clip_norm: the meta-gradient's norm is cut to this. It is the gradient of the loss per problem.
         betas: of Adam.
         decay_episodes, decay_to: the learning rate falls along half a cosine to ``decay_to`` times its first value
@@ -108,28 +98,21 @@ class MetaTrainer:
         frozen = frozen_names(net)
         if not isinstance(problem, Problem):
             raise TypeError(f"problem: expected a Problem, got {type(problem).__name__} (ModuleProblem wraps a module)")
-        seed, autograd = checks.integer("seed", seed), checks.flag("autograd", autograd)
-        second_derivatives = checks.flag("second_derivatives", second_derivatives)
-        decay_episodes = None if decay_episodes is None else positive_int("decay_episodes", decay_episodes)
-        patience = None if patience is None else positive_int("patience", patience)
-        validate_every = 0 if checks.as_int(validate_every) == 0 else positive_int("validate_every", validate_every)
-        check_options(lr, meta_loss, clip_norm, betas, decay_to, validate_every, patience)
+        autograd = checks.flag("autograd", autograd)
+        self.seed = checks.integer("seed", seed)
+        self.protocol = Protocol.make(horizon, unroll, weights, second_derivatives)
+        self.estimator = choose(
+            net,
+            autograd=autograd,
+            second_derivatives=self.protocol.second_derivatives,
+            meta_loss=meta_loss,
+            coordinate_fraction=coordinate_fraction,
+        )
+        self.meta_optimizer = MetaOptimizer.make(lr, betas, clip_norm, decay_episodes, decay_to)
+        self.validation = Validation.make(validate_every, validation_episodes, patience)
         self.net = net
         self.frozen = frozen
         self.problem = problem
-        self.protocol = Protocol.make(horizon, unroll, weights, second_derivatives)
-        self.lr = float(lr)
-        self.seed = seed
-        self.meta_loss = meta_loss
-        with_memory = any(isinstance(member, NTMBFGS) for member in members(net).values())
-        self.autograd = autograd or second_derivatives or meta_loss is not None or with_memory
-        self.coordinate_fraction = checked_fraction(coordinate_fraction, self.autograd, net)
-        self.clip_norm = None if clip_norm is None else float(clip_norm)
-        self.decay_episodes = decay_episodes
-        self.decay_to = float(decay_to)
-        self.validate_every = validate_every
-        self.validation_episodes = positive_int("validation_episodes", validation_episodes)
-        self.patience = patience
         self.log = None if log is None else TrainingLog(log)
         self.device = device_of(net) if device is None else checks.device("device", device)
         self.counters = Counters()
@@ -139,9 +122,7 @@ class MetaTrainer:
         self._log_is_ours = False
         self._saved: tuple[Path, int] | None = None  # the last checkpoint written or resumed, and its episode
         self._grad_norms: list[float] = []
-        self.betas = (float(betas[0]), float(betas[1]))
-        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        self._adam = torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=1e-8, fused=True)
+        self._adam = self.meta_optimizer.adam(net)
 
     @property
     def episode(self) -> int:
@@ -198,7 +179,7 @@ class MetaTrainer:
             note(f"nothing left to train: {self.episode} episodes are finished ({why})", progress)
         else:
             self.counters.planned = episodes
-        self._complete = capture(self.net, self._adam, self._best, self.counters)
+        self._complete = self._capture()
         display = Progress(f"meta-training on {self.problem.name}", episodes, self.episode, progress)
         try:
             # Before anything else, so that a run can be resumed whenever it was stopped.
@@ -207,7 +188,7 @@ class MetaTrainer:
             while self.episode < episodes and not self.counters.stopped:
                 self._unsettled = True
                 line = self._one_episode()
-                self._complete = capture(self.net, self._adam, self._best, self.counters)
+                self._complete = self._capture()
                 self._unsettled = False
                 display.update(self.episode, line)
                 if self.episode % checkpoint_every == 0:
@@ -223,10 +204,13 @@ class MetaTrainer:
             display.close()
         self._save_if_new(checkpoint)
 
+    def _capture(self) -> Complete:
+        return capture(self.net, self._adam, self.estimator, self._best, self.counters)
+
     def _roll_back(self) -> None:
         # Undoes any part of an episode, and may itself be interrupted and done again.
         assert self._complete is not None
-        self._best, self.counters = checkpoints.put_back(self._complete, self.net, self._adam)
+        self._best, self.counters = checkpoints.put_back(self._complete, self.net, self._adam, self.estimator)
         if self.log is not None:
             self.log.cut_back(self.episode)
         self._unsettled = False
@@ -238,17 +222,14 @@ class MetaTrainer:
     def _one_episode(self) -> str:
         begin = time.monotonic()
         counters = self.counters
-        lr = self.lr * cosine_decay(self.episode, self.decay_episodes, self.decay_to)
+        lr = self.meta_optimizer.lr * self.meta_optimizer.decay(self.episode)
         self._adam.param_groups[0]["lr"] = lr
         self._grad_norms.clear()
         skipped = counters.skipped_updates
         task = self.problem.sample(episode_seed(self.seed, self.episode), "train", self.device)
         self._adam.zero_grad()
-        if self.autograd:
-            losses = autograd_episode(task, self.net, self.protocol, self._meta_step, self.meta_loss)
-        else:
-            generator = torch.Generator().manual_seed(episode_seed(self.seed, self.episode))
-            losses = fused_episode(task, self.net, self.protocol, self._meta_step, self.coordinate_fraction, generator)
+        generator = torch.Generator().manual_seed(episode_seed(self.seed, self.episode))
+        losses = self.estimator.episode(task, self.net, self.protocol, self._meta_step, generator)
         counters.episode += 1
         self._write_log(
             event="episode",
@@ -261,19 +242,15 @@ class MetaTrainer:
             lr=lr,
             seconds=round(time.monotonic() - begin, 4),
         )
-        if self.validate_every and self.episode % self.validate_every == 0:
+        if self.validation.every and self.episode % self.validation.every == 0:
             self._validate()
         best = "" if counters.best_loss is None else f", best validation {counters.best_loss:.4g}"
         return f"final loss {losses[-1]:.4g}{best}"
 
     def _meta_step(self) -> None:
-        parameters = [parameter for parameter in self.net.parameters() if parameter.grad is not None]
-        limit = math.inf if self.clip_norm is None else self.clip_norm
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        self._grad_norms.append(float(norm))
-        if math.isfinite(self._grad_norms[-1]):
-            if self._grad_norms[-1] > limit:
-                torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        norm = self.meta_optimizer.clip(self.net)
+        self._grad_norms.append(norm)
+        if math.isfinite(norm):
             attach(self.net, None)  # what it may carry of an earlier training is true no longer
             self._adam.step()
         else:
@@ -283,23 +260,18 @@ class MetaTrainer:
 
     def _validate(self) -> None:
         begin = time.monotonic()
-        counters = self.counters
         losses = evaluate(
             self.net,
             self.problem,
-            range(self.validation_episodes),
+            range(self.validation.episodes),
             self.protocol.horizon,
             split="validation",
             device=self.device,
         )
         final = losses[:, -1].mean().item()
-        is_best = math.isfinite(final) and (counters.best_loss is None or final < counters.best_loss)
+        is_best = self.counters.validated(final, self.validation.patience)
         if is_best:
-            counters.best_loss, counters.best_episode, counters.validations_since_best = final, self.episode, 0
             self._best = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
-        else:
-            counters.validations_since_best += 1
-            counters.stopped = self.patience is not None and counters.validations_since_best >= self.patience
         self._write_log(
             event="validation",
             episode=self.episode,
@@ -358,9 +330,7 @@ class MetaTrainer:
         """Write a checkpoint, atomically. A run resumed from it ends bit for bit where it would have ended anyway."""
         if self._unsettled:
             self._roll_back()
-        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        tensors.update({f"best.{name}": value for name, value in (self._best or {}).items()})
-        tensors.update(checkpoints.adam_tensors(self.net, self._adam))
+        tensors = self._capture().tensors()
         if not all(effective.is_plain(member) for member in members(self.net).values()):
             tensors.update(checkpoints.effective_tensors(self.best_net()))
         checkpoints.write(path, Checkpoint(self.settings(), self.counters, tensors))
@@ -387,13 +357,8 @@ class MetaTrainer:
                 pruned or parametrized, which a file does not tell how to do again: make the trainer, then ``resume``.
         """
         saved = checkpoints.read(path)
-        if meta_loss is None and saved.settings["protocol"]["meta_loss"] is not None:
-            raise ValueError(f"meta_loss: the run had one ({saved.settings['protocol']['meta_loss']}); give it again")
-        with own_loop():
-            net = network_of(saved, "cpu" if device is None else device)
-            problem = problem_of(saved.settings) if problem is None else problem
-        options = arguments_of(saved.settings)
-        return cls(net, problem, meta_loss=meta_loss, log=log, device=device, **options).resume(path)
+        arguments = arguments_of(saved, problem, meta_loss, device)
+        return cls(**arguments, log=log, device=device).resume(path)
 
     @own_loop()
     def resume(self, path: str | os.PathLike[str]) -> MetaTrainer:
@@ -409,6 +374,8 @@ class MetaTrainer:
         checkpoints.check_same_run(path, saved, self.settings(), self.net)
         if self.log is not None:
             self.log.check_ours()
+        checkpoints.adam_state(self.net, saved.part("adam"))  # complains before anything is changed
+        self.estimator.load_state_dict(saved.part("estimator"))
         checkpoints.restore_adam(self.net, self._adam, saved.part("adam"))
         attach(self.net, None)
         self.net.load_state_dict(saved.part("net"))

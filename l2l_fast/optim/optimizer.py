@@ -23,6 +23,7 @@ from .joint import Kept
 from .registry import Registry, check_network
 from .segment import Segment
 from .segment_checks import check_recordable
+from .segment_sampling import Sampling
 from .state import NUMEL_KEY, STATE_KEY, as_state, is_live, modernized, tiles_of
 
 
@@ -97,7 +98,9 @@ class LearnedOptimizer(Optimizer):
             network = self._registry.network_of(group)
             check_problems(group, network, self._kept.reduce)
             if self._segment is not None:
-                check_recordable("add_param_group, with a segment open", network, self._kept.reduce)
+                check_recordable(
+                    "add_param_group, with a segment open", network, self._kept.reduce, self._segment.sampling
+                )
         except BaseException:
             self.param_groups.pop()
             raise
@@ -244,22 +247,30 @@ class LearnedOptimizer(Optimizer):
 
     # ---- meta-training ----
 
-    def start_segment(self) -> None:
+    def start_segment(self, sampling: Sampling | None = None) -> None:
         """Start an unrolled segment at the current theta_0 and state: from now on every :meth:`step` is recorded.
 
         Recording keeps a copy of the start state and, per step, the gradients as this optimizer sees them (after
         unscaling and clipping) in float32: 4 bytes per coordinate and step.
 
+        Args:
+            sampling: estimate the meta-gradient from a random part of the coordinates
+                (:class:`l2l_fast.optim.segment_sampling.Sampling`); gradients of start states, and segments with
+                ``grad_end_states``, stay exact. Default: all coordinates.
+
         Raises:
+            TypeError: ``sampling`` is something else.
             RuntimeError: a segment is already open (:meth:`discard_segment` drops it).
             NotImplementedError: a network with memory (unroll it in autograd, as :class:`l2l_fast.MetaTrainer` does),
-                or coordinates that communicate and are sharded.
+                or coordinates that communicate and are sharded, or shall be sampled.
         """
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise TypeError(f"sampling: expected a Sampling, got {type(sampling).__name__}")
         if self._segment is not None:
             raise RuntimeError("start_segment: a segment is already open; call backward_segment() or discard_segment()")
         for network in self.networks:
-            check_recordable("start_segment", network, self._kept.reduce)
-        self._segment = Segment()
+            check_recordable("start_segment", network, self._kept.reduce, sampling)
+        self._segment = Segment(sampling)
 
     def discard_segment(self) -> None:
         """Drop the open segment, if any, with its recorded gradients. Parameters and state stay as they are."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +17,13 @@ from torch import Tensor
 from ..kernels import operators, reference
 from ..kernels.checks import check_gradient
 from ..kernels.config import Config
-from ..kernels.state import TILE, State, num_tiles
+from ..kernels.state import TILE, State
 from ..kernels.surroundings import without_autocast
 from ..networks.lstm import CoordinatewiseLSTM
 from . import segment_joint
 from .segment_checks import check_end_states, check_recordable, check_trainable, check_weights
+from .segment_sampling import Sampling
+from .segment_tape import Step, Tape
 from .state import as_state
 
 if TYPE_CHECKING:
@@ -31,67 +32,15 @@ if TYPE_CHECKING:
 HALF_WAY = "a step of the open segment failed half-way; call discard_segment() and start anew"
 
 
-@dataclass
-class Step:
-    """One recorded step of one group; ``g`` is what the network saw (the gradient, negated by maximize)."""
-
-    t: int
-    params: list[Tensor]
-    record: Tensor | None
-    exact: dict[Tensor, Tensor]
-    lr: float
-    decay: float
-    sign: float
-    means: Tensor | None = None  # of the global averaging cells, [num_layers, groups, gac_cells]
-
-    def recorded(self, param: Tensor, tiles: Mapping[Tensor, int]) -> Tensor:
-        """The recorded g of one parameter, flat."""
-        if param in self.exact:
-            return self.exact[param].reshape(-1)
-        assert self.record is not None
-        return self.record[TILE * tiles[param] :][: param.numel()]
-
-
-@dataclass
-class Tape:
-    """The recorded steps of one parameter group, and where each parameter's tiles lie in its records."""
-
-    network: CoordinatewiseLSTM
-    phi: Tensor
-    config: Config
-    groups: int = 1
-    steps: list[Step] = field(default_factory=list)
-    tiles: dict[Tensor, int] = field(default_factory=dict)
-    total_tiles: int = 0
-
-    def place(self, params: Iterable[Tensor]) -> list[int]:
-        """First tile of every parameter; one that is new to the segment is appended, so no place ever changes."""
-        for param in params:
-            if param not in self.tiles:
-                self.tiles[param] = self.total_tiles
-                self.total_tiles += num_tiles(param.numel())
-        return [self.tiles[param] for param in params]
-
-    def patterns(self, exact: bool) -> dict[tuple[int, ...], list[Tensor]]:
-        """Parameters by the steps (indices into ``steps``) in which they moved; nearly always there is one pattern."""
-        members: list[list[Tensor]] = [list(step.exact) if exact else step.params for step in self.steps]
-        ids = [tuple(map(id, params)) for params in members]
-        if ids and ids[0] and all(other == ids[0] for other in ids):
-            return {tuple(range(len(members))): members[0]}
-        moved: dict[Tensor, list[int]] = {}
-        for index, params in enumerate(members):
-            for param in params:
-                moved.setdefault(param, []).append(index)
-        patterns: dict[tuple[int, ...], list[Tensor]] = {}
-        for param, indices in moved.items():
-            patterns.setdefault(tuple(indices), []).append(param)
-        return patterns
-
-
 class Segment:
-    """Recorder of the steps between ``start_segment`` and ``backward_segment``."""
+    """Recorder of the steps between ``start_segment`` and ``backward_segment``.
 
-    def __init__(self) -> None:
+    Args:
+        sampling: which coordinates the backward pass visits; default: all.
+    """
+
+    def __init__(self, sampling: Sampling | None = None) -> None:
+        self.sampling = sampling
         self.num_steps = 0
         self.tapes: dict[int, Tape] = {}
         self.start_states: dict[Tensor, State] = {}
@@ -118,7 +67,7 @@ class Segment:
         started: list[tuple[Tensor, Tensor, Config]] = []
         for group, batch in batches:
             if not batch.config.is_plain:
-                check_recordable("step, with a segment open", batch.network, batch.reduce)
+                check_recordable("step, with a segment open", batch.network, batch.reduce, self.sampling)
             moving = [*zip(batch.params, batch.grads, batch.states, strict=True), *batch.exact]
             tape = self.tapes.get(id(group))
             if tape is not None and tape.network is not batch.network:
@@ -207,6 +156,7 @@ class Segment:
         if not return_grad_start_states and all(still):
             raise RuntimeError("backward_segment: no parameter had a gradient in any recorded step, so none has moved")
 
+        sampling = None if end_grads or return_grad_start_states else self.sampling
         grad_start: dict[Tensor, State] = {}
         totals: dict[int, tuple[CoordinatewiseLSTM, Tensor]] = {}
         for key, tape in self.tapes.items():
@@ -220,10 +170,12 @@ class Segment:
                 continue
             for exact in (False, True):
                 for indices, params in tape.patterns(exact).items():
-                    run = self._exact_backward if exact else self._kernel_backward
-                    grad_phi, starts = run(
-                        tape, indices, params, finals[key], w, end_grads, bool(return_grad_start_states)
-                    )
+                    through = (tape, indices, params, finals[key], w)
+                    if exact or sampling is None:
+                        run = self._exact_backward if exact else self.kernel_backward
+                        grad_phi, starts = run(*through, end_grads, bool(return_grad_start_states))
+                    else:
+                        grad_phi, starts = sampling.backward(self, *through), []
                     if return_grad_start_states:
                         grad_start.update(zip(params, starts, strict=True))
                     _, total = totals.get(id(tape.network), (None, 0.0))
@@ -273,7 +225,7 @@ class Segment:
             for param in params
         ]
 
-    def _kernel_backward(
+    def kernel_backward(
         self,
         tape: Tape,
         indices: tuple[int, ...],
@@ -283,6 +235,8 @@ class Segment:
         end_grads: Mapping[Tensor, State],
         need_grad_start: bool,
     ) -> tuple[Tensor, list[State]]:
+        """dL/dphi through all coordinates of ``params``, which moved in the steps ``indices`` of the tape, and on
+        request dL/d(start state)."""
         starts = [self.start_states[param] for param in params]
         grad_phi, grad_starts = operators.segment_backward(
             [start.data for start in starts],

@@ -13,9 +13,12 @@ from ..networks.ntm_bfgs import NTMBFGS
 
 if TYPE_CHECKING:
     from .joint import Reduce
+    from .segment_sampling import Sampling
 
 
-def check_recordable(name: str, network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
+def check_recordable(
+    name: str, network: CoordinatewiseLSTM, reduce: Reduce | None, sampling: Sampling | None = None
+) -> None:
     """Raise NotImplementedError, with ``name`` in front, unless the steps of ``network`` can be back-propagated."""
     if isinstance(network, NTMBFGS) or network.num_outputs > 1:
         raise NotImplementedError(
@@ -23,6 +26,8 @@ def check_recordable(name: str, network: CoordinatewiseLSTM, reduce: Reduce | No
         )
     if network.communicates and reduce is not None:
         raise NotImplementedError(f"{name}: not with sharded coordinates (process_group)")
+    if network.communicates and sampling is not None:
+        raise NotImplementedError(f"{name}: coordinates that communicate cannot be sampled")
 
 
 def check_trainable(moved: Iterable[CoordinatewiseLSTM], networks: Iterable[CoordinatewiseLSTM]) -> None:

@@ -16,7 +16,8 @@ from ..kernels import operators, reference
 from ..kernels.state import State
 
 if TYPE_CHECKING:
-    from .segment import Segment, Tape
+    from .segment import Segment
+    from .segment_tape import Tape
 
 
 def backward(

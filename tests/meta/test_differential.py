@@ -9,7 +9,7 @@ from torch import nn
 import l2l_fast as l2l
 from l2l_fast.evaluation import baselines, decisions
 from l2l_fast.meta import Protocol, evaluate
-from l2l_fast.meta.episode import autograd_episode, fused_episode
+from l2l_fast.meta.estimators import AutogradBPTT, FusedBPTT
 from l2l_fast.problems import Quadratic, Task
 from l2l_fast.problems.scaled import Scaled
 from l2l_fast.problems.theta import Theta
@@ -17,13 +17,14 @@ from tests.helpers import assert_close, random_network
 from tests.meta import unusual
 
 HORIZON, UNROLL = 7, 3
+fused_episode, autograd_episode = FusedBPTT().episode, AutogradBPTT().episode
 
 
 def network(**options) -> l2l.CoordinatewiseLSTM:
     return random_network(**{"hidden_size": 6, "preprocess": "identity", "output_scale": 0.1, **options})
 
 
-def episode(run, task: Task, net, protocol=None, *options):
+def episode(run, task: Task, net, protocol=None):
     """What an episode leaves: losses, the meta-gradient of every segment, and the task."""
     collected = []
 
@@ -31,7 +32,7 @@ def episode(run, task: Task, net, protocol=None, *options):
         collected.append(torch.cat([p.grad.reshape(-1).clone() for p in net.parameters() if p.requires_grad]))
         net.zero_grad()
 
-    losses = run(task, net, protocol or Protocol.make(HORIZON, UNROLL), meta_step, *options)
+    losses = run(task, net, protocol or Protocol.make(HORIZON, UNROLL), meta_step)
     return torch.tensor(losses, dtype=torch.float64), collected, task
 
 
@@ -108,23 +109,16 @@ def test_a_meta_loss_may_use_losses_of_a_checkpointed_task_but_not_evaluate_it()
     problem, net = unusual.problem_of(lambda: unusual.Checkpointed(False)), network()
     plain, recomputed = (
         episode(
-            autograd_episode,
+            AutogradBPTT(lambda trace: trace.losses[1:].log().sum()).episode,
             unusual.problem_of(lambda kind=kind: unusual.Checkpointed(kind)).sample(0),
             net,
-            None,
-            lambda trace: trace.losses[1:].log().sum(),
         )
         for kind in (None, False)
     )
     assert_alike(plain, recomputed, 1e-6)
     with pytest.raises(NotImplementedError, match="checkpointing"):
-        episode(
-            autograd_episode,
-            problem.sample(0),
-            net,
-            None,
-            lambda trace: torch.func.functional_call(trace.task, trace.parameters, ()),
-        )
+        evaluating = AutogradBPTT(lambda trace: torch.func.functional_call(trace.task, trace.parameters, ()))
+        episode(evaluating.episode, problem.sample(0), net)
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,19 @@ from torch import nn
 
 import l2l_fast as l2l
 from l2l_fast.meta import Protocol, SegmentTrace
-from l2l_fast.meta.episode import autograd_episode, fused_episode, weighted_sum
+from l2l_fast.meta.estimators import AutogradBPTT, FusedBPTT, weighted_sum
 from l2l_fast.problems import MNIST, ModuleProblem, Quadratic
 from tests.helpers import assert_close, random_network
 
 HORIZON, UNROLL = 7, 3
+fused_episode, autograd_episode = FusedBPTT().episode, AutogradBPTT().episode
 
 
 def small_quadratic() -> Quadratic:
     return Quadratic(dim=3, batch=5, init_std=0.3)
 
 
-def gradients(run, task, net, protocol, *options):
+def gradients(run, task, net, protocol):
     """The meta-gradient of every segment (phi held still), and the losses."""
     collected = []
 
@@ -30,7 +31,7 @@ def gradients(run, task, net, protocol, *options):
         collected.append(torch.cat([parameter.grad.reshape(-1).clone() for parameter in net.parameters()]))
         net.zero_grad()
 
-    losses = run(task, net, protocol, meta_step, *options)
+    losses = run(task, net, protocol, meta_step)
     return collected, torch.tensor(losses, dtype=torch.float64)
 
 
@@ -111,7 +112,7 @@ def test_a_custom_meta_loss_sees_the_segment():
         torch.testing.assert_close(again, trace.losses[-1])  # quadratics have no minibatches
         return trace.losses[1:].log().mean()
 
-    custom, losses = gradients(autograd_episode, small_quadratic().sample(1), net, protocol, log_loss)
+    custom, losses = gradients(AutogradBPTT(log_loss).episode, small_quadratic().sample(1), net, protocol)
     assert [(start, end) for start, end, _, _ in seen] == [(0, 3), (3, 6), (6, 7)]
     torch.testing.assert_close(torch.cat([seen[0][2], seen[1][2][1:], seen[2][2][1:]]).double(), losses)
     torch.testing.assert_close(torch.cat([item[3] for item in seen]), torch.arange(1, 8) / 10)
@@ -126,7 +127,7 @@ def test_the_default_meta_loss_can_be_given_as_a_custom_one():
     net = random_network(hidden_size=4, preprocess="identity", output_scale=0.1)
     protocol = Protocol.make(HORIZON, UNROLL, "final")
     one, _ = gradients(autograd_episode, small_quadratic().sample(1), net, protocol)
-    other, _ = gradients(autograd_episode, small_quadratic().sample(1), net, protocol, weighted_sum)
+    other, _ = gradients(AutogradBPTT(weighted_sum).episode, small_quadratic().sample(1), net, protocol)
     assert all(torch.equal(a, b) for a, b in zip(one, other))
 
 
@@ -136,14 +137,16 @@ def test_the_default_meta_loss_can_be_given_as_a_custom_one():
 def test_a_meta_loss_must_return_a_scalar_tensor(meta_loss, message):
     net = random_network(hidden_size=4, preprocess="identity")
     with pytest.raises(ValueError, match=f"meta_loss.*{message}"):
-        autograd_episode(small_quadratic().sample(1), net, Protocol.make(2, 2), lambda: None, meta_loss)
+        AutogradBPTT(meta_loss).episode(small_quadratic().sample(1), net, Protocol.make(2, 2), lambda: None)
 
 
 def test_a_meta_loss_must_depend_on_phi():
     net = random_network(hidden_size=4, preprocess="identity")
     constant = torch.tensor(1.0)
     with pytest.raises(ValueError, match="does not depend"):
-        autograd_episode(small_quadratic().sample(1), net, Protocol.make(2, 2), lambda: None, lambda trace: constant)
+        AutogradBPTT(lambda trace: constant).episode(
+            small_quadratic().sample(1), net, Protocol.make(2, 2), lambda: None
+        )
 
 
 @pytest.mark.parametrize("run", [fused_episode, autograd_episode])

@@ -12,8 +12,9 @@ import torch
 import l2l_fast as l2l
 from l2l_fast.evaluation import baselines, comparison
 from l2l_fast.evaluation.experiments import running
-from l2l_fast.meta import episode, evaluate, evaluation
+from l2l_fast.meta import evaluate, evaluation
 from l2l_fast.meta.protocol import episode_seed
+from l2l_fast.meta.rollout import finite_prefix
 from l2l_fast.problems import Problem, Quadratic
 from tests.meta.test_trainer import log_of, network, trainer, weights_of
 from tests.test_experiments import small
@@ -180,9 +181,9 @@ def test_of_equal_validations_the_first_is_the_best(monkeypatch):
 def test_after_a_loss_that_is_not_finite_all_count_as_infinite():
     for bad in (math.inf, -math.inf, math.nan):
         losses = [torch.tensor(value) for value in (4.0, 2.0, bad, 1.0)]
-        assert episode.finite_prefix(losses, 2) == [2.0, 1.0, math.inf, math.inf]
+        assert finite_prefix(losses, 2) == [2.0, 1.0, math.inf, math.inf]
     # In float64: a sum over many problems is not rounded again before it is divided.
-    assert episode.finite_prefix([torch.tensor(1.0), torch.tensor(1.0)], 3) == [1 / 3, 1 / 3]
+    assert finite_prefix([torch.tensor(1.0), torch.tensor(1.0)], 3) == [1 / 3, 1 / 3]
 
 
 def test_what_a_record_says_of_a_run_that_is_under_way(tmp_path):

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from l2l_fast.meta import Protocol
-from l2l_fast.meta.episode import fused_episode
-from l2l_fast.meta.sampling import SMALL, SampledSegment, start_sampled_segment
+from l2l_fast.meta.estimators import FusedBPTT
+from l2l_fast.optim import segment_sampling
 from l2l_fast.optim.optimizer import LearnedOptimizer
+from l2l_fast.optim.segment_sampling import SMALL, Sampling
 from l2l_fast.problems import Quadratic
+from tests.gac_helpers import gac_network
 from tests.helpers import assert_close, random_network
 from tests.meta.test_trainer import trainer, weights_of
 
@@ -44,14 +46,13 @@ def sampled_gradient(segment_of, **options) -> torch.Tensor:
 
 def with_fraction(fraction: float, seed: int = 0):
     def start(optimizer: LearnedOptimizer) -> None:
-        start_sampled_segment(optimizer, fraction, torch.Generator().manual_seed(seed))
+        optimizer.start_segment(Sampling(fraction, torch.Generator().manual_seed(seed)))
 
     return start
 
 
 def all_chosen(optimizer: LearnedOptimizer) -> None:
-    optimizer.start_segment()
-    optimizer._segment = SampledSegment(1.0, torch.Generator())
+    optimizer.start_segment(Sampling(1.0, torch.Generator()))
 
 
 @pytest.mark.parametrize("extra_unused", [False, True])
@@ -78,12 +79,11 @@ def test_small_tensors_are_never_sampled():
     net = random_network(hidden_size=5, preprocess="identity", output_scale=0.1)
     collected = []
     for fraction in (0.1, 1.0):
-        fused_episode(
+        FusedBPTT(fraction).episode(
             Quadratic(dim=4, batch=16).sample(0),
             net,
             Protocol.make(4, 2),
             lambda: collected.append(net.weight_hh_l0.grad.clone()),
-            fraction,
         )
         net.zero_grad()
     assert all(torch.equal(one, other) for one, other in zip(collected[:2], collected[2:], strict=True))
@@ -111,13 +111,13 @@ def test_a_sampled_run_resumes_bit_for_bit(tmp_path):
 
 def test_every_episode_and_every_run_looks_at_other_tiles(monkeypatch):
     chosen = []
-    part = SampledSegment._part
+    part = segment_sampling._part
 
-    def recording(self, *arguments):
+    def recording(*arguments):
         chosen.append(tuple(arguments[-1].tolist()))
-        return part(self, *arguments)
+        return part(*arguments)
 
-    monkeypatch.setattr(SampledSegment, "_part", recording)
+    monkeypatch.setattr(segment_sampling, "_part", recording)
     for seed in (0, 1):
         trainer(problem=Quadratic(dim=10, batch=256), coordinate_fraction=0.3, seed=seed).fit(3, progress=False)
     assert len(chosen) == 2 * 3 * 2 and len(set(chosen)) == len(chosen)
@@ -126,8 +126,37 @@ def test_every_episode_and_every_run_looks_at_other_tiles(monkeypatch):
 @pytest.mark.parametrize("fraction, count", [(1e-9, 1), (0.25, 9), (0.5, 18), (0.999, TILES)])
 def test_so_many_tiles_are_looked_at(fraction, count, monkeypatch):
     chosen = []
-    part = SampledSegment._part
-    monkeypatch.setattr(SampledSegment, "_part", lambda self, *a: chosen.append(a[-1].tolist()) or part(self, *a))
+    part = segment_sampling._part
+    monkeypatch.setattr(segment_sampling, "_part", lambda *a: chosen.append(a[-1].tolist()) or part(*a))
     assert sampled_gradient(with_fraction(fraction)).isfinite().all()
     assert TILES == 35 and [len(tiles) for tiles in chosen] == [count]
     assert chosen[0] == sorted(set(chosen[0])) and set(chosen[0]) <= set(range(TILES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0.0, torch.Generator()), ValueError, "fraction.*> 0"),
+        ((1.5, torch.Generator()), ValueError, "fraction.*<= 1"),
+        (("half", torch.Generator()), TypeError, "fraction"),
+        ((0.5, 7), TypeError, "generator.*int"),
+    ],
+)
+def test_wrong_samplings_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Sampling(*arguments)
+
+
+def test_what_cannot_be_sampled_is_refused_before_anything_is_recorded():
+    sampling = Sampling(0.5, torch.Generator())
+    plain = LearnedOptimizer([nn.Parameter(torch.ones(3))], random_network(hidden_size=5))
+    with pytest.raises(TypeError, match="sampling.*float"):
+        plain.start_segment(0.5)
+    joint = gac_network(preprocess="identity")
+    together = LearnedOptimizer([nn.Parameter(torch.ones(3))], joint)
+    with pytest.raises(NotImplementedError, match="start_segment.*communicate cannot be sampled"):
+        together.start_segment(sampling)
+    plain.start_segment(sampling)
+    with pytest.raises(NotImplementedError, match="add_param_group.*cannot be sampled"):
+        plain.add_param_group({"params": [nn.Parameter(torch.ones(3))], "network": joint})
+    assert len(plain.param_groups) == 1

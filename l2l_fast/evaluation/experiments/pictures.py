@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.surroundings import own_loop
 from ...meta.assignment import optimizer_groups
+from ...meta.rollout import rollout
 from ...networks.several import Networks, device_of
 from ...optim.optimizer import LearnedOptimizer
 from ...problems.neural_art import NeuralArt, NeuralArtTask
@@ -61,9 +62,8 @@ def _task(problem: NeuralArt, setting: Setting, net: Networks) -> NeuralArtTask:
 @own_loop()
 def _optimised(task: NeuralArtTask, optimizer: torch.optim.Optimizer, horizon: int) -> tuple[Tensor, float]:
     theta = Theta(task)
-    for _ in range(horizon):
-        theta.evaluate()
-        optimizer.step()
+    for _ in rollout(theta, optimizer, horizon):
+        pass
     return task.picture(), theta.value().item() / task.num_problems
 
 

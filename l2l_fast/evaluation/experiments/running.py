@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,10 @@ def _check(experiment: Experiment, out: Path, data: str | None, episodes: int | 
         experiment.problem_of(setting, data)
     for k, candidate in enumerate(experiment.candidates):
         net = make_networks(experiment, candidate.seed)
-        for part, seed, place, count in _parts(experiment, candidate, out / f"candidate{k}", episodes):
-            checkpoint, log = _files(place)
-            if not checkpoint.exists():
-                TrainingLog(log).check_removable()
-            MetaTrainer(net, experiment.training_problem(part, data), seed=seed, **_options(experiment, part, count))
+        for run in _runs(experiment, candidate, out / f"candidate{k}", data, episodes):
+            if not run.checkpoint.exists():
+                TrainingLog(run.log).check_removable()
+            run.trainer(net)
 
 
 def make_networks(experiment: Experiment, seed: int) -> Networks:
@@ -145,71 +145,83 @@ def _train_candidate(
     """The best network of a training run's last stage; every stage starts from the best of the one before."""
     net = make_networks(experiment, candidate.seed).to(device)
     history: list[dict[str, Any]] = []
-    for part, seed, place, count in _parts(experiment, candidate, folder, episodes):
-        trainer = _trainer(experiment, part, net, seed, place, data, count)
-        trainer.fit(count, checkpoint=_files(place)[0], progress=progress)
+    for run in _runs(experiment, candidate, folder, data, episodes):
+        trainer = run.begun(net).fit(run.episodes, checkpoint=run.checkpoint, progress=progress)
         net = trainer.best_net()
         history.append(record_of(net) or {})
     attach(net, {**history[-1], "earlier": history[:-1]})
     return net
 
 
-def _parts(
-    experiment: Experiment, candidate: Candidate, folder: Path, episodes: int | None
-) -> Iterator[tuple[Candidate | Stage, int, Path, int]]:
-    """The candidate and its stages, each with its seed, its folder, and how many episodes it takes."""
+@dataclass(frozen=True)
+class _Run:
+    """A candidate's training, or one of its stages: what its trainer is made of, its folder, and how many episodes."""
+
+    problem: Problem
+    seed: int
+    options: dict[str, Any]
+    folder: Path
+    episodes: int
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    def trainer(self, net: Networks, **options: Any) -> MetaTrainer:
+        return MetaTrainer(net, self.problem, seed=self.seed, **self.options, **options)
+
+    def begun(self, net: Networks) -> MetaTrainer:
+        """The trainer in its folder, as far as it got."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.checkpoint.exists():
+            TrainingLog(self.log).remove()  # of a run that was stopped before its first checkpoint
+        trainer = self.trainer(net, log=self.log)
+        return trainer.resume(self.checkpoint) if self.checkpoint.exists() else trainer
+
+
+def _runs(
+    experiment: Experiment, candidate: Candidate, folder: Path, data: str | None, episodes: int | None
+) -> Iterator[_Run]:
+    """The candidate and its stages."""
     for k, part in enumerate((candidate, *candidate.stages)):
         planned = part.episodes if isinstance(part, Stage) else experiment.episodes
         count = planned if episodes is None else episodes if part is candidate else min(episodes, planned)
         seed = part.seed if isinstance(part, Stage) and part.seed is not None else candidate.seed + 1000 * k
-        yield part, seed, folder / f"stage{k}" if k else folder, count
-
-
-def _files(folder: Path) -> tuple[Path, Path]:
-    return folder / "checkpoint.safetensors", folder / "log.jsonl"
-
-
-def _options(experiment: Experiment, part: Candidate | Stage, episodes: int) -> dict[str, Any]:
-    return {"decay_episodes": episodes, **experiment.training, **part.training}
-
-
-def _trainer(
-    experiment: Experiment,
-    part: Candidate | Stage,
-    net: Networks,
-    seed: int,
-    folder: Path,
-    data: str | None,
-    episodes: int,
-) -> MetaTrainer:
-    checkpoint, log = _files(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not checkpoint.exists():
-        TrainingLog(log).remove()  # of a run that was stopped before its first checkpoint
-    options = _options(experiment, part, episodes)
-    trainer = MetaTrainer(net, experiment.training_problem(part, data), seed=seed, log=log, **options)
-    return trainer.resume(checkpoint) if checkpoint.exists() else trainer
+        options = {"decay_episodes": count, **experiment.training, **part.training}
+        problem = experiment.training_problem(part, data)
+        yield _Run(problem, seed, options, folder / f"stage{k}" if k else folder, count)
 
 
 def _score(experiment: Experiment, net: Networks, data: str | None) -> tuple[float, dict[str, float]]:
     finals = {}
     for name in experiment.selection:
         setting = experiment.setting(name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ProtocolWarning)
-            losses = evaluate(
-                net,
-                experiment.problem_of(setting, data),
-                _SELECTION_SEEDS,
-                setting.horizon,
-                split="validation",
-                device=device_of(net),
-            )
+        problem = experiment.problem_of(setting, data)
+        losses = _evaluated(net, problem, _SELECTION_SEEDS, setting.horizon, "validation", device_of(net), quietly=True)
         finals[name] = losses[:, -1].mean().item()
     if not finals:
         return 0.0, finals
     score = sum(math.log(value) if value > 0 else -math.inf for value in finals.values()) / len(finals)
     return (score if not math.isnan(score) else math.inf), finals
+
+
+def _evaluated(
+    net: Networks,
+    problem: Problem,
+    seeds: range,
+    horizon: int,
+    split: str,
+    device: torch.device | str,
+    quietly: bool,
+) -> Tensor:
+    with warnings.catch_warnings():
+        if quietly:
+            warnings.simplefilter("ignore", ProtocolWarning)
+        return evaluate(net, problem, seeds, horizon, split=split, device=device)
 
 
 def evaluate_experiment(
@@ -234,9 +246,7 @@ def evaluate_experiment(
         results: dict[str, Comparison] = {}
         for setting in experiment.settings:
             begin = time.monotonic()
-            count = experiment.tests(setting) if test_episodes is None else test_episodes
-            problem, side_by_side = tests[setting.name]
-            tasks = _Tasks(problem, setting, count, experiment.tuning(setting), cache, side_by_side, str(device))
+            tasks = _tasks(experiment, setting, *tests[setting.name], test_episodes, cache, str(device))
             others = tasks.baselines(progress)
             losses = {comparisons.LEARNED: tasks.learned(net), **others.losses}
             results[setting.name] = replace(others, losses=losses)
@@ -260,9 +270,8 @@ def baseline_curves(
     cache.mkdir(parents=True, exist_ok=True)
     for setting in experiment.settings:
         problem = experiment.problem_of(setting, data)
-        count = experiment.tests(setting) if test_episodes is None else test_episodes
         side_by_side = problem.sample(0, "test").side_by_side
-        _Tasks(problem, setting, count, experiment.tuning(setting), cache, side_by_side).baselines(True)
+        _tasks(experiment, setting, problem, side_by_side, test_episodes, cache).baselines(True)
 
 
 def _tests_of(
@@ -297,44 +306,56 @@ class _Tasks:
         key = report.fingerprint(None, self.problem, self.setting, self.count, self.tuning, self.device)
         losses, rates = {}, {}
         for name in self.setting.baselines:
-            path = self.cache / f"{self.setting.name}.{name}.safetensors"
-            found = report.read_curves(path, key, self.problem)
-            if found is None:
-                tuned = baselines.compare(
-                    self.problem,
-                    self.setting.horizon,
-                    self.seeds(),
-                    names=(name,),
-                    tuning_seeds=range(self.tuning),
-                    split=self.setting.split,
-                    device=self.device,
-                    on_trial=_show_trial if progress else None,
-                )[name]
-                found = Comparison(self.problem, {name: tuned.losses}, {name: tuned.search.lr})
-                report.write_curves(path, key, found)
+            found = self._kept(name, key, partial(self._compared, name, progress))
             losses[name], rates[name] = found.losses[name], found.learning_rates[name]
         return Comparison(self.problem, losses, rates, self.side_by_side)
 
     def learned(self, net: Networks) -> Tensor:
         """The learning curves of ``net``."""
-        path = self.cache / f"{self.setting.name}.learned.safetensors"
         key = report.fingerprint(net, self.problem, self.setting, self.count, 0, self.device)
+        return self._kept("learned", key, partial(self._learned, net)).losses[comparisons.LEARNED]
+
+    def _kept(self, name: str, key: str, compute: Callable[[], Comparison]) -> Comparison:
+        """The curves of that name from the folder, if they are of this very ``key``; else computed, and kept there."""
+        path = self.cache / f"{self.setting.name}.{name}.safetensors"
         found = report.read_curves(path, key, self.problem)
         if found is None:
-            with warnings.catch_warnings():
-                if self.setting.transfer:
-                    warnings.simplefilter("ignore", ProtocolWarning)
-                losses = evaluate(
-                    net,
-                    self.problem,
-                    self.seeds(),
-                    self.setting.horizon,
-                    split=self.setting.split,
-                    device=self.device,
-                )
-            found = Comparison(self.problem, {comparisons.LEARNED: losses}, {})
+            found = compute()
             report.write_curves(path, key, found)
-        return found.losses[comparisons.LEARNED]
+        return found
+
+    def _compared(self, name: str, progress: bool) -> Comparison:
+        tuned = baselines.compare(
+            self.problem,
+            self.setting.horizon,
+            self.seeds(),
+            names=(name,),
+            tuning_seeds=range(self.tuning),
+            split=self.setting.split,
+            device=self.device,
+            on_trial=_show_trial if progress else None,
+        )[name]
+        return Comparison(self.problem, {name: tuned.losses}, {name: tuned.search.lr})
+
+    def _learned(self, net: Networks) -> Comparison:
+        setting = self.setting
+        losses = _evaluated(
+            net, self.problem, self.seeds(), setting.horizon, setting.split, self.device, quietly=setting.transfer
+        )
+        return Comparison(self.problem, {comparisons.LEARNED: losses}, {})
+
+
+def _tasks(
+    experiment: Experiment,
+    setting: Setting,
+    problem: Problem,
+    side_by_side: int,
+    test_episodes: int | None,
+    cache: Path,
+    device: str = "cpu",
+) -> _Tasks:
+    count = experiment.tests(setting) if test_episodes is None else test_episodes
+    return _Tasks(problem, setting, count, experiment.tuning(setting), cache, side_by_side, device)
 
 
 def _show_trial(name: str, lr: float, loss: float) -> None:

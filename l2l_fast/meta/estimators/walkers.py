@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.reference import join, join_states, separate, separate_states
-from ..kernels.state import State
-from ..networks.lstm import CoordinatewiseLSTM
-from ..networks.ntm_bfgs import NTMBFGS
-from ..networks.several import Networks, members
-from ..problems import Task
-from .assignment import names_by_network
+from ...kernels.reference import join, join_states, separate, separate_states
+from ...kernels.state import State
+from ...networks.lstm import CoordinatewiseLSTM
+from ...networks.ntm_bfgs import NTMBFGS
+from ...networks.several import Networks, members
+from ...problems import Task
+from ..assignment import names_by_network
 
 Theta = dict[str, Tensor]
 Gradients = dict[str, Tensor | None]

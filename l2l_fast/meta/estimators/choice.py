@@ -1,0 +1,37 @@
+"""Which estimator serves the arguments of a MetaTrainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...kernels import checks
+from ...networks.ntm_bfgs import NTMBFGS
+from ...networks.several import Networks, members
+from .autograd import AutogradBPTT
+from .base import Estimator
+from .fused import FusedBPTT
+
+
+def choose(
+    net: Networks, *, autograd: bool, second_derivatives: bool, meta_loss: Any, coordinate_fraction: Any
+) -> Estimator:
+    """The estimator that serves these arguments of :class:`l2l_fast.MetaTrainer`: the fused one wherever it can.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range, or no estimator serves them together.
+    """
+    if meta_loss is not None and not callable(meta_loss):
+        raise TypeError(f"meta_loss: expected a callable, got {type(meta_loss).__name__}")
+    fraction = checks.real("coordinate_fraction", coordinate_fraction, expected="a number between 0 and 1")
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"coordinate_fraction: expected a number between 0 and 1, got {coordinate_fraction}")
+    if fraction == 0.0:
+        raise ValueError("coordinate_fraction: expected a number above 0, got 0")
+    networks = members(net).values()
+    with_memory = any(isinstance(member, NTMBFGS) for member in networks)
+    unrolled = autograd or second_derivatives or meta_loss is not None or with_memory
+    if unrolled and fraction < 1.0:
+        raise ValueError("coordinate_fraction: expected 1 with autograd, only the fused backward can sample")
+    if fraction < 1.0 and any(member.communicates for member in networks):
+        raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
+    return AutogradBPTT(meta_loss) if unrolled else FusedBPTT(fraction)
