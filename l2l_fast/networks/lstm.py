@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from ..kernels import checks, operators, reference
 from ..kernels.config import Config
+from ..kernels.renamed import takes_groups
 from ..kernels.state import State
 from . import effective, files
 from .files import FILE_FORMAT as FILE_FORMAT
@@ -156,7 +157,10 @@ class CoordinatewiseLSTM(nn.Module):
             device = self.weight_out.device
         return State.zeros(numel, self.hidden_size, self.num_layers, device=device, dtype=dtype)
 
-    def forward(self, grad: Tensor, state: State, groups: int = 1, extra: Tensor | None = None) -> tuple[Tensor, State]:
+    @takes_groups(stacklevel=4)  # through torch's __call__
+    def forward(
+        self, grad: Tensor, state: State, num_problems: int = 1, extra: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """``update, new_state = phi(grad, state)``: functional, differentiable in grad, state, extra and parameters.
 
         Args:
@@ -164,7 +168,7 @@ class CoordinatewiseLSTM(nn.Module):
                 float32 arithmetic; float64 (of grad or state) runs in :mod:`l2l_fast.reference`, and so does every
                 dtype under the transforms of :mod:`torch.func` and in forward-mode differentiation.
             state: from :meth:`init_state` or an earlier step, for ``grad.numel()`` coordinates.
-            groups: independent problems side by side (leading dimension): global averages do not mix them. An
+            num_problems: independent problems side by side (leading dimension): global averages do not mix them. An
                 optimizee of several tensors is one ``grad`` of all its coordinates, see
                 :func:`l2l_fast.reference.join`.
             extra: ``[extra_inputs, *grad.shape]``, float32 (float64 beside a float64 grad or state); None without.
@@ -175,8 +179,8 @@ class CoordinatewiseLSTM(nn.Module):
 
         Raises:
             TypeError: grad is not real floating point or is sparse; state is not a :class:`State`.
-            ValueError: state is for another number of coordinates or another network; groups does not divide it; extra
-                is missing, superfluous or of the wrong shape; devices differ.
+            ValueError: state is for another number of coordinates or another network; num_problems does not divide it;
+                extra is missing, superfluous or of the wrong shape; devices differ.
             NotImplementedError: no kernel for the device in this build.
         """
         checks.check_gradient("grad", grad)
@@ -192,15 +196,15 @@ class CoordinatewiseLSTM(nn.Module):
                 f"grad, state and network must be on one device, got {grad.device}, {state.device} and "
                 f"{self.weight_out.device}"
             )
-        checks.check_groups(groups, grad.numel())
+        checks.check_problems(num_problems, grad.numel())
         checks.check_extra(extra, self.extra_inputs, grad)
         wide = grad.dtype == torch.float64 or state.dtype == torch.float64
         if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
-            update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
+            update, logical = reference.step(self, grad, state.to_logical(), num_problems, extra)
             return update, State.from_logical(logical)
         phi = self.phi().float()
         extra = None if extra is None else extra.float().contiguous()
-        update, data = operators.step(grad, extra, state.data, phi, self.config, groups)
+        update, data = operators.step(grad, extra, state.data, phi, self.config, num_problems)
         if self.num_outputs == 1:
             update = update.view(grad.shape).to(grad.dtype)
         return update, State(data, state.numel, state.hidden_size, state.num_layers)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..kernels import reference
-from ..kernels.checks import check_gradient, check_groups
+from ..kernels.checks import check_gradient, check_problems
 from ..kernels.config import Config
 from ..kernels.operators import KERNEL_DTYPES
 from ..kernels.state import TILE, State, num_tiles
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     lr: float
     weight_decay: float
     maximize: bool
-    groups: int = 1
+    num_problems: int = 1
     memory: Memory | None = None
     reduce: Reduce | None = None
 
@@ -121,12 +121,12 @@ def _with_others(
         raise NotImplementedError("step: float64 parameters cannot be sharded, only float32, bfloat16 and float16")
     if reduce is joint.refuse:
         reduce(torch.empty(0))
-    groups = group["groups"]
-    if type(groups) is not int or groups != 1:  # one problem fits always
-        check_groups(groups, 0)
+    num_problems = group["num_problems"]
+    if type(num_problems) is not int or num_problems != 1:  # one problem fits always
+        check_problems(num_problems, 0)
         for param in moving:
-            if param.numel() % groups:
-                check_groups(groups, param.numel())
+            if param.numel() % num_problems:
+                check_problems(num_problems, param.numel())
     memory = None
     if moving and isinstance(network, NTMBFGS):
         joint.check_all_move(params)
@@ -135,8 +135,8 @@ def _with_others(
             memory = joint.memory_of(state.get(params[0], _EMPTY), group, network, dtype)
             if memory is None:
                 numel = sum(param.numel() for param in params)
-                memory = network.init_memory(numel, group["groups"], params[0].device, dtype)
-    return batch._replace(groups=group["groups"], memory=memory, reduce=reduce), exact
+                memory = network.init_memory(numel, num_problems, params[0].device, dtype)
+    return batch._replace(num_problems=num_problems, memory=memory, reduce=reduce), exact
 
 
 def only_make_state(batches: Sequence[Batch], state: Mapping[Any, Any]) -> bool:

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.ntm_bfgs import NTMBFGS
 from . import joint
-from .checks import check_problems, number, plain, truth
+from .checks import check_group_problems, number, plain, truth
 from .joint import Reduce
-from .registry import check_same_network, digest
+from .registry import check_same_network, digest, take_in_renamed
 from .state import STATE_KEY, check_structure, modernized, pack_entry, unpack_entry
 
 # In the groups of a checkpoint of half-written state, since nothing else goes through everybody's hands unchanged.
@@ -76,13 +76,14 @@ def unpack(
     owners: dict[Any, tuple[Tensor, dict[str, Any], CoordinatewiseLSTM]] = {}
     for new, old, network in zip(groups, param_groups, networks, strict=True):
         check_same_network(new["network"], network, "state_dict")
-        new.setdefault("groups", old["groups"])  # written before there was this option
+        take_in_renamed(new)
+        new.setdefault("num_problems", old["num_problems"])  # written before there was this option
         owners.update((key, (param, new, network)) for key, param in zip(new["params"], old["params"], strict=True))
         new.update({"params": old["params"], "network": old["network"]})
         for name in ("lr", "weight_decay"):
             number(name, new[name])
         truth("maximize", new["maximize"])
-        check_problems(new, network, reduce)
+        check_group_problems(new, network, reduce)
         if "param_names" in old:
             new.setdefault("param_names", old["param_names"])
     state: defaultdict[Any, Any] = defaultdict(dict)

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..kernels import checks, operators
-from ..kernels.checks import check_gradient, check_groups
+from ..kernels.checks import check_gradient, check_problems
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
 from ..networks.ntm_bfgs import NTMBFGS
@@ -25,7 +25,7 @@ from .joint import Reduce
 if TYPE_CHECKING:
     from .batch import Batch
 
-OPTIONS = ("network", "lr", "weight_decay", "maximize", "groups")
+OPTIONS = ("network", "lr", "weight_decay", "maximize", "num_problems")
 # What schedulers and users keep in a group beside the optimizer's own options.
 BOOKKEEPING = {
     *("params", "param_names", "name", "names", "group_name"),
@@ -120,13 +120,13 @@ def check_plain(tensor: Tensor, group: Mapping[str, Any], k: int, what: str) -> 
     )
 
 
-def check_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
+def check_group_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
     """Raise ValueError unless every parameter holds the group's number of problems side by side."""
-    check_groups(group["groups"], 0)
+    check_problems(group["num_problems"], 0)
     if not network.communicates:
         return
     for param in group["params"]:
-        check_groups(group["groups"], param.numel())
+        check_problems(group["num_problems"], param.numel())
     if reduce is not None and isinstance(network, NTMBFGS):
         raise NotImplementedError("process_group: the memory of NTMBFGS cannot be sharded")
 

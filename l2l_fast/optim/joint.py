@@ -94,11 +94,12 @@ def fused_step(
     begun: Callable[[], None] = lambda: None,
     check_only: bool = False,
 ) -> Tensor:
-    """One step of the group by the fused operator; returns the means ``[num_layers, groups, gac_cells]``. ``begun`` is
-    called when the operator has taken its arguments and written something; with ``check_only`` it writes nothing."""
-    config, groups, phi = batch.config, batch.groups, batch.phi.float()
-    means = torch.zeros(config.num_layers, groups, config.gac_cells, dtype=torch.float32, device=phi.device)
-    sums = torch.zeros(2, groups, config.gac_cells, dtype=torch.float64, device=phi.device)
+    """One step of the group by the fused operator; returns the means ``[num_layers, num_problems, gac_cells]``.
+    ``begun`` is called when the operator has taken its arguments and written something; with ``check_only`` it writes
+    nothing."""
+    config, num_problems, phi = batch.config, batch.num_problems, batch.phi.float()
+    means = torch.zeros(config.num_layers, num_problems, config.gac_cells, dtype=torch.float32, device=phi.device)
+    sums = torch.zeros(2, num_problems, config.gac_cells, dtype=torch.float64, device=phi.device)
     extra = out = None
     numels = [] if config.num_outputs == 1 and batch.reduce is None else [param.numel() for param in batch.params]
     if batch.memory is not None:
@@ -116,7 +117,7 @@ def fused_step(
                 record_tiles=record_tiles,
                 extra=extra,
                 out=out,
-                num_problems=groups,
+                num_problems=num_problems,
                 means=means,
                 sums=sums,
                 phases=(first_phase, last_phase),
@@ -139,7 +140,7 @@ def fused_step(
         run(config.num_layers, config.num_layers + 1)
     if batch.memory is not None and out is not None:
         assert isinstance(batch.network, NTMBFGS)
-        joined = _by_problem(out, numels, groups)
+        joined = _by_problem(out, numels, num_problems)
         batch.memory.write_(*batch.network.heads(joined, batch.memory))
         if batch.network.add_read and extra is not None:
             for param, read in zip(batch.params, extra[0].split(numels), strict=True):
@@ -152,19 +153,19 @@ def exact_step(batch: Batch) -> None:
     """One step of the group in float64, through the reference."""
     numels = [param.numel() for param, _, _ in batch.exact]
     sign = -1.0 if batch.maximize else 1.0
-    grad = reference.join([sign * grad.reshape(-1).double() for _, grad, _ in batch.exact], batch.groups)
+    grad = reference.join([sign * grad.reshape(-1).double() for _, grad, _ in batch.exact], batch.num_problems)
     states = [as_state(tiles, param.numel(), batch.config) for param, _, tiles in batch.exact]
-    state = reference.join_states([each.to_logical() for each in states], batch.groups)
+    state = reference.join_states([each.to_logical() for each in states], batch.num_problems)
     extra = None
     if batch.memory is not None:
         extra = batch.memory.read(batch.memory.reads).flatten(1)
-    out, state = reference.lstm_step(grad, state, batch.phi.double(), batch.config, batch.groups, extra)
+    out, state = reference.lstm_step(grad, state, batch.phi.double(), batch.config, batch.num_problems, extra)
     out = out.view(batch.config.num_outputs, grad.numel())
     update = out[0]
     if isinstance(batch.network, NTMBFGS) and batch.network.add_read and extra is not None:
         update = update + extra[0]
-    updates = reference.separate(update, numels, batch.groups)
-    new_states = reference.separate_states(state, numels, batch.groups)
+    updates = reference.separate(update, numels, batch.num_problems)
+    new_states = reference.separate_states(state, numels, batch.num_problems)
     for (param, _, old), update, new in zip(batch.exact, updates, new_states, strict=True):
         param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update.view_as(param).to(param.dtype), alpha=batch.lr)
         old.copy_(State.from_logical(new).data)
@@ -190,7 +191,7 @@ def memory_of(
     params = group["params"]
     if dtype is None:
         dtype = torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
-    memory = network.memory_from(entries, sum(param.numel() for param in params), group["groups"])
+    memory = network.memory_from(entries, sum(param.numel() for param in params), group["num_problems"])
     if memory.reads.dtype != dtype or memory.reads.device != params[0].device:
         memory = memory.to(params[0].device, dtype)
     return memory
@@ -206,17 +207,17 @@ def check_all_move(params: Sequence[Tensor]) -> None:
 
 
 def _by_tensor(x: Tensor, numels: Sequence[int]) -> Tensor:
-    """Coordinates ordered by problem ``[C, groups, n]`` to tensor after tensor ``[C, N]``."""
-    groups = x.shape[1]
-    if len(numels) == 1 or groups == 1:
+    """Coordinates ordered by problem ``[C, num_problems, n]`` to tensor after tensor ``[C, N]``."""
+    num_problems = x.shape[1]
+    if len(numels) == 1 or num_problems == 1:
         return x.flatten(1).contiguous()
-    parts = x.split([numel // groups for numel in numels], dim=2)
+    parts = x.split([numel // num_problems for numel in numels], dim=2)
     return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
-def _by_problem(x: Tensor, numels: Sequence[int], groups: int) -> Tensor:
+def _by_problem(x: Tensor, numels: Sequence[int], num_problems: int) -> Tensor:
     """The inverse of :func:`_by_tensor`, as ``[C, N]``."""
-    if len(numels) == 1 or groups == 1:
+    if len(numels) == 1 or num_problems == 1:
         return x
-    parts = [part.view(x.shape[0], groups, -1) for part in x.split(list(numels), dim=1)]
+    parts = [part.view(x.shape[0], num_problems, -1) for part in x.split(list(numels), dim=1)]
     return torch.cat(parts, dim=2).flatten(1)

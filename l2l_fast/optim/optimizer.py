@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..kernels import operators
+from ..kernels import operators, renamed
 from ..kernels.state import State
 from ..kernels.surroundings import without_autocast
 from ..networks.lstm import CoordinatewiseLSTM
 from . import joint
 from .batch import Batch, exact_step, gather, only_make_state
 from .checkpoints import pack, unpack
-from .checks import check_new_options, check_parameters, check_problems, check_together, plain
+from .checks import check_group_problems, check_new_options, check_parameters, check_together, plain
 from .joint import Kept
-from .registry import Registry, check_network
+from .registry import Registry, check_network, take_in_renamed
 from .segment import Segment
 from .segment_checks import check_recordable
 from .state import NUMEL_KEY, STATE_KEY, as_state, is_live, modernized, tiles_of
@@ -41,9 +41,10 @@ class LearnedOptimizer(Optimizer):
         lr: multiplies the update; 1.0 is what the network was trained for, and what schedulers scale.
         weight_decay: decoupled weight decay, as in AdamW.
         maximize: ascend: the network sees -grad.
-        groups: for networks whose coordinates communicate (:class:`l2l_fast.NTMBFGS`, ``gac_cells``): this many
+        num_problems: for networks whose coordinates communicate (:class:`l2l_fast.NTMBFGS`, ``gac_cells``): this many
             independent problems lie side by side in the leading dimension of every parameter, and do not mix. An
-            option of a parameter group, as lr is; averages and memory span all parameters of the group.
+            option of a parameter group, as lr is; averages and memory span all parameters of the group. Its name before
+            0.2, ``groups``, is understood here and in groups, with a DeprecationWarning.
         process_group: of ``torch.distributed``, if the coordinates are sharded over its processes: global averages then
             run over all of them. Or a function that adds up a float64 tensor over the processes in place. Every process
             must take every step, also one whose parameters have no gradients.
@@ -57,6 +58,7 @@ class LearnedOptimizer(Optimizer):
     Meta-training: :meth:`start_segment` and :meth:`backward_segment`.
     """
 
+    @renamed.takes_groups()
     def __init__(
         self,
         params: Iterable[Any],
@@ -65,14 +67,15 @@ class LearnedOptimizer(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        groups: int = 1,
+        num_problems: int = 1,
         process_group: Any = None,
     ) -> None:
         self._segment: Segment | None = None
         self._registry = Registry()
         self._kept = Kept(process_group)
         self._failure: str | None = None
-        defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize, "groups": groups}
+        defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        defaults["num_problems"] = num_problems
         super().__init__(params, defaults)
         if process_group is not None and not any(network.communicates for network in self.networks):
             warnings.warn(
@@ -84,6 +87,12 @@ class LearnedOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see :meth:`torch.optim.Optimizer.add_param_group`. Options not given take the defaults."""
         if isinstance(param_group, dict):
+            if renamed.FORMER in param_group:
+                if renamed.PRESENT in param_group:
+                    renamed.refuse_both()
+                renamed.warn(renamed.frames_to_user())
+                param_group = dict(param_group)
+                take_in_renamed(param_group)
             options = {**self.defaults, **param_group}
             if not isinstance(options["network"], dict):
                 check_network(options["network"])
@@ -95,7 +104,7 @@ class LearnedOptimizer(Optimizer):
             for name in ("lr", "weight_decay"):
                 group[name] = group[name] if isinstance(group[name], Tensor) else plain(group[name])
             network = self._registry.network_of(group)
-            check_problems(group, network, self._kept.reduce)
+            check_group_problems(group, network, self._kept.reduce)
             if self._segment is not None:
                 check_recordable("add_param_group, with a segment open", network, self._kept.reduce)
         except BaseException:
@@ -364,12 +373,15 @@ class LearnedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._segment = None  # a copy starts outside any segment
+        take_in_renamed(self.defaults)
+        self.defaults.setdefault("num_problems", 1)
         # What load_state_dict leaves alone, and pickles of earlier releases do not have.
         for name, make in (("_registry", Registry), ("_kept", Kept), ("_failure", lambda: None)):
             if name not in self.__dict__:
                 self.__dict__[name] = make()
         for group in self.param_groups:
-            group.setdefault("groups", 1)
+            take_in_renamed(group)
+            group.setdefault("num_problems", 1)
             self._registry.network_of(group)
         for key, entry in self.state.items():
             self.state[key] = modernized(entry)

@@ -42,7 +42,7 @@ class Step:
     lr: float
     decay: float
     sign: float
-    means: Tensor | None = None  # of the global averaging cells, [num_layers, groups, gac_cells]
+    means: Tensor | None = None  # of the global averaging cells, [num_layers, num_problems, gac_cells]
 
     def recorded(self, param: Tensor, tiles: Mapping[Tensor, int]) -> Tensor:
         """The recorded g of one parameter, flat."""
@@ -59,7 +59,7 @@ class Tape:
     network: CoordinatewiseLSTM
     phi: Tensor
     config: Config
-    groups: int = 1
+    num_problems: int = 1
     steps: list[Step] = field(default_factory=list)
     tiles: dict[Tensor, int] = field(default_factory=dict)
     total_tiles: int = 0
@@ -123,7 +123,7 @@ class Segment:
             tape = self.tapes.get(id(group))
             if tape is not None and tape.network is not batch.network:
                 raise RuntimeError("step: a group's network was replaced during the segment")
-            if tape is not None and tape.groups != batch.groups:
+            if tape is not None and tape.num_problems != batch.num_problems:
                 raise RuntimeError("step: a parameter group's number of problems was changed during the segment")
             for param, grad, state in moving:
                 if param in self.current_states:
@@ -144,7 +144,7 @@ class Segment:
         """Add a step to the group's tape; returns the buffer and places where the kernel shall write the gradients."""
         tape = self.tapes.get(id(group))
         if tape is None:
-            tape = self.tapes[id(group)] = Tape(batch.network, batch.phi, batch.config, batch.groups)
+            tape = self.tapes[id(group)] = Tape(batch.network, batch.phi, batch.config, batch.num_problems)
         record, tiles = None, []
         if batch.params:
             tiles = tape.place(batch.params)

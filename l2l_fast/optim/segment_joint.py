@@ -42,7 +42,7 @@ def backward(
         *segment.coefficients(tape, indices, w),
         tape.phi.float(),
         tape.config,
-        tape.groups,
+        tape.num_problems,
         segment.injected(params, end_grads),
         need_grad_start,
     )
@@ -80,7 +80,7 @@ def _through_reference(
         tape.phi.double(),
         tape.config,
         [[(h.double(), c.double()) for h, c in pairs] for pairs in injected],
-        tape.groups,
+        tape.num_problems,
     )
     if not need_grad_start:
         return grad_phi, {}
