@@ -8,7 +8,6 @@ estimates it. The subset consists of whole tiles of 64 coordinates, drawn anew i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,7 +15,9 @@ from torch import Tensor
 from ..kernels import operators
 from ..kernels.state import TILE, State
 from ..optim.optimizer import LearnedOptimizer
-from ..optim.segment import Segment, Tape
+from ..optim.segment import Segment
+from ..optim.segment_backward import Given, coefficients
+from ..optim.tape import Part, Tape
 
 SMALL = 16  # a tensor of at most so many tiles is never sampled
 
@@ -29,51 +30,37 @@ class SampledSegment(Segment):
         self._fraction = fraction
         self._generator = generator
 
-    def _kernel_backward(
-        self,
-        tape: Tape,
-        indices: tuple[int, ...],
-        params: list[Tensor],
-        final: dict[Tensor, Tensor],
-        w: list[float],
-        end_grads: Mapping[Tensor, State],
-        need_grad_start: bool,
-    ) -> tuple[Tensor, list[State]]:
-        small = [param for param in params if self._tiles(param) <= SMALL]
-        if len(small) == len(params) or end_grads or need_grad_start:
-            return super()._kernel_backward(tape, indices, params, final, w, end_grads, need_grad_start)
+    def part_backward(self, tape: Tape, part: Part, given: Given) -> tuple[Tensor, list[State]]:
+        small = [param for param in part.params if self._tiles(param) <= SMALL]
+        whole = part.exact or tape.joint or len(small) == len(part.params)
+        if whole or given.end_grads or given.need_grad_start:
+            return super().part_backward(tape, part, given)
         total = torch.zeros_like(tape.phi, dtype=torch.float32)
         if small:
-            total += super()._kernel_backward(tape, indices, small, final, w, {}, False)[0]
-        for param in params:
+            total += super().part_backward(tape, part._replace(params=small), given)[0]
+        for param in part.params:
             tiles = self._tiles(param)
             if tiles > SMALL:
                 count = math.ceil(self._fraction * tiles)
                 chosen = torch.randperm(tiles, generator=self._generator, device="cpu")[:count].sort().values
                 # Each tile is chosen with probability count / tiles.
-                total += self._part(tape, indices, param, final.get(param), w, chosen) * (tiles / count)
+                total += self._part(tape, part._replace(params=[param]), given, chosen) * (tiles / count)
         return total, []
 
     def _tiles(self, param: Tensor) -> int:
         return self.start_states[param].data.shape[0]
 
-    def _part(
-        self,
-        tape: Tape,
-        indices: tuple[int, ...],
-        param: Tensor,
-        final: Tensor | None,
-        w: list[float],
-        chosen: Tensor,
-    ) -> Tensor:
-        """d L / d phi through the ``chosen`` tiles of one tensor, whose records are gathered into small buffers."""
+    def _part(self, tape: Tape, part: Part, given: Given, chosen: Tensor) -> Tensor:
+        """d L / d phi through the ``chosen`` tiles of the one tensor of a part, whose gradients are gathered into small
+        buffers."""
+        (param,) = part.params
         chosen = chosen.to(tape.phi.device)
         place, tiles = tape.tiles[param], self._tiles(param)
-        records = [tape.steps[index].record for index in indices]
+        gradients = [tape.steps[index].gradients for index in part.indices]
         last = torch.zeros(tiles * TILE, dtype=torch.float32, device=tape.phi.device)
-        if final is not None:
-            last[: param.numel()].view(param.shape).copy_(final)
-        rows = [record.view(-1, TILE)[place : place + tiles] for record in records if record is not None]
+        if param in given.final:
+            last[: param.numel()].view(param.shape).copy_(given.final[param])
+        rows = [each.view(-1, TILE)[place : place + tiles] for each in gradients if each is not None]
         rows.append(last.view(-1, TILE))
         # Only the last tile may be partly filled, and the chosen ones are in order.
         unfilled = tiles * TILE - param.numel() if int(chosen[-1]) == tiles - 1 else 0
@@ -83,7 +70,7 @@ class SampledSegment(Segment):
             [0],
             [row.index_select(0, chosen).view(-1) for row in rows],
             [],
-            *self.coefficients(tape, indices, w),
+            *coefficients(tape, part, given.w),
             tape.phi.float(),
             tape.config,
         )

@@ -13,7 +13,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from .. import problems
 from ..kernels import checks
 from ..networks import effective
-from ..networks.ntm_bfgs import NTMBFGS
 from ..networks.several import Networks, build, config_of, members
 from ..problems import Problem
 from ..problems.scaled import Scaled
@@ -139,7 +138,7 @@ def frozen_names(net: Networks) -> tuple[str, ...]:
                 "give it memory of its own (.clone())"
             )
     for name, member in members(net).items():
-        if member.output_scale == 0.0 and not (isinstance(member, NTMBFGS) and member.add_read):
+        if member.output_scale == 0.0 and not member.add_read:
             which = f"net[{name!r}]" if name else "net"
             raise ValueError(f"{which}: with output_scale=0 its updates are zero whatever it learns")
     frozen = tuple(name for name, parameter in net.named_parameters() if not parameter.requires_grad)

@@ -18,7 +18,6 @@ from ..kernels import checks
 from ..kernels.surroundings import own_loop
 from ..networks import effective, writing
 from ..networks.lstm import CoordinatewiseLSTM
-from ..networks.ntm_bfgs import NTMBFGS
 from ..networks.record import attach
 from ..networks.several import Networks, as_networks, device_of, members
 from ..problems import Problem
@@ -121,7 +120,7 @@ class MetaTrainer:
         self.lr = float(lr)
         self.seed = seed
         self.meta_loss = meta_loss
-        with_memory = any(isinstance(member, NTMBFGS) for member in members(net).values())
+        with_memory = any(member.has_memory for member in members(net).values())
         self.autograd = autograd or second_derivatives or meta_loss is not None or with_memory
         self.coordinate_fraction = checked_fraction(coordinate_fraction, self.autograd, net)
         self.clip_norm = None if clip_norm is None else float(clip_norm)

@@ -88,6 +88,10 @@ class NTMBFGS(CoordinatewiseLSTM):
     def communicates(self) -> bool:
         return True
 
+    @property
+    def has_memory(self) -> bool:
+        return True
+
     def options(self) -> dict[str, Any]:
         fields = ("hidden_size", "num_layers", "preprocess", "p", "output_scale", "gac_cells")
         fields += ("read_heads", "write_heads", "memory", "history", "initial", "add_read")
@@ -157,6 +161,30 @@ class NTMBFGS(CoordinatewiseLSTM):
             )
         return LowRankMemory(left, right, written, given["memory_reads"], self.initial)
 
+    def memory_for(
+        self,
+        numel: int,
+        num_problems: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        entries: Mapping[str, Any] | None = None,
+    ) -> Memory:
+        if not entries:
+            return self.init_memory(numel, num_problems, device, dtype)
+        memory = self.memory_from(entries, numel, num_problems)
+        device = self.weight_out.device if device is None else device
+        fits = memory.reads.dtype == dtype and memory.reads.device == device
+        return memory if fits else memory.to(device, dtype)  # nothing is copied if only the device's index is missing
+
+    def step_with(
+        self, grad: Tensor, state: State, num_problems: int, memory: Memory | None
+    ) -> tuple[Tensor, State, Memory]:
+        assert memory is not None and memory.num_problems == num_problems
+        return self(grad, state, memory)
+
+    def write_(self, out: Tensor, memory: Memory) -> None:
+        memory.write_(*self.heads(out, memory))
+
     def heads(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """Write vectors a and b ``[W, num_problems, n]`` and read vectors r ``[R, num_problems, n]`` among the outputs
         ``[1 + R + 2 W, numel]`` of a step, whose coordinates are in the order of the memory. What is not finite counts
@@ -183,8 +211,7 @@ class NTMBFGS(CoordinatewiseLSTM):
         Raises:
             TypeError, ValueError: as :meth:`CoordinatewiseLSTM.forward`; or a memory of another kind or size.
         """
-        if not isinstance(grad, Tensor):
-            raise TypeError(f"grad: expected a tensor, got {type(grad).__name__}")
+        checks.check_gradient("grad", grad)
         self.check_memory(memory, grad.numel())
         extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
         out, state = super().forward(grad, state, memory.num_problems, extra)

@@ -18,7 +18,6 @@ from ..kernels import checks, operators
 from ..kernels.checks import check_gradient, check_problems
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
-from ..networks.ntm_bfgs import NTMBFGS
 from . import joint
 from .joint import Reduce
 
@@ -127,7 +126,7 @@ def check_group_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, 
         return
     for param in group["params"]:
         check_problems(group["num_problems"], param.numel())
-    if reduce is not None and isinstance(network, NTMBFGS):
+    if reduce is not None and network.has_memory:
         raise NotImplementedError("process_group: the memory of NTMBFGS cannot be sharded")
 
 
@@ -142,12 +141,7 @@ def check_together(batches: Sequence[Batch]) -> None:
     for batch in batches:
         # The first launch has nothing before it: what it refuses, it refuses in time.
         if batch.params and (batch is not launches[0] or exact):
-            tensors = (batch.params, batch.grads, batch.states)
-            step = (batch.lr, batch.weight_decay, batch.maximize)
-            if batch.config.is_plain:
-                operators.step_(*tensors, batch.phi.float(), batch.config, *step, check_only=True)
-            else:
-                joint.fused_step(batch, None, (), check_only=True)
+            joint.fused_step(batch, None, (), check_only=True)
         for param, grad, _ in batch.exact:
             if param.shape != grad.shape:
                 raise ValueError(f"grad: expected shape {tuple(param.shape)} as params, got {tuple(grad.shape)}")

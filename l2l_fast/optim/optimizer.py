@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..kernels import operators, renamed
+from ..kernels import renamed
 from ..kernels.state import State
-from ..kernels.surroundings import without_autocast
 from ..networks.lstm import CoordinatewiseLSTM
+from ..networks.memory import Memory
 from . import joint
-from .batch import Batch, exact_step, gather, only_make_state
+from .batch import Batch, gather, only_make_state
 from .checkpoints import pack, unpack
 from .checks import check_group_problems, check_new_options, check_parameters, check_together, plain
 from .joint import Kept
@@ -182,7 +182,8 @@ class LearnedOptimizer(Optimizer):
             if batches and batches[0].lr == 0.0 and only_make_state(batches, self.state):
                 for group, batch in zip(self.param_groups, batches, strict=True):
                     self._keep(batch)
-                    self._keep_memory(group, batch)
+                    if batch.memory is not None:
+                        self._keep_memory(group, batch.memory)
                 return loss
         else:
             segment.begin_step(zip(self.param_groups, batches, strict=True))
@@ -213,36 +214,21 @@ class LearnedOptimizer(Optimizer):
             joint.refuse(torch.empty(0))
 
     def _run(self, group: dict[str, Any], batch: Batch) -> None:
-        record, tiles = (None, ()) if self._segment is None else self._segment.record(group, batch)
-        if not batch.config.is_plain:
-            with without_autocast(batch.phi.device):
-                self._run_joint(group, batch, record, tiles)
-            return
-        if batch.params:
-            tensors, options = (batch.params, batch.grads, batch.states), (batch.lr, batch.weight_decay, batch.maximize)
-            phi = batch.phi.float()
-            operators.step_(*tensors, phi, batch.config, *options, record=record, record_tiles=tiles)
-            self._keep(batch)
-        for param, grad, state in batch.exact:
-            self._keep(batch)
-            with without_autocast(batch.phi.device):
-                exact_step(param, grad, state, batch)
-
-    def _run_joint(
-        self, group: dict[str, Any], batch: Batch, record: Tensor | None, record_tiles: Sequence[int]
-    ) -> None:
+        segment = self._segment
+        gradients, places = (None, ()) if segment is None else segment.record(group, batch)
+        if batch.params or batch.reduce is not None:
+            means = joint.fused_step(batch, gradients, places, lambda: self._keep(batch))
+            if segment is not None:
+                segment.keep_means(group, means)
         if batch.exact:
-            self._keep(batch)
-            joint.exact_step(batch)
-        elif batch.params or batch.reduce is not None:
-            means = joint.fused_step(batch, record, record_tiles, lambda: self._keep(batch))
-            if self._segment is not None:
-                self._segment.keep_means(group, means)
-        self._keep_memory(group, batch)
-
-    def _keep_memory(self, group: dict[str, Any], batch: Batch) -> None:
+            for together in batch.exact_steps():
+                self._keep(batch)
+                joint.exact_step(batch, together)
         if batch.memory is not None:
-            self.state[group["params"][0]].update(batch.memory.entries())
+            self._keep_memory(group, batch.memory)
+
+    def _keep_memory(self, group: dict[str, Any], memory: Memory) -> None:
+        self.state[group["params"][0]].update(memory.entries())
 
     def _keep(self, batch: Batch) -> None:
         # Only once the kernel has taken them: a step that is refused leaves the state as it was, too.

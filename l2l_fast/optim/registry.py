@@ -18,8 +18,6 @@ from torch import nn
 
 from ..kernels import renamed
 from ..networks.lstm import CoordinatewiseLSTM
-from ..networks.ntm_bfgs import NTMBFGS
-from . import joint
 
 # A state that was written by a network which differs in one of these means something else.
 STRUCTURE = {
@@ -92,12 +90,15 @@ def check_network(network: Any) -> None:
         )
     if not isinstance(network, CoordinatewiseLSTM):
         raise TypeError(f"network: expected a CoordinatewiseLSTM, got {type(network).__name__}")
-    joint.check_network(network)
+    if network.extra_inputs and not network.has_memory:
+        raise ValueError(
+            f"network: an optimizer cannot supply its {network.extra_inputs} extra inputs; step it yourself"
+        )
 
 
 def identity(network: CoordinatewiseLSTM) -> dict[str, Any]:
-    """What a network computes, but for its weights; JSON-able."""
-    return {"type": "NTMBFGS" if isinstance(network, NTMBFGS) else "CoordinatewiseLSTM", **network.options()}
+    """What a network computes, but for its weights; JSON-able. Networks of another kind name it in their options."""
+    return {"type": "CoordinatewiseLSTM", **network.options()}
 
 
 def digest(network: CoordinatewiseLSTM) -> str:
