@@ -18,7 +18,8 @@ def main(folder: str, ranks: int, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     everything = parameters()
     own = list(range(rank, len(everything), ranks))
-    opt = l2l.LearnedOptimizer([everything[k] for k in own], gac_network(), groups=2, process_group=dist.group.WORLD)
+    mine = [everything[k] for k in own]
+    opt = l2l.LearnedOptimizer(mine, gac_network(), num_problems=2, process_group=dist.group.WORLD)
     for t in range(5):
         set_gradients(everything, t, (2,) if t in (1, 3) else ())
         opt.step()

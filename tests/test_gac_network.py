@@ -58,7 +58,7 @@ def test_problems_do_not_mix():
     net = gac_network()
     grad = structured_gradient((3, 40))
     alone, _ = net(grad[1], net.init_state(40))
-    together, _ = net(grad, net.init_state(120), groups=3)
+    together, _ = net(grad, net.init_state(120), num_problems=3)
     assert_close(together[1], alone, 1e-6)
     mixed, _ = net(grad, net.init_state(120))
     assert (mixed[1] - alone).abs().max() > 1e-4
@@ -128,9 +128,9 @@ def test_compiles_without_graph_breaks():
 @pytest.mark.parametrize(
     ("change", "error", "name"),
     [
-        ({"groups": 3}, ValueError, "groups"),
-        ({"groups": 0}, ValueError, "groups"),
-        ({"groups": 2.0}, TypeError, "groups"),
+        ({"num_problems": 3}, ValueError, "num_problems"),
+        ({"num_problems": 0}, ValueError, "num_problems"),
+        ({"num_problems": 2.0}, TypeError, "num_problems"),
         ({"extra": None}, TypeError, "extra"),
         ({"extra": torch.ones(1, 9)}, ValueError, "extra"),
         ({"extra": torch.ones(1, 10, dtype=torch.int64)}, TypeError, "extra"),

@@ -58,7 +58,7 @@ def test_steps_match_the_reference(groups, dtypes):
     if dtypes == "float64 among them":
         params[2] = nn.Parameter(params[2].detach().double())
     expected, _ = reference_run(net, [copy.deepcopy(p) for p in params], groups, 4)
-    opt = l2l.LearnedOptimizer(params, net, lr=0.5, weight_decay=0.1, groups=groups)
+    opt = l2l.LearnedOptimizer(params, net, lr=0.5, weight_decay=0.1, num_problems=groups)
     for t in range(4):
         set_gradients(params, t)
         opt.step()
@@ -84,7 +84,7 @@ def test_segment_backward_is_autograd_through_the_unrolled_steps(groups, case):
     dtype = torch.float64 if case == "float64" else torch.float32
     net, params = gac_network(), parameters(dtype)
     skip = lambda t: (1,) if case == "idle" and t == 2 else ()  # noqa: E731
-    opt = l2l.LearnedOptimizer(params, net, lr=0.5, weight_decay=0.2, groups=groups, maximize=case == "maximize")
+    opt = l2l.LearnedOptimizer(params, net, lr=0.5, weight_decay=0.2, num_problems=groups, maximize=case == "maximize")
     set_gradients(params, 50)
     opt.step()  # so that the start states are not zero
     starts = [opt.state_of(p).to(torch.float64).to_logical() for p in params]
@@ -112,14 +112,14 @@ def test_segment_backward_is_autograd_through_the_unrolled_steps(groups, case):
 
 def test_checkpoint_continues_exactly():
     net, params = gac_network(), parameters()
-    opt = l2l.LearnedOptimizer(params, net, groups=2)
+    opt = l2l.LearnedOptimizer(params, net, num_problems=2)
     for t in range(3):
         set_gradients(params, t)
         opt.step()
     copies = [nn.Parameter(p.detach().clone()) for p in params]
     other = l2l.LearnedOptimizer(copies, net)
     other.load_state_dict(opt.state_dict())
-    assert other.param_groups[0]["groups"] == 2
+    assert other.param_groups[0]["num_problems"] == 2
     for optimizer, its in ((opt, params), (other, copies)):
         set_gradients(its, 3)
         optimizer.step()
@@ -131,17 +131,17 @@ def test_state_dicts_from_before_there_were_groups_load():
     net, params = l2l.CoordinatewiseLSTM(), parameters()
     opt = l2l.LearnedOptimizer(params, net)
     state_dict = opt.state_dict()
-    del state_dict["param_groups"][0]["groups"]
+    del state_dict["param_groups"][0]["num_problems"]
     opt.load_state_dict(state_dict)
-    assert opt.param_groups[0]["groups"] == 1
+    assert opt.param_groups[0]["num_problems"] == 1
 
 
 @pytest.mark.parametrize(
     ("options", "error", "name"),
     [
-        ({"groups": 4}, ValueError, "groups"),
-        ({"groups": 0}, ValueError, "groups"),
-        ({"groups": True}, TypeError, "groups"),
+        ({"num_problems": 4}, ValueError, "num_problems"),
+        ({"num_problems": 0}, ValueError, "num_problems"),
+        ({"num_problems": True}, TypeError, "num_problems"),
         ({"process_group": 3}, TypeError, "process_group"),
     ],
 )
@@ -210,7 +210,7 @@ def test_sharded_over_processes_equals_unsharded(ranks, tmp_path):
         sharded.update(torch.load(tmp_path / f"{rank}.pt"))
 
     net, params = gac_network(), parameters()
-    opt = l2l.LearnedOptimizer(params, net, groups=2)
+    opt = l2l.LearnedOptimizer(params, net, num_problems=2)
     for t in range(5):
         set_gradients(params, t, (2,) if t in (1, 3) else ())
         opt.step()
@@ -229,7 +229,7 @@ def test_segments_of_sharded_coordinates_are_refused():
 def test_float64_network_and_parameters():
     net, params = double(gac_network()), parameters(torch.float64)
     expected, _ = reference_run(net, [copy.deepcopy(p) for p in params], 2, 3)
-    opt = l2l.LearnedOptimizer(params, net, lr=0.5, weight_decay=0.1, groups=2)
+    opt = l2l.LearnedOptimizer(params, net, lr=0.5, weight_decay=0.1, num_problems=2)
     for t in range(3):
         set_gradients(params, t)
         opt.step()

@@ -105,7 +105,7 @@ def test_segment_backward_is_the_unrolled_meta_loss():
     ends = [random_state(net, n, seed=9 + k, dtype=torch.float64).to_logical() for k, n in enumerate(numels)]
     phi = net.phi().detach()
     grad_phi, grad_starts = reference.segment_backward(
-        starts, grads, w, lrs, decays, phi, net.config, ends, groups=groups
+        starts, grads, w, lrs, decays, phi, net.config, ends, num_problems=groups
     )
 
     phi = phi.requires_grad_()
@@ -141,7 +141,7 @@ def test_wrong_arguments_are_refused():
     state = net.init_state(6).to_logical()
     with pytest.raises(ValueError, match="extra"):
         reference.step(net, torch.ones(6), state)
-    with pytest.raises(ValueError, match="groups"):
+    with pytest.raises(ValueError, match="num_problems"):
         reference.step(net, torch.ones(6), state, 4, torch.ones(1, 6))
     with pytest.raises(ValueError, match="config"):
         reference.segment_backward([state], [[torch.ones(6)]] * 2, [1.0], [1.0], [1.0], net.phi(), net.config)

@@ -48,7 +48,7 @@ def test_problems_of_a_batch_do_not_mix_in_training_or_evaluation():
     net = gac_network(preprocess="identity", output_scale=0.3)
     task = Quadratic(dim=5, batch=4).sample(0, "test")
     together = torch.cat([task.W, task.y], dim=2)
-    opt = l2l.LearnedOptimizer([task.theta], net, groups=4)
+    opt = l2l.LearnedOptimizer([task.theta], net, num_problems=4)
     alone = nn.Parameter(task.theta.detach()[1:2].clone())
     single = l2l.LearnedOptimizer([alone], net)
     for _ in range(4):

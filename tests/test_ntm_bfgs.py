@@ -96,7 +96,7 @@ def set_gradients(params, t):
 @pytest.mark.parametrize("options", MEMORIES, ids=MEMORY_IDS)
 def test_the_optimizer_takes_the_same_steps(options, groups, dtype):
     net, params = ntm(dtype=dtype, **options), parameters(dtype)
-    opt = l2l.LearnedOptimizer(params, net, lr=0.5, groups=groups)
+    opt = l2l.LearnedOptimizer(params, net, lr=0.5, num_problems=groups)
     numels = [param.numel() for param in params]
     theta = [torch.zeros(n, dtype=torch.float64) for n in numels]
     grads = []
@@ -113,12 +113,12 @@ def test_the_optimizer_takes_the_same_steps(options, groups, dtype):
 @pytest.mark.parametrize("options", MEMORIES, ids=MEMORY_IDS)
 def test_a_checkpoint_continues_exactly(options):
     net, params = ntm(**options), parameters()
-    opt = l2l.LearnedOptimizer(params, net, groups=2)
+    opt = l2l.LearnedOptimizer(params, net, num_problems=2)
     for t in range(3):
         set_gradients(params, t)
         opt.step()
     copies = copy.deepcopy(params)
-    other = l2l.LearnedOptimizer(copies, net, groups=2)
+    other = l2l.LearnedOptimizer(copies, net, num_problems=2)
     saved = opt.state_dict()
     assert all(isinstance(value, torch.Tensor) for value in saved["state"][0].values())
     other.load_state_dict(saved)
@@ -248,7 +248,7 @@ def test_a_memory_of_another_kind_or_size_is_refused():
         net(torch.ones(6), net.init_state(6), ntm(memory="low_rank").init_memory(6))
     with pytest.raises(ValueError, match="memory"):
         net(torch.ones(6), net.init_state(6), net.init_memory(8))
-    with pytest.raises(ValueError, match="groups"):
+    with pytest.raises(ValueError, match="num_problems"):
         net.init_memory(6, 4)
 
 
@@ -286,7 +286,7 @@ def test_entries_that_make_no_memory_are_refused(kind, change, error):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_coordinate_that_is_not_finite_stays_alone(options, dtype):
     param = nn.Parameter(torch.zeros(20, dtype=dtype))
-    opt = l2l.LearnedOptimizer([param], ntm(**options), groups=2)
+    opt = l2l.LearnedOptimizer([param], ntm(**options), num_problems=2)
     for t in range(5):
         param.grad = structured_gradient((20,), seed=t).to(dtype)
         if t == 1:

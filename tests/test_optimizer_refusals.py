@@ -93,7 +93,7 @@ def test_a_group_without_coordinates_has_nothing_to_do(memory, dtype, groups):
     (first,), empty = parameters((6,)), parameters((0,), (0, 3), dtype=dtype)
     net = ntm(memory, read_heads=2, gac_cells=1)
     optimizer = l2l.LearnedOptimizer(
-        [{"params": [first], "network": random_network()}, {"params": empty, "groups": groups}], net
+        [{"params": [first], "network": random_network()}, {"params": empty, "num_problems": groups}], net
     )
     run(optimizer, [first, *empty], 3)
     optimizer.load_state_dict(optimizer.state_dict())

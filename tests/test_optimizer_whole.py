@@ -88,7 +88,7 @@ def test_an_error_in_the_last_group_leaves_everything_as_it_was(kind, first):
     elif kind == "network":
         optimizer.networks[-1].to("meta")
     elif kind == "groups":
-        optimizer.param_groups[-1]["groups"] = 4
+        optimizer.param_groups[-1]["num_problems"] = 4
     keep = [p for p in (a, other, b) if not p.is_meta and kind != "freed" or p is not b]
     before = [p.detach().clone() for p in keep]
     states = {key: dict(entry) for key, entry in optimizer.state.items()}
@@ -146,8 +146,8 @@ def test_a_number_of_problems_that_does_not_divide_is_refused_in_time(dtype):
     a, b = good(4), good(4, dtype)
     optimizer = l2l.LearnedOptimizer([{"params": [a], "network": random_network()}, {"params": [b]}], gac_network())
     for groups, error in ((3, ValueError), (2.0, TypeError), (True, TypeError)):
-        optimizer.param_groups[1]["groups"] = groups
-        with pytest.raises(error, match="groups: expected"):
+        optimizer.param_groups[1]["num_problems"] = groups
+        with pytest.raises(error, match="num_problems: expected"):
             optimizer.step()
         assert torch.equal(a, torch.ones(4)) and len(optimizer.state) == 0
 

@@ -421,9 +421,9 @@ def test_memory_is_the_start_state_and_the_records():
     gc.collect()
     segment = optimizer._segment
     [tape] = segment.tapes.values()
-    assert [step.record.numel() for step in tape.steps] == [64 * 50] * 4
+    assert [step.gradients.numel() for step in tape.steps] == [64 * 50] * 4
     assert segment.start_states[theta].data.numel() == 80 * 64 * 50
-    records = [weakref.ref(step.record) for step in tape.steps]
+    records = [weakref.ref(step.gradients) for step in tape.steps]
     last = weakref.ref(theta.grad)
     theta.grad = structured_gradient((64 * 50,), seed=9)
     assert last() is None  # recording keeps no gradient tensor alive

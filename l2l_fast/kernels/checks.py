@@ -170,13 +170,13 @@ def check_gradient(name: str, grad: Any) -> None:
         raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {grad.dtype}")
 
 
-def check_groups(groups: Any, numel: int) -> int:
-    """Raise TypeError or ValueError unless ``groups`` is a number of equal parts of ``numel`` coordinates."""
-    number = as_int(groups)
+def check_problems(num_problems: Any, numel: int) -> int:
+    """Raise TypeError or ValueError unless ``num_problems`` is a number of equal parts of ``numel`` coordinates."""
+    number = as_int(num_problems)
     if number is None:
-        raise TypeError(f"groups: expected an int >= 1, got {groups!r}")
+        raise TypeError(f"num_problems: expected an int >= 1, got {num_problems!r}")
     if number < 1 or numel % number != 0:
-        raise ValueError(f"groups: expected a divisor of the {numel} coordinates, got {groups}")
+        raise ValueError(f"num_problems: expected a divisor of the {numel} coordinates, got {num_problems}")
     return number
 
 

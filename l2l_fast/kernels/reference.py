@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .products import product
+from .renamed import takes_groups
 
 if TYPE_CHECKING:
     from .config import Config
@@ -80,27 +81,28 @@ def preprocess_gradient(grad: Tensor, preprocess: str, p: float) -> Tensor:
     return torch.stack([log_feature, sign_feature], dim=1)
 
 
-def global_average(h: Tensor, gac_cells: int, groups: int) -> Tensor:
+@takes_groups()
+def global_average(h: Tensor, gac_cells: int, num_problems: int) -> Tensor:
     """Outgoing activations ``h`` ``[numel, H]`` with those of the first ``gac_cells`` cells replaced by their mean over
-    the coordinates of each of ``groups`` equal, consecutive parts (appendix D: LSTM+GAC). One that is not finite (its
-    gradient was not) is left out of the mean and goes out itself, so that it stays in its own coordinate."""
+    the coordinates of each of ``num_problems`` equal, consecutive parts (appendix D: LSTM+GAC). One that is not finite
+    (its gradient was not) is left out of the mean and goes out itself, so that it stays in its own coordinate."""
     if gac_cells == 0 or h.shape[0] == 0:
         return h
     finite = h.isfinite()
-    cells, counted = (
-        x[:, :gac_cells].unflatten(0, (groups, h.shape[0] // groups)) for x in (torch.where(finite, h, 0.0), finite)
-    )
+    by_problem = (num_problems, h.shape[0] // num_problems)
+    cells, counted = (x[:, :gac_cells].unflatten(0, by_problem) for x in (torch.where(finite, h, 0.0), finite))
     mean = cells.sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp_min(1)
     outgoing = torch.where(finite[:, :gac_cells], mean.expand_as(cells).flatten(0, 1), h[:, :gac_cells])
     return torch.cat([outgoing, h[:, gac_cells:]], dim=1)
 
 
+@takes_groups()
 def lstm_step(
     grad: Tensor,
     logical_state: Sequence[tuple[Tensor, Tensor]],
     phi: Tensor,
     config: Config,
-    groups: int = 1,
+    num_problems: int = 1,
     extra: Tensor | None = None,
 ) -> tuple[Tensor, LogicalState]:
     """One step of the coordinatewise LSTM with the weights in the flat vector ``phi``.
@@ -110,8 +112,9 @@ def lstm_step(
         logical_state: one pair (h, c) per layer, each ``[numel, hidden_size]``.
         phi: ``[P]``, in the order of :func:`unpack_phi`.
         config: hidden_size, num_layers, preprocess, p, output_scale, and those of :class:`l2l_fast.GacConfig`.
-        groups: independent problems side by side: the averages of global averaging cells run over ``numel / groups``
-            consecutive coordinates each. Several tensors: see :func:`join`.
+        num_problems: independent problems side by side: the averages of global averaging cells run over
+            ``numel / num_problems`` consecutive coordinates each. Several tensors: see :func:`join`. Called ``groups``
+            before 0.2, here and elsewhere, which is understood with a DeprecationWarning.
         extra: ``[extra_inputs, *grad.shape]``; None without extra inputs.
 
     Returns:
@@ -128,8 +131,8 @@ def lstm_step(
                 raise ValueError(f"logical_state[{k}] {name}: expected {(numel, hidden)}, got {tuple(part.shape)}")
     if tuple(phi.shape) != (phi_size(config),):
         raise ValueError(f"phi: expected shape {(phi_size(config),)}, got {tuple(phi.shape)}")
-    if groups < 1 or numel % groups != 0:
-        raise ValueError(f"groups: expected a divisor of the {numel} coordinates, got {groups}")
+    if num_problems < 1 or numel % num_problems != 0:
+        raise ValueError(f"num_problems: expected a divisor of the {numel} coordinates, got {num_problems}")
     expected = (config.extra_inputs, *grad.shape) if config.extra_inputs else None
     if (None if extra is None else tuple(extra.shape)) != expected:
         raise ValueError(f"extra: expected shape {expected}, got {None if extra is None else tuple(extra.shape)}")
@@ -144,7 +147,7 @@ def lstm_step(
         gates = product(x, weight_ih.T) + product(h.to(dtype), weight_hh.T) + bias
         i, f, g, o = gates.chunk(4, dim=1)
         c = torch.sigmoid(f) * c.to(dtype) + torch.sigmoid(i) * torch.tanh(g)
-        h = global_average(torch.sigmoid(o) * torch.tanh(c), config.gac_cells, groups)
+        h = global_average(torch.sigmoid(o) * torch.tanh(c), config.gac_cells, num_problems)
         new_state.append((h, c))
         x = h
     outputs = product(x, weights.weight_out.T) + weights.bias_out
@@ -154,49 +157,55 @@ def lstm_step(
     return torch.cat([update, outputs[:, 1:]], dim=1).T.reshape(config.num_outputs, *grad.shape), new_state
 
 
+@takes_groups()
 def step(
     net: CoordinatewiseLSTM,
     grad: Tensor,
     logical_state: Sequence[tuple[Tensor, Tensor]],
-    groups: int = 1,
+    num_problems: int = 1,
     extra: Tensor | None = None,
 ) -> tuple[Tensor, LogicalState]:
     """``update, new_logical_state = phi(grad, logical_state)`` (equation 1 and section 2.1), differentiable in
     everything, any number of times. Arguments and results as :func:`lstm_step`, with the weights of ``net``."""
-    return lstm_step(grad, logical_state, net.phi(), net.config, groups, extra)
+    return lstm_step(grad, logical_state, net.phi(), net.config, num_problems, extra)
 
 
-def join(parts: Sequence[Tensor], groups: int = 1) -> Tensor:
-    """Several tensors' coordinates ``[numel_k, ...]`` as those of one tensor, in which each of the ``groups`` problems
-    is consecutive again: a network whose coordinates communicate sees all tensors of an optimizee at once."""
+@takes_groups()
+def join(parts: Sequence[Tensor], num_problems: int = 1) -> Tensor:
+    """Several tensors' coordinates ``[numel_k, ...]`` as those of one tensor, in which each of the ``num_problems``
+    problems is consecutive again: a network whose coordinates communicate sees all tensors of an optimizee at once."""
     if len(parts) == 1:
         return parts[0]
-    split = [part.reshape(groups, part.shape[0] // groups, *part.shape[1:]) for part in parts]
+    split = [part.reshape(num_problems, part.shape[0] // num_problems, *part.shape[1:]) for part in parts]
     return torch.cat(split, dim=1).flatten(0, 1)
 
 
-def separate(joined: Tensor, numels: Sequence[int], groups: int = 1) -> list[Tensor]:
+@takes_groups()
+def separate(joined: Tensor, numels: Sequence[int], num_problems: int = 1) -> list[Tensor]:
     """The inverse of :func:`join`: one tensor ``[numel_k, ...]`` per entry of ``numels``."""
     if len(numels) == 1:
         return [joined]
-    split = joined.view(groups, -1, *joined.shape[1:]).split([numel // groups for numel in numels], dim=1)
+    split = joined.view(num_problems, -1, *joined.shape[1:]).split([numel // num_problems for numel in numels], dim=1)
     return [part.flatten(0, 1) for part in split]
 
 
-def join_states(states: Sequence[LogicalState], groups: int = 1) -> LogicalState:
+@takes_groups()
+def join_states(states: Sequence[LogicalState], num_problems: int = 1) -> LogicalState:
     """:func:`join` for logical states."""
     return [
-        (join([state[k][0] for state in states], groups), join([state[k][1] for state in states], groups))
+        (join([state[k][0] for state in states], num_problems), join([state[k][1] for state in states], num_problems))
         for k in range(len(states[0]))
     ]
 
 
-def separate_states(joined: LogicalState, numels: Sequence[int], groups: int = 1) -> list[LogicalState]:
+@takes_groups()
+def separate_states(joined: LogicalState, numels: Sequence[int], num_problems: int = 1) -> list[LogicalState]:
     """:func:`separate` for a logical state."""
-    parts = [(separate(h, numels, groups), separate(c, numels, groups)) for h, c in joined]
+    parts = [(separate(h, numels, num_problems), separate(c, numels, num_problems)) for h, c in joined]
     return [[(h[k], c[k]) for h, c in parts] for k in range(len(numels))]
 
 
+@takes_groups()
 def segment_backward(
     start_states: Sequence[LogicalState],
     grads: Sequence[Sequence[Tensor | None]],
@@ -206,7 +215,7 @@ def segment_backward(
     phi: Tensor,
     config: Config,
     grad_end_states: Sequence[LogicalState] | None = None,
-    groups: int = 1,
+    num_problems: int = 1,
 ) -> tuple[Tensor, list[LogicalState]]:
     """Gradient of the meta-loss of one unrolled segment (equation 3 with the gradients of f held constant).
 
@@ -223,7 +232,7 @@ def segment_backward(
         lrs, decays: T values each.
         phi: ``[P]`` flat parameters. config: as in :func:`lstm_step`, without extra inputs and with one output.
         grad_end_states: optional, one logical state per tensor: dL/d(state after step T) from elsewhere.
-        groups: as in :func:`lstm_step`.
+        num_problems: as in :func:`lstm_step`.
 
     Returns:
         ``dL/dphi`` ``[P]`` and, per tensor, dL/d(start state) as a logical state; both in phi's / the states' dtype.
@@ -248,10 +257,10 @@ def segment_backward(
             for together in [moving] if config.gac_cells and moving else [[k] for k in moving]:
                 parts = [grads[t][k].detach().reshape(-1) for k in together]  # type: ignore[union-attr]
                 numels = [part.numel() for part in parts]
-                state = join_states([states[k] for k in together], groups)
-                update, state = lstm_step(join(parts, groups), state, phi, config, groups)
-                outputs += separate(update, numels, groups)
-                for k, new in zip(together, separate_states(state, numels, groups), strict=True):
+                state = join_states([states[k] for k in together], num_problems)
+                update, state = lstm_step(join(parts, num_problems), state, phi, config, num_problems)
+                outputs += separate(update, numels, num_problems)
+                for k, new in zip(together, separate_states(state, numels, num_problems), strict=True):
                     upstream.append(_adjoint(k, t, grads, loss_weights, decays).reshape(-1) * lrs[t])
                     states[k] = new
     if grad_end_states is not None:

@@ -56,7 +56,7 @@ def optimizer_groups(task: Task, net: Networks) -> list[dict[str, Any]]:
         {
             "params": [parameters[name] for name in names],
             "network": networks[key],
-            "groups": task.num_problems if networks[key].communicates else 1,
+            "num_problems": task.num_problems if networks[key].communicates else 1,
         }
         for key, names in names_by_network(task, net).items()
         if names

@@ -15,7 +15,6 @@ import torch
 from .. import problems
 from ..kernels import checks
 from ..kernels.surroundings import own_loop
-from ..networks.ntm_bfgs import NTMBFGS
 from ..networks.several import Networks, build, config_of, members
 from ..problems import Problem
 from ..problems.base import positive_int
@@ -91,20 +90,29 @@ class Validation:
         return cls(every, positive_int("validation_episodes", episodes), patience)
 
 
+def _option(group: str, name: str) -> Any:
+    """A property of a trainer: an option in one of its groups, which assignment replaces."""
+
+    def assign(trainer: Any, value: Any) -> None:
+        setattr(trainer, group, dataclasses.replace(getattr(trainer, group), **{name: value}))
+
+    return property(attrgetter(f"{group}.{name}"), assign)
+
+
 class Arguments:
-    """The settings in a trainer's groups, to be read under the names of its arguments."""
+    """The settings in a trainer's groups, under the names of its arguments."""
 
     autograd = property(attrgetter("estimator.autograd"))
     coordinate_fraction = property(attrgetter("estimator.coordinate_fraction"))
     meta_loss = property(attrgetter("estimator.meta_loss"))
-    lr = property(attrgetter("meta_optimizer.lr"))
-    betas = property(attrgetter("meta_optimizer.betas"))
-    clip_norm = property(attrgetter("meta_optimizer.clip_norm"))
-    decay_episodes = property(attrgetter("meta_optimizer.decay_episodes"))
-    decay_to = property(attrgetter("meta_optimizer.decay_to"))
-    validate_every = property(attrgetter("validation.every"))
-    validation_episodes = property(attrgetter("validation.episodes"))
-    patience = property(attrgetter("validation.patience"))
+    lr = _option("meta_optimizer", "lr")
+    betas = _option("meta_optimizer", "betas")
+    clip_norm = _option("meta_optimizer", "clip_norm")
+    decay_episodes = _option("meta_optimizer", "decay_episodes")
+    decay_to = _option("meta_optimizer", "decay_to")
+    validate_every = _option("validation", "every")
+    validation_episodes = _option("validation", "episodes")
+    patience = _option("validation", "patience")
 
 
 def settings_of(trainer: MetaTrainer) -> dict[str, Any]:
@@ -219,7 +227,7 @@ def frozen_names(net: Networks) -> tuple[str, ...]:
                 "give it memory of its own (.clone())"
             )
     for name, member in members(net).items():
-        if member.output_scale == 0.0 and not (isinstance(member, NTMBFGS) and member.add_read):
+        if member.output_scale == 0.0 and not member.add_read:
             which = f"net[{name!r}]" if name else "net"
             raise ValueError(f"{which}: with output_scale=0 its updates are zero whatever it learns")
     frozen = tuple(name for name, parameter in net.named_parameters() if not parameter.requires_grad)

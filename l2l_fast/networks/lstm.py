@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,15 @@ from torch.autograd import forward_ad
 
 from ..kernels import checks, operators, reference
 from ..kernels.config import Config
+from ..kernels.renamed import takes_groups
 from ..kernels.state import State
 from . import effective, files
 from .files import FILE_FORMAT as FILE_FORMAT
 from .files import PLAIN_VERSION as FILE_VERSION  # noqa: F401
 from .files import load as load
+
+if TYPE_CHECKING:
+    from .memory import Memory
 
 
 @files.known
@@ -68,9 +72,8 @@ class CoordinatewiseLSTM(nn.Module):
         hidden = self.config.hidden_size
         names = []
         for k in range(self.config.num_layers):
-            inputs = reference.input_size(self.preprocess) + self.extra_inputs if k == 0 else hidden
             for name, shape in (
-                (f"weight_ih_l{k}", (4 * hidden, inputs)),
+                (f"weight_ih_l{k}", (4 * hidden, self.config.inputs(k))),
                 (f"weight_hh_l{k}", (4 * hidden, hidden)),
                 (f"bias_l{k}", (4 * hidden,)),
             ):
@@ -118,6 +121,13 @@ class CoordinatewiseLSTM(nn.Module):
         """Whether a coordinate's update depends on other coordinates: then all of an optimizee are one step."""
         return self.gac_cells > 0
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether its extra inputs are read from a memory, which :meth:`memory_for` gives and its outputs write."""
+        return False
+
+    add_read: bool = False  # whether the first of the extra inputs is added to the update
+
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-able: what files and checkpoints store. Those of a plain network do not
         name extra_inputs and num_outputs."""
@@ -156,7 +166,38 @@ class CoordinatewiseLSTM(nn.Module):
             device = self.weight_out.device
         return State.zeros(numel, self.hidden_size, self.num_layers, device=device, dtype=dtype)
 
-    def forward(self, grad: Tensor, state: State, groups: int = 1, extra: Tensor | None = None) -> tuple[Tensor, State]:
+    # ---- the same three for all networks, those with a memory included ----
+
+    def memory_for(
+        self,
+        numel: int,
+        num_problems: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        entries: Mapping[str, Any] | None = None,
+    ) -> Memory | None:
+        """The memory of an optimizee of ``numel`` coordinates, None for a network without: one that shares the tensors
+        ``entries`` where they are of this device and dtype (see :meth:`NTMBFGS.memory_from`), or a new one.
+
+        Raises:
+            TypeError, ValueError: entries are missing, or do not fit the network or the coordinates.
+        """
+        return None
+
+    def step_with(
+        self, grad: Tensor, state: State, num_problems: int, memory: Memory | None
+    ) -> tuple[Tensor, State, Memory | None]:
+        """:meth:`forward` with whatever memory the network has: update, new state, new memory."""
+        return (*self(grad, state, num_problems), None)
+
+    def write_(self, out: Tensor, memory: Memory) -> None:
+        """Let the outputs ``[num_outputs, numel]`` of a step, in the order of the memory, write to it in place."""
+        raise NotImplementedError(f"{type(self).__name__} has no memory")
+
+    @takes_groups(stacklevel=4)  # through torch's __call__
+    def forward(
+        self, grad: Tensor, state: State, num_problems: int = 1, extra: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """``update, new_state = phi(grad, state)``: functional, differentiable in grad, state, extra and parameters.
 
         Args:
@@ -164,7 +205,7 @@ class CoordinatewiseLSTM(nn.Module):
                 float32 arithmetic; float64 (of grad or state) runs in :mod:`l2l_fast.reference`, and so does every
                 dtype under the transforms of :mod:`torch.func` and in forward-mode differentiation.
             state: from :meth:`init_state` or an earlier step, for ``grad.numel()`` coordinates.
-            groups: independent problems side by side (leading dimension): global averages do not mix them. An
+            num_problems: independent problems side by side (leading dimension): global averages do not mix them. An
                 optimizee of several tensors is one ``grad`` of all its coordinates, see
                 :func:`l2l_fast.reference.join`.
             extra: ``[extra_inputs, *grad.shape]``, float32 (float64 beside a float64 grad or state); None without.
@@ -175,8 +216,8 @@ class CoordinatewiseLSTM(nn.Module):
 
         Raises:
             TypeError: grad is not real floating point or is sparse; state is not a :class:`State`.
-            ValueError: state is for another number of coordinates or another network; groups does not divide it; extra
-                is missing, superfluous or of the wrong shape; devices differ.
+            ValueError: state is for another number of coordinates or another network; num_problems does not divide it;
+                extra is missing, superfluous or of the wrong shape; devices differ.
             NotImplementedError: no kernel for the device in this build.
         """
         checks.check_gradient("grad", grad)
@@ -192,15 +233,15 @@ class CoordinatewiseLSTM(nn.Module):
                 f"grad, state and network must be on one device, got {grad.device}, {state.device} and "
                 f"{self.weight_out.device}"
             )
-        checks.check_groups(groups, grad.numel())
+        checks.check_problems(num_problems, grad.numel())
         checks.check_extra(extra, self.extra_inputs, grad)
         wide = grad.dtype == torch.float64 or state.dtype == torch.float64
         if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
-            update, logical = reference.step(self, grad, state.to_logical(), groups, extra)
+            update, logical = reference.step(self, grad, state.to_logical(), num_problems, extra)
             return update, State.from_logical(logical)
         phi = self.phi().float()
         extra = None if extra is None else extra.float().contiguous()
-        update, data = operators.step(grad, extra, state.data, phi, self.config, groups)
+        update, data = operators.step(grad, extra, state.data, phi, self.config, num_problems)
         if self.num_outputs == 1:
             update = update.view(grad.shape).to(grad.dtype)
         return update, State(data, state.numel, state.hidden_size, state.num_layers)
@@ -281,8 +322,6 @@ class CoordinatewiseLSTM(nn.Module):
         if not cells:
             raise ValueError("cells: expected at least one LSTMCell, got none")
         hidden = cells[0].hidden_size
-        extra_inputs = checks.integer("extra_inputs", extra_inputs, 0, 16)
-        num_outputs = checks.integer("num_outputs", num_outputs, 1, 16)
         net = nn.utils.skip_init(
             cls,
             hidden,
@@ -297,15 +336,15 @@ class CoordinatewiseLSTM(nn.Module):
             dtype=cells[0].weight_ih.dtype,
         )
         for k, cell in enumerate(cells):
-            expected = (reference.input_size(preprocess) + extra_inputs if k == 0 else hidden, hidden)
+            expected = (net.config.inputs(k), hidden)
             if (cell.input_size, cell.hidden_size) != expected:
                 raise ValueError(
                     f"cells[{k}]: expected input_size, hidden_size = {expected}, got "
                     f"{(cell.input_size, cell.hidden_size)} (preprocess={preprocess!r})"
                 )
-        if (linear.in_features, linear.out_features) != (hidden, num_outputs):
+        if (linear.in_features, linear.out_features) != (hidden, net.num_outputs):
             raise ValueError(
-                f"linear: expected Linear({hidden}, {num_outputs}), got "
+                f"linear: expected Linear({hidden}, {net.num_outputs}), got "
                 f"Linear({linear.in_features}, {linear.out_features})"
             )
         with torch.no_grad():

@@ -6,7 +6,7 @@ u = M y and rho = 1 / (y^T s), its update is
     M' = M - rho s u^T - rho u s^T + (rho + rho^2 y^T u) s s^T
 
 three outer products, one read, and two inner products that all coordinates share: 3 write heads, 1 read head, 2 global
-averaging cells. Vectors are ``[heads, groups, n]``: ``groups`` independent problems of n coordinates each.
+averaging cells. Vectors are ``[heads, num_problems, n]``: ``num_problems`` independent problems of n coordinates each.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..kernels import renamed
 from ..kernels.products import product
 
 INITIAL = ("zero", "identity")
@@ -28,7 +29,7 @@ class Memory(ABC):
 
     Attributes:
         initial: ``"zero"`` or ``"identity"``, the matrix M_0.
-        reads: ``[R, groups, n]``, the vectors that the read heads emitted last; they are applied at the next step.
+        reads: ``[R, num_problems, n]``, the vectors that the read heads emitted last, applied at the next step.
 
     A memory is a pytree node, as :class:`l2l_fast.State` is. How many rows of a low-rank one have been written is part
     of the tree, not a leaf: an exported program takes memories as full as that of its example.
@@ -41,8 +42,14 @@ class Memory(ABC):
     reads: Tensor
 
     @property
-    def groups(self) -> int:
+    def num_problems(self) -> int:
         return self.reads.shape[1]
+
+    @property
+    def groups(self) -> int:
+        """The name of ``num_problems`` before 0.2."""
+        renamed.warn(stacklevel=2)
+        return self.num_problems
 
     @property
     def size(self) -> int:
@@ -51,11 +58,11 @@ class Memory(ABC):
 
     @abstractmethod
     def read(self, r: Tensor) -> Tensor:
-        """``M r`` for every head and problem: ``[R, groups, n]`` to the same shape. Differentiable."""
+        """``M r`` for every head and problem: ``[R, num_problems, n]`` to the same shape. Differentiable."""
 
     @abstractmethod
     def write(self, a: Tensor, b: Tensor, reads: Tensor) -> Memory:
-        """The memory after ``M += sum_h a_h b_h^T`` (a, b: ``[W, groups, n]``), with the reads for the next step.
+        """The memory after ``M += sum_h a_h b_h^T`` (a, b: ``[W, num_problems, n]``), with the reads for the next step.
         Functional and differentiable."""
 
     @abstractmethod
@@ -80,20 +87,21 @@ class Memory(ABC):
 
 
 class DenseMemory(Memory):
-    """M itself, ``[groups, n, n]``: n^2 numbers and multiply-adds, for small n."""
+    """M itself, ``[num_problems, n, n]``: n^2 numbers and multiply-adds, for small n."""
 
     def __init__(self, matrix: Tensor, reads: Tensor, initial: str = "zero") -> None:
         self.matrix, self.reads, self.initial = matrix, reads, initial
 
     @classmethod
+    @renamed.takes_groups()
     def create(
-        cls, n: int, groups: int, read_heads: int, initial: str, device: torch.device | str, dtype: torch.dtype
+        cls, n: int, num_problems: int, read_heads: int, initial: str, device: torch.device | str, dtype: torch.dtype
     ) -> DenseMemory:
         """M_0, and reads of zero."""
-        matrix = torch.zeros(groups, n, n, device=device, dtype=dtype)
+        matrix = torch.zeros(num_problems, n, n, device=device, dtype=dtype)
         if initial == "identity":
             matrix.diagonal(dim1=1, dim2=2).fill_(1.0)
-        return cls(matrix, torch.zeros(read_heads, groups, n, device=device, dtype=dtype), initial)
+        return cls(matrix, torch.zeros(read_heads, num_problems, n, device=device, dtype=dtype), initial)
 
     def read(self, r: Tensor) -> Tensor:
         # A memory that accumulates in bfloat16 forgets: no autocast reaches its products.
@@ -120,18 +128,19 @@ class DenseMemory(Memory):
 class LowRankMemory(Memory):
     """The last m writes instead of M: ``M r = M_0 r + sum a (b^T r)``, two passes over tall-skinny buffers.
 
-    ``left`` and ``right`` are ``[groups, m * W, n]``, a ring of m slots of W rows; older writes are dropped. A read
-    costs ``2 m W n`` multiply-adds and never forms a matrix of n^2.
+    ``left`` and ``right`` are ``[num_problems, m * W, n]``, a ring of m slots of W rows; older writes are dropped. A
+    read costs ``2 m W n`` multiply-adds and never forms a matrix of n^2.
     """
 
     def __init__(self, left: Tensor, right: Tensor, written: int, reads: Tensor, initial: str = "zero") -> None:
         self.left, self.right, self.written, self.reads, self.initial = left, right, written, reads, initial
 
     @classmethod
+    @renamed.takes_groups()
     def create(
         cls,
         n: int,
-        groups: int,
+        num_problems: int,
         read_heads: int,
         write_heads: int,
         history: int,
@@ -140,8 +149,8 @@ class LowRankMemory(Memory):
         dtype: torch.dtype,
     ) -> LowRankMemory:
         """An empty history, and reads of zero."""
-        left = torch.zeros(groups, history * write_heads, n, device=device, dtype=dtype)
-        reads = torch.zeros(read_heads, groups, n, device=device, dtype=dtype)
+        left = torch.zeros(num_problems, history * write_heads, n, device=device, dtype=dtype)
+        reads = torch.zeros(read_heads, num_problems, n, device=device, dtype=dtype)
         return cls(left, torch.zeros_like(left), 0, reads, initial)
 
     def read(self, r: Tensor) -> Tensor:

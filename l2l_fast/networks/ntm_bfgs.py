@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import checks
+from ..kernels.renamed import takes_groups
 from ..kernels.state import State
 from . import files
 from .lstm import CoordinatewiseLSTM
@@ -87,6 +88,10 @@ class NTMBFGS(CoordinatewiseLSTM):
     def communicates(self) -> bool:
         return True
 
+    @property
+    def has_memory(self) -> bool:
+        return True
+
     def options(self) -> dict[str, Any]:
         fields = ("hidden_size", "num_layers", "preprocess", "p", "output_scale", "gac_cells")
         fields += ("read_heads", "write_heads", "memory", "history", "initial", "add_read")
@@ -99,40 +104,41 @@ class NTMBFGS(CoordinatewiseLSTM):
         super().reset_parameters(generator)
         self.weight_out[1:] *= 0.1
 
+    @takes_groups()
     def init_memory(
         self,
         numel: int,
-        groups: int = 1,
+        num_problems: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Memory:
-        """The memory M_0 for ``groups`` problems of ``numel / groups`` coordinates each.
+        """The memory M_0 for ``num_problems`` problems of ``numel / num_problems`` coordinates each.
 
         Raises:
-            ValueError: ``groups`` does not divide ``numel``.
+            TypeError, ValueError: ``num_problems`` is no number that divides ``numel``.
         """
-        if groups < 1 or numel % groups != 0:
-            raise ValueError(f"groups: expected a divisor of the {numel} coordinates, got {groups}")
+        num_problems = checks.check_problems(num_problems, numel)
         device = self.weight_out.device if device is None else device
-        n = numel // groups
+        n = numel // num_problems
         if self.memory == "dense":
-            return DenseMemory.create(n, groups, self.read_heads, self.initial, device, dtype)
+            return DenseMemory.create(n, num_problems, self.read_heads, self.initial, device, dtype)
         return LowRankMemory.create(
-            n, groups, self.read_heads, self.write_heads, self.history, self.initial, device, dtype
+            n, num_problems, self.read_heads, self.write_heads, self.history, self.initial, device, dtype
         )
 
-    def memory_from(self, entries: Mapping[str, Any], numel: int, groups: int = 1) -> Memory:
+    @takes_groups()
+    def memory_from(self, entries: Mapping[str, Any], numel: int, num_problems: int = 1) -> Memory:
         """The memory that holds these very tensors, as :meth:`Memory.entries` gave them (or copies of them).
 
         Raises:
             TypeError, ValueError: entries are missing, or do not fit the network or the coordinates.
         """
-        n, slots = numel // groups, self.history * self.write_heads
-        shapes: dict[str, tuple[int, ...]] = {"memory_reads": (self.read_heads, groups, n)}
+        n, slots = numel // num_problems, self.history * self.write_heads
+        shapes: dict[str, tuple[int, ...]] = {"memory_reads": (self.read_heads, num_problems, n)}
         if self.memory == "dense":
-            shapes["memory_matrix"] = (groups, n, n)
+            shapes["memory_matrix"] = (num_problems, n, n)
         else:
-            shapes["memory_left"] = shapes["memory_right"] = (groups, slots, n)
+            shapes["memory_left"] = shapes["memory_right"] = (num_problems, slots, n)
             shapes["memory_written"] = (4,)
         given = {name: entries[name] for name in Memory.KEYS if name in entries}
         if set(given) != set(shapes):
@@ -155,11 +161,35 @@ class NTMBFGS(CoordinatewiseLSTM):
             )
         return LowRankMemory(left, right, written, given["memory_reads"], self.initial)
 
+    def memory_for(
+        self,
+        numel: int,
+        num_problems: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        entries: Mapping[str, Any] | None = None,
+    ) -> Memory:
+        if not entries:
+            return self.init_memory(numel, num_problems, device, dtype)
+        memory = self.memory_from(entries, numel, num_problems)
+        device = self.weight_out.device if device is None else device
+        fits = memory.reads.dtype == dtype and memory.reads.device == device
+        return memory if fits else memory.to(device, dtype)  # nothing is copied if only the device's index is missing
+
+    def step_with(
+        self, grad: Tensor, state: State, num_problems: int, memory: Memory | None
+    ) -> tuple[Tensor, State, Memory]:
+        assert memory is not None and memory.num_problems == num_problems
+        return self(grad, state, memory)
+
+    def write_(self, out: Tensor, memory: Memory) -> None:
+        memory.write_(*self.heads(out, memory))
+
     def heads(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
-        """Write vectors a and b ``[W, groups, n]`` and read vectors r ``[R, groups, n]`` among the outputs
+        """Write vectors a and b ``[W, num_problems, n]`` and read vectors r ``[R, num_problems, n]`` among the outputs
         ``[1 + R + 2 W, numel]`` of a step, whose coordinates are in the order of the memory. What is not finite counts
         as zero: it is neither written nor asked for."""
-        rows = out[1:].reshape(out.shape[0] - 1, memory.groups, memory.size)
+        rows = out[1:].reshape(out.shape[0] - 1, memory.num_problems, memory.size)
         # One coordinate whose gradient was NaN would spoil the whole matrix, and through it all others, for ever.
         if torch.is_grad_enabled():
             rows = rows.masked_fill(~rows.isfinite(), 0.0)
@@ -174,18 +204,17 @@ class NTMBFGS(CoordinatewiseLSTM):
         """``update, new_state, new_memory``: functional, differentiable in everything, the memory included.
 
         Args:
-            grad: any shape, the coordinates of ``memory.groups`` problems one after the other; several tensors as one,
-                see :func:`l2l_fast.reference.join`.
+            grad: any shape, the coordinates of ``memory.num_problems`` problems one after the other; several tensors as
+                one, see :func:`l2l_fast.reference.join`.
             state: as for :class:`CoordinatewiseLSTM`. memory: from :meth:`init_memory` or an earlier step.
 
         Raises:
             TypeError, ValueError: as :meth:`CoordinatewiseLSTM.forward`; or a memory of another kind or size.
         """
-        if not isinstance(grad, Tensor):
-            raise TypeError(f"grad: expected a tensor, got {type(grad).__name__}")
+        checks.check_gradient("grad", grad)
         self.check_memory(memory, grad.numel())
         extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
-        out, state = super().forward(grad, state, memory.groups, extra)
+        out, state = super().forward(grad, state, memory.num_problems, extra)
         update = out[0] + extra[0] if self.add_read else out[0]
         return update.to(grad.dtype), state, memory.write(*self.heads(out.flatten(1), memory))
 
@@ -194,10 +223,10 @@ class NTMBFGS(CoordinatewiseLSTM):
         kind = DenseMemory if self.memory == "dense" else LowRankMemory
         if not isinstance(memory, kind):
             raise TypeError(f"memory: expected {kind.__name__}, got {type(memory).__name__}")
-        if memory.groups * memory.size != numel or memory.reads.shape[0] != self.read_heads:
+        if memory.num_problems * memory.size != numel or memory.reads.shape[0] != self.read_heads:
             raise ValueError(
                 f"memory: expected {numel} coordinates and {self.read_heads} read heads, got "
-                f"{memory.groups} x {memory.size} and {memory.reads.shape[0]}"
+                f"{memory.num_problems} x {memory.size} and {memory.reads.shape[0]}"
             )
 
     def extra_repr(self) -> str:

@@ -11,26 +11,28 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..kernels import reference
-from ..kernels.checks import check_gradient, check_groups
+from ..kernels.checks import check_gradient, check_problems
 from ..kernels.config import Config
 from ..kernels.operators import KERNEL_DTYPES
-from ..kernels.state import TILE, State, num_tiles
+from ..kernels.state import TILE, num_tiles
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
-from ..networks.ntm_bfgs import NTMBFGS
 from . import joint
 from .checks import check_devices, check_plain, number, truth
 from .joint import Reduce
-from .state import NUMEL_KEY, STATE_KEY, as_state, tiles_of
+from .state import NUMEL_KEY, STATE_KEY, tiles_of
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class Batch(NamedTuple):
-    """What one parameter group does in one step: tensors for the fused kernel, and float64 ones for the reference.
+    """What one parameter group does in one step, as :func:`gather` decides: which tensors the fused kernel takes and
+    which are *exact*, and whether each of them is a step of its own or the step is *joint*, one of all of them.
 
-    Where coordinates communicate (:attr:`Config.is_plain` is false), all tensors are of one of the two kinds."""
+    Exact are tensors with float64 in the parameter or its gradient: their state is float64, and they go through
+    :mod:`l2l_fast.kernels.reference` in float64, in steps and in segments. Joint are the steps of networks with global
+    averages, a memory or several outputs. All tensors of a joint step are either fused or exact.
+    """
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -43,9 +45,16 @@ class Batch(NamedTuple):
     lr: float
     weight_decay: float
     maximize: bool
-    groups: int = 1
+    joint: bool
+    num_problems: int = 1
     memory: Memory | None = None
     reduce: Reduce | None = None
+
+    def exact_steps(self) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
+        """The exact tensors (there are some), those that step together in one list."""
+        if self.joint:
+            return [self.exact]
+        return [[each] for each in self.exact]
 
 
 def gather(
@@ -66,11 +75,11 @@ def gather(
     decay = decay if type(decay) is float and isfinite(decay) else number("weight_decay", decay)
     maximize = group["maximize"]
     maximize = maximize if type(maximize) is bool else truth("maximize", maximize)
-    batch = Batch([], [], [], [], [], network, phi, network.config, lr, decay, maximize)
+    config = network.config
+    batch = Batch([], [], [], [], [], network, phi, config, lr, decay, maximize, not config.is_plain)
     all_exact = False
-    if not batch.config.is_plain:
+    if batch.joint:
         batch, all_exact = _with_others(group, batch, state, reduce)
-    config = batch.config
     on_cpu, rows = phi.is_cpu, config.rows
     params, grads, states, state_of = batch.params, batch.grads, batch.states, state.get
     shapes: dict[int, tuple[int, ...]] = {}  # of states, by the number of coordinates
@@ -112,7 +121,7 @@ def gather(
 def _with_others(
     group: Mapping[str, Any], batch: Batch, state: Mapping[Tensor, Mapping[str, Any]], reduce: Reduce | None
 ) -> tuple[Batch, bool]:
-    """The batch of a group whose coordinates communicate, and whether it goes through the reference as a whole."""
+    """The batch of a joint step, and whether it is exact as a whole."""
     # One average cannot run over the kernel and the reference: a single float64 tensor takes all to the latter.
     params, network = group["params"], batch.network
     moving = [param for param in params if param.grad is not None]
@@ -121,22 +130,20 @@ def _with_others(
         raise NotImplementedError("step: float64 parameters cannot be sharded, only float32, bfloat16 and float16")
     if reduce is joint.refuse:
         reduce(torch.empty(0))
-    groups = group["groups"]
-    if type(groups) is not int or groups != 1:  # one problem fits always
-        check_groups(groups, 0)
+    num_problems = group["num_problems"]
+    if type(num_problems) is not int or num_problems != 1:  # one problem fits always
+        check_problems(num_problems, 0)
         for param in moving:
-            if param.numel() % groups:
-                check_groups(groups, param.numel())
+            if param.numel() % num_problems:
+                check_problems(num_problems, param.numel())
     memory = None
-    if moving and isinstance(network, NTMBFGS):
+    if moving and network.has_memory:
         joint.check_all_move(params)
-        dtype = torch.float64 if exact else torch.float32
+        dtype, numel = torch.float64 if exact else torch.float32, sum(param.numel() for param in params)
         with torch.inference_mode(False):
-            memory = joint.memory_of(state.get(params[0], _EMPTY), group, network, dtype)
-            if memory is None:
-                numel = sum(param.numel() for param in params)
-                memory = network.init_memory(numel, group["groups"], params[0].device, dtype)
-    return batch._replace(groups=group["groups"], memory=memory, reduce=reduce), exact
+            entries = joint.memory_entries(state.get(params[0], _EMPTY))
+            memory = network.memory_for(numel, num_problems, params[0].device, dtype, entries)
+    return batch._replace(num_problems=num_problems, memory=memory, reduce=reduce), exact
 
 
 def only_make_state(batches: Sequence[Batch], state: Mapping[Any, Any]) -> bool:
@@ -150,12 +157,3 @@ def only_make_state(batches: Sequence[Batch], state: Mapping[Any, Any]) -> bool:
         return False
     grads = [grad for batch in batches for grad in (*batch.grads, *(grad for _, grad, _ in batch.exact))]
     return not any(grad.is_meta or bool(grad.any()) for grad in grads)
-
-
-def exact_step(param: Tensor, grad: Tensor, tiles: Tensor, batch: Batch) -> None:
-    """One step of a float64 parameter, through the reference."""
-    g = -grad if batch.maximize else grad
-    state = as_state(tiles, param.numel(), batch.config)
-    update, logical = reference.lstm_step(g, state.to_logical(), batch.phi, batch.config)
-    param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update, alpha=batch.lr)
-    tiles.copy_(State.from_logical(logical).data)

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..networks.lstm import CoordinatewiseLSTM
-from ..networks.ntm_bfgs import NTMBFGS
 from . import joint
-from .checks import check_problems, number, plain, truth
+from .checks import check_group_problems, number, plain, truth
 from .joint import Reduce
-from .registry import check_same_network, digest
+from .registry import check_same_network, digest, take_in_renamed
 from .state import STATE_KEY, check_structure, modernized, pack_entry, unpack_entry
 
 # In the groups of a checkpoint of half-written state, since nothing else goes through everybody's hands unchanged.
@@ -76,13 +76,14 @@ def unpack(
     owners: dict[Any, tuple[Tensor, dict[str, Any], CoordinatewiseLSTM]] = {}
     for new, old, network in zip(groups, param_groups, networks, strict=True):
         check_same_network(new["network"], network, "state_dict")
-        new.setdefault("groups", old["groups"])  # written before there was this option
+        take_in_renamed(new)
+        new.setdefault("num_problems", old["num_problems"])  # written before there was this option
         owners.update((key, (param, new, network)) for key, param in zip(new["params"], old["params"], strict=True))
         new.update({"params": old["params"], "network": old["network"]})
         for name in ("lr", "weight_decay"):
             number(name, new[name])
         truth("maximize", new["maximize"])
-        check_problems(new, network, reduce)
+        check_group_problems(new, network, reduce)
         if "param_names" in old:
             new.setdefault("param_names", old["param_names"])
     state: defaultdict[Any, Any] = defaultdict(dict)
@@ -93,11 +94,10 @@ def unpack(
         param, group, network = owners[key]
         entry = modernized(entry)
         # The memory of a group is with its first parameter.
-        keeps = isinstance(network, NTMBFGS) and param is group["params"][0]
+        keeps = network.has_memory and param is group["params"][0]
         state[param] = unpack_entry(entry, param, network.config, keeps)
-        if keeps and (memory := joint.memory_of(entry, group, network)) is not None:
-            entries = memory.entries().items()
-            state[param].update({name: x.clone() if isinstance(x, Tensor) else x for name, x in entries})
+        if keeps and (entries := joint.memory_entries(entry)):
+            state[param].update(_own_memory(entries, group, network))
         if entry and STATE_KEY not in entry:
             warnings.warn(
                 f"state_dict: no {STATE_KEY!r} in the state of parameter {key!r}, only {sorted(map(str, entry))}: it "
@@ -109,10 +109,21 @@ def unpack(
     return state, groups
 
 
+def _own_memory(entries: Mapping[str, Any], group: Mapping[str, Any], network: CoordinatewiseLSTM) -> dict[str, Any]:
+    """Copies of the saved ``entries`` of a group's memory, on its device and in the dtype of its arithmetic; TypeError
+    or ValueError if they do not fit."""
+    params = group["params"]
+    dtype = torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
+    numel = sum(param.numel() for param in params)
+    memory = network.memory_for(numel, group["num_problems"], params[0].device, dtype, entries)
+    assert memory is not None
+    return {name: x.clone() if isinstance(x, Tensor) else x for name, x in memory.entries().items()}
+
+
 def _check_memory_is_there(state: Mapping[Any, Any], group: Mapping[str, Any], network: CoordinatewiseLSTM) -> None:
     """Warn of a memory without states or states without a memory: every step makes both. No error, for the group may
     have been given another network before it was saved."""
-    if not isinstance(network, NTMBFGS) or not group["params"]:
+    if not network.has_memory or not group["params"]:
         return
     entries = [state.get(param, {}) for param in group["params"]]
     missing = sum(STATE_KEY not in entry for entry in entries)

@@ -15,17 +15,16 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..kernels import checks, operators
-from ..kernels.checks import check_gradient, check_groups
+from ..kernels.checks import check_gradient, check_problems
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
-from ..networks.ntm_bfgs import NTMBFGS
 from . import joint
 from .joint import Reduce
 
 if TYPE_CHECKING:
     from .batch import Batch
 
-OPTIONS = ("network", "lr", "weight_decay", "maximize", "groups")
+OPTIONS = ("network", "lr", "weight_decay", "maximize", "num_problems")
 # What schedulers and users keep in a group beside the optimizer's own options.
 BOOKKEEPING = {
     *("params", "param_names", "name", "names", "group_name"),
@@ -120,14 +119,14 @@ def check_plain(tensor: Tensor, group: Mapping[str, Any], k: int, what: str) -> 
     )
 
 
-def check_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
+def check_group_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
     """Raise ValueError unless every parameter holds the group's number of problems side by side."""
-    check_groups(group["groups"], 0)
+    check_problems(group["num_problems"], 0)
     if not network.communicates:
         return
     for param in group["params"]:
-        check_groups(group["groups"], param.numel())
-    if reduce is not None and isinstance(network, NTMBFGS):
+        check_problems(group["num_problems"], param.numel())
+    if reduce is not None and network.has_memory:
         raise NotImplementedError("process_group: the memory of NTMBFGS cannot be sharded")
 
 
@@ -142,12 +141,7 @@ def check_together(batches: Sequence[Batch]) -> None:
     for batch in batches:
         # The first launch has nothing before it: what it refuses, it refuses in time.
         if batch.params and (batch is not launches[0] or exact):
-            tensors = (batch.params, batch.grads, batch.states)
-            step = (batch.lr, batch.weight_decay, batch.maximize)
-            if batch.config.is_plain:
-                operators.step_(*tensors, batch.phi.float(), batch.config, *step, check_only=True)
-            else:
-                joint.fused_step(batch, None, (), check_only=True)
+            joint.fused_step(batch, None, (), check_only=True)
         for param, grad, _ in batch.exact:
             if param.shape != grad.shape:
                 raise ValueError(f"grad: expected shape {tuple(param.shape)} as params, got {tuple(grad.shape)}")

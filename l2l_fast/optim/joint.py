@@ -1,4 +1,4 @@
-"""Steps of a parameter group whose coordinates communicate: global averages over all of its tensors, and a memory.
+"""Steps of a parameter group: of each tensor by itself, or of all as one where the coordinates communicate.
 
 Global averaging cells and the external memory are those of Andrychowicz et al. 2016, appendix D. With coordinates
 sharded over processes, the sums behind the averages are added up between the phases of the step, layer by layer.
@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ..kernels import operators, reference
 from ..kernels.state import State
-from ..networks.lstm import CoordinatewiseLSTM
+from ..kernels.surroundings import without_autocast
 from ..networks.memory import Memory
-from ..networks.ntm_bfgs import NTMBFGS
 from .state import as_state, modernized
 
 if TYPE_CHECKING:
@@ -79,44 +78,64 @@ def refuse(tensor: Tensor) -> None:
     )
 
 
-def check_network(network: CoordinatewiseLSTM) -> None:
-    """Raise ValueError if the network wants inputs that an optimizer does not have."""
-    if network.extra_inputs and not isinstance(network, NTMBFGS):
-        raise ValueError(
-            f"network: an optimizer cannot supply its {network.extra_inputs} extra inputs; step it yourself"
-        )
-
-
 def fused_step(
     batch: Batch,
-    record: Tensor | None,
-    record_tiles: Sequence[int],
+    gradients: Tensor | None,
+    places: Sequence[int],
     begun: Callable[[], None] = lambda: None,
     check_only: bool = False,
+) -> Tensor | None:
+    """One step of the fused tensors of a group by the operator.
+
+    Args:
+        gradients, places: where the operator shall write what the network saw, if a segment keeps it; ``record`` and
+            ``record_tiles`` of :func:`l2l_fast.kernels.operators.step_`.
+        begun: called when the operator has taken its arguments and written something.
+        check_only: raise what the operator would raise, and write nothing.
+
+    Returns:
+        The means ``[num_layers, num_problems, gac_cells]`` of a joint step, else None.
+    """
+    if batch.joint:
+        with without_autocast(batch.phi.device):
+            return _joint_step(batch, gradients, places, begun, check_only)
+    operators.step_(
+        *(batch.params, batch.grads, batch.states, batch.phi.float(), batch.config),
+        *(batch.lr, batch.weight_decay, batch.maximize),
+        record=gradients,
+        record_tiles=places,
+        check_only=check_only,
+    )
+    if not check_only:
+        begun()
+    return None
+
+
+def _joint_step(
+    batch: Batch, gradients: Tensor | None, places: Sequence[int], begun: Callable[[], None], check_only: bool
 ) -> Tensor:
-    """One step of the group by the fused operator; returns the means ``[num_layers, groups, gac_cells]``. ``begun`` is
-    called when the operator has taken its arguments and written something; with ``check_only`` it writes nothing."""
-    config, groups, phi = batch.config, batch.groups, batch.phi.float()
-    means = torch.zeros(config.num_layers, groups, config.gac_cells, dtype=torch.float32, device=phi.device)
-    sums = torch.zeros(2, groups, config.gac_cells, dtype=torch.float64, device=phi.device)
+    config, num_problems, phi = batch.config, batch.num_problems, batch.phi.float()
+    means = torch.zeros(config.num_layers, num_problems, config.gac_cells, dtype=torch.float32, device=phi.device)
+    sums = torch.zeros(2, num_problems, config.gac_cells, dtype=torch.float64, device=phi.device)
     extra = out = None
-    numels = [] if config.num_outputs == 1 and batch.reduce is None else [param.numel() for param in batch.params]
+    with_out = config.num_outputs > 1 or batch.reduce is not None or batch.memory is not None
+    numels = [param.numel() for param in batch.params] if with_out else []
     if batch.memory is not None:
         shape = (config.extra_inputs, sum(numels))
         reads = batch.memory.reads
         extra = reads.new_empty(shape) if check_only else _by_tensor(batch.memory.read(reads), numels)
-    if config.num_outputs > 1 or batch.reduce is not None:
+    if with_out:
         out = torch.empty(config.num_outputs, sum(numels), dtype=torch.float32, device=phi.device)
 
     def run(first_phase: int, last_phase: int) -> None:
         if batch.params:
             operators.step_(
                 *(batch.params, batch.grads, batch.states, phi, config, batch.lr, batch.weight_decay, batch.maximize),
-                record=record,
-                record_tiles=record_tiles,
+                record=gradients,
+                record_tiles=places,
                 extra=extra,
                 out=out,
-                num_problems=groups,
+                num_problems=num_problems,
                 means=means,
                 sums=sums,
                 phases=(first_phase, last_phase),
@@ -138,9 +157,7 @@ def fused_step(
             sums.zero_()
         run(config.num_layers, config.num_layers + 1)
     if batch.memory is not None and out is not None:
-        assert isinstance(batch.network, NTMBFGS)
-        joined = _by_problem(out, numels, groups)
-        batch.memory.write_(*batch.network.heads(joined, batch.memory))
+        batch.network.write_(_by_problem(out, numels, num_problems), batch.memory)
         if batch.network.add_read and extra is not None:
             for param, read in zip(batch.params, extra[0].split(numels), strict=True):
                 param.add_(read.view_as(param).to(param.dtype), alpha=batch.lr)
@@ -148,52 +165,33 @@ def fused_step(
 
 
 @torch.no_grad()
-def exact_step(batch: Batch) -> None:
-    """One step of the group in float64, through the reference."""
-    numels = [param.numel() for param, _, _ in batch.exact]
-    sign = -1.0 if batch.maximize else 1.0
-    grad = reference.join([sign * grad.reshape(-1).double() for _, grad, _ in batch.exact], batch.groups)
-    states = [as_state(tiles, param.numel(), batch.config) for param, _, tiles in batch.exact]
-    state = reference.join_states([each.to_logical() for each in states], batch.groups)
-    extra = None
-    if batch.memory is not None:
-        extra = batch.memory.read(batch.memory.reads).flatten(1)
-    out, state = reference.lstm_step(grad, state, batch.phi.double(), batch.config, batch.groups, extra)
-    out = out.view(batch.config.num_outputs, grad.numel())
-    update = out[0]
-    if isinstance(batch.network, NTMBFGS) and batch.network.add_read and extra is not None:
-        update = update + extra[0]
-    updates = reference.separate(update, numels, batch.groups)
-    new_states = reference.separate_states(state, numels, batch.groups)
-    for (param, _, old), update, new in zip(batch.exact, updates, new_states, strict=True):
-        param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update.view_as(param).to(param.dtype), alpha=batch.lr)
-        old.copy_(State.from_logical(new).data)
-    if batch.memory is not None:
-        assert isinstance(batch.network, NTMBFGS)
-        batch.memory.write_(*batch.network.heads(out, batch.memory))
+def exact_step(batch: Batch, together: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """One step of those exact tensors (parameter, gradient, state) that are one, through the reference in float64."""
+    with without_autocast(batch.phi.device):
+        numels, num_problems = [param.numel() for param, _, _ in together], batch.num_problems
+        sign = -1.0 if batch.maximize else 1.0
+        grad = reference.join([sign * grad.reshape(-1).double() for _, grad, _ in together], num_problems)
+        states = [as_state(tiles, param.numel(), batch.config) for param, _, tiles in together]
+        state = reference.join_states([each.to_logical() for each in states], num_problems)
+        extra = None if batch.memory is None else batch.memory.read(batch.memory.reads).flatten(1)
+        out, state = reference.lstm_step(grad, state, batch.phi.double(), batch.config, num_problems, extra)
+        out = out.view(batch.config.num_outputs, grad.numel())
+        update = out[0] if extra is None or not batch.network.add_read else out[0] + extra[0]
+        updates = reference.separate(update, numels, num_problems)
+        new_states = reference.separate_states(state, numels, num_problems)
+        for (param, _, old), update, new in zip(together, updates, new_states, strict=True):
+            param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update.view_as(param).to(param.dtype), alpha=batch.lr)
+            old.copy_(State.from_logical(new).data)
+        if batch.memory is not None:
+            batch.network.write_(out, batch.memory)
 
 
-def memory_of(
-    entry: Mapping[str, Any], group: Mapping[str, Any], network: NTMBFGS, dtype: torch.dtype | None = None
-) -> Memory | None:
-    """The memory of a parameter group, in the state ``entry`` of its first parameter; None if there is none yet. It
-    shares the tensors of the entry where they are of ``dtype`` (by default that of the group's arithmetic).
-
-    Raises:
-        TypeError, ValueError: it does not fit the group or the network.
-    """
+def memory_entries(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a memory is made of (:meth:`CoordinatewiseLSTM.memory_for`), in the state ``entry`` of the first parameter
+    of its group; empty if there is none yet."""
     if "step" in entry or "memory" in entry:
         entry = modernized(entry)
-    entries = {key: entry[key] for key in Memory.KEYS if key in entry}
-    if not entries:
-        return None
-    params = group["params"]
-    if dtype is None:
-        dtype = torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
-    memory = network.memory_from(entries, sum(param.numel() for param in params), group["groups"])
-    if memory.reads.dtype != dtype or memory.reads.device != params[0].device:
-        memory = memory.to(params[0].device, dtype)
-    return memory
+    return {key: entry[key] for key in Memory.KEYS if key in entry}
 
 
 def check_all_move(params: Sequence[Tensor]) -> None:
@@ -206,17 +204,17 @@ def check_all_move(params: Sequence[Tensor]) -> None:
 
 
 def _by_tensor(x: Tensor, numels: Sequence[int]) -> Tensor:
-    """Coordinates ordered by problem ``[C, groups, n]`` to tensor after tensor ``[C, N]``."""
-    groups = x.shape[1]
-    if len(numels) == 1 or groups == 1:
+    """Coordinates ordered by problem ``[C, num_problems, n]`` to tensor after tensor ``[C, N]``."""
+    num_problems = x.shape[1]
+    if len(numels) == 1 or num_problems == 1:
         return x.flatten(1).contiguous()
-    parts = x.split([numel // groups for numel in numels], dim=2)
+    parts = x.split([numel // num_problems for numel in numels], dim=2)
     return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
-def _by_problem(x: Tensor, numels: Sequence[int], groups: int) -> Tensor:
+def _by_problem(x: Tensor, numels: Sequence[int], num_problems: int) -> Tensor:
     """The inverse of :func:`_by_tensor`, as ``[C, N]``."""
-    if len(numels) == 1 or groups == 1:
+    if len(numels) == 1 or num_problems == 1:
         return x
-    parts = [part.view(x.shape[0], groups, -1) for part in x.split(list(numels), dim=1)]
+    parts = [part.view(x.shape[0], num_problems, -1) for part in x.split(list(numels), dim=1)]
     return torch.cat(parts, dim=2).flatten(1)

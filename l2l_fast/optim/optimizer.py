@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..kernels import operators
+from ..kernels import renamed
 from ..kernels.state import State
-from ..kernels.surroundings import without_autocast
 from ..networks.lstm import CoordinatewiseLSTM
+from ..networks.memory import Memory
 from . import joint
-from .batch import Batch, exact_step, gather, only_make_state
+from .batch import Batch, gather, only_make_state
 from .checkpoints import pack, unpack
-from .checks import check_new_options, check_parameters, check_problems, check_together, plain
+from .checks import check_group_problems, check_new_options, check_parameters, check_together, plain
 from .joint import Kept
-from .registry import Registry, check_network
+from .registry import Registry, check_network, take_in_renamed
 from .segment import Segment
 from .segment_checks import check_recordable
 from .segment_sampling import Sampling
@@ -42,9 +42,10 @@ class LearnedOptimizer(Optimizer):
         lr: multiplies the update; 1.0 is what the network was trained for, and what schedulers scale.
         weight_decay: decoupled weight decay, as in AdamW.
         maximize: ascend: the network sees -grad.
-        groups: for networks whose coordinates communicate (:class:`l2l_fast.NTMBFGS`, ``gac_cells``): this many
+        num_problems: for networks whose coordinates communicate (:class:`l2l_fast.NTMBFGS`, ``gac_cells``): this many
             independent problems lie side by side in the leading dimension of every parameter, and do not mix. An
-            option of a parameter group, as lr is; averages and memory span all parameters of the group.
+            option of a parameter group, as lr is; averages and memory span all parameters of the group. Its name before
+            0.2, ``groups``, is understood here and in groups, with a DeprecationWarning.
         process_group: of ``torch.distributed``, if the coordinates are sharded over its processes: global averages then
             run over all of them. Or a function that adds up a float64 tensor over the processes in place. Every process
             must take every step, also one whose parameters have no gradients.
@@ -58,6 +59,7 @@ class LearnedOptimizer(Optimizer):
     Meta-training: :meth:`start_segment` and :meth:`backward_segment`.
     """
 
+    @renamed.takes_groups()
     def __init__(
         self,
         params: Iterable[Any],
@@ -66,14 +68,15 @@ class LearnedOptimizer(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        groups: int = 1,
+        num_problems: int = 1,
         process_group: Any = None,
     ) -> None:
         self._segment: Segment | None = None
         self._registry = Registry()
         self._kept = Kept(process_group)
         self._failure: str | None = None
-        defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize, "groups": groups}
+        defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        defaults["num_problems"] = num_problems
         super().__init__(params, defaults)
         if process_group is not None and not any(network.communicates for network in self.networks):
             warnings.warn(
@@ -85,6 +88,12 @@ class LearnedOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see :meth:`torch.optim.Optimizer.add_param_group`. Options not given take the defaults."""
         if isinstance(param_group, dict):
+            if renamed.FORMER in param_group:
+                if renamed.PRESENT in param_group:
+                    renamed.refuse_both()
+                renamed.warn(renamed.frames_to_user())
+                param_group = dict(param_group)
+                take_in_renamed(param_group)
             options = {**self.defaults, **param_group}
             if not isinstance(options["network"], dict):
                 check_network(options["network"])
@@ -96,7 +105,7 @@ class LearnedOptimizer(Optimizer):
             for name in ("lr", "weight_decay"):
                 group[name] = group[name] if isinstance(group[name], Tensor) else plain(group[name])
             network = self._registry.network_of(group)
-            check_problems(group, network, self._kept.reduce)
+            check_group_problems(group, network, self._kept.reduce)
             if self._segment is not None:
                 check_recordable(
                     "add_param_group, with a segment open", network, self._kept.reduce, self._segment.sampling
@@ -176,7 +185,8 @@ class LearnedOptimizer(Optimizer):
             if batches and batches[0].lr == 0.0 and only_make_state(batches, self.state):
                 for group, batch in zip(self.param_groups, batches, strict=True):
                     self._keep(batch)
-                    self._keep_memory(group, batch)
+                    if batch.memory is not None:
+                        self._keep_memory(group, batch.memory)
                 return loss
         else:
             segment.begin_step(zip(self.param_groups, batches, strict=True))
@@ -207,36 +217,21 @@ class LearnedOptimizer(Optimizer):
             joint.refuse(torch.empty(0))
 
     def _run(self, group: dict[str, Any], batch: Batch) -> None:
-        record, tiles = (None, ()) if self._segment is None else self._segment.record(group, batch)
-        if not batch.config.is_plain:
-            with without_autocast(batch.phi.device):
-                self._run_joint(group, batch, record, tiles)
-            return
-        if batch.params:
-            tensors, options = (batch.params, batch.grads, batch.states), (batch.lr, batch.weight_decay, batch.maximize)
-            phi = batch.phi.float()
-            operators.step_(*tensors, phi, batch.config, *options, record=record, record_tiles=tiles)
-            self._keep(batch)
-        for param, grad, state in batch.exact:
-            self._keep(batch)
-            with without_autocast(batch.phi.device):
-                exact_step(param, grad, state, batch)
-
-    def _run_joint(
-        self, group: dict[str, Any], batch: Batch, record: Tensor | None, record_tiles: Sequence[int]
-    ) -> None:
+        segment = self._segment
+        gradients, places = (None, ()) if segment is None else segment.record(group, batch)
+        if batch.params or batch.reduce is not None:
+            means = joint.fused_step(batch, gradients, places, lambda: self._keep(batch))
+            if segment is not None:
+                segment.keep_means(group, means)
         if batch.exact:
-            self._keep(batch)
-            joint.exact_step(batch)
-        elif batch.params or batch.reduce is not None:
-            means = joint.fused_step(batch, record, record_tiles, lambda: self._keep(batch))
-            if self._segment is not None:
-                self._segment.keep_means(group, means)
-        self._keep_memory(group, batch)
-
-    def _keep_memory(self, group: dict[str, Any], batch: Batch) -> None:
+            for together in batch.exact_steps():
+                self._keep(batch)
+                joint.exact_step(batch, together)
         if batch.memory is not None:
-            self.state[group["params"][0]].update(batch.memory.entries())
+            self._keep_memory(group, batch.memory)
+
+    def _keep_memory(self, group: dict[str, Any], memory: Memory) -> None:
+        self.state[group["params"][0]].update(memory.entries())
 
     def _keep(self, batch: Batch) -> None:
         # Only once the kernel has taken them: a step that is refused leaves the state as it was, too.
@@ -375,12 +370,15 @@ class LearnedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._segment = None  # a copy starts outside any segment
+        take_in_renamed(self.defaults)
+        self.defaults.setdefault("num_problems", 1)
         # What load_state_dict leaves alone, and pickles of earlier releases do not have.
         for name, make in (("_registry", Registry), ("_kept", Kept), ("_failure", lambda: None)):
             if name not in self.__dict__:
                 self.__dict__[name] = make()
         for group in self.param_groups:
-            group.setdefault("groups", 1)
+            take_in_renamed(group)
+            group.setdefault("num_problems", 1)
             self._registry.network_of(group)
         for key, entry in self.state.items():
             self.state[key] = modernized(entry)

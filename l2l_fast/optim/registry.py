@@ -2,7 +2,8 @@
 
 ``param_groups`` must stay what every tool around torch.optim takes them for: plain data that ``torch.load`` reads with
 ``weights_only=True``. So a group carries a description of its network, ``{"id": 0, "hidden_size": 20, ...}``, and the
-networks themselves are kept here. A network that is assigned to ``group["network"]`` is taken in at the next look.
+networks themselves are kept here. A network that is assigned to ``group["network"]`` is taken in at the next look, and
+so is what is assigned under an option's former name.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..kernels import renamed
 from ..networks.lstm import CoordinatewiseLSTM
-from ..networks.ntm_bfgs import NTMBFGS
-from . import joint
 
 # A state that was written by a network which differs in one of these means something else.
 STRUCTURE = {
@@ -54,6 +54,9 @@ class Registry:
             TypeError, ValueError: the group names none, or one of another configuration (its options came from the
                 checkpoint of another optimizer).
         """
+        if renamed.FORMER in group:
+            renamed.warn(renamed.frames_to_user())
+            take_in_renamed(group)
         value = group["network"]
         if type(value) is dict:
             index = value.get("id")
@@ -65,6 +68,13 @@ class Registry:
             raise ValueError(f"network: expected one of this optimizer's {len(self.networks)}, got {value!r}")
         group["network"] = self.describe(value)
         return self.networks[group["network"]["id"]]
+
+
+def take_in_renamed(group: dict[str, Any]) -> None:
+    """Give a group's options their present names. A former one beside the present one was written later: by a program
+    that knows no other, or by an earlier release that had loaded both."""
+    if renamed.FORMER in group:
+        group[renamed.PRESENT] = group.pop(renamed.FORMER)
 
 
 def check_network(network: Any) -> None:
@@ -80,12 +90,15 @@ def check_network(network: Any) -> None:
         )
     if not isinstance(network, CoordinatewiseLSTM):
         raise TypeError(f"network: expected a CoordinatewiseLSTM, got {type(network).__name__}")
-    joint.check_network(network)
+    if network.extra_inputs and not network.has_memory:
+        raise ValueError(
+            f"network: an optimizer cannot supply its {network.extra_inputs} extra inputs; step it yourself"
+        )
 
 
 def identity(network: CoordinatewiseLSTM) -> dict[str, Any]:
-    """What a network computes, but for its weights; JSON-able."""
-    return {"type": "NTMBFGS" if isinstance(network, NTMBFGS) else "CoordinatewiseLSTM", **network.options()}
+    """What a network computes, but for its weights; JSON-able. Networks of another kind name it in their options."""
+    return {"type": "CoordinatewiseLSTM", **network.options()}
 
 
 def digest(network: CoordinatewiseLSTM) -> str:

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..kernels import operators, reference
 from ..kernels.checks import check_gradient
 from ..kernels.config import Config
 from ..kernels.state import TILE, State
 from ..kernels.surroundings import without_autocast
 from ..networks.lstm import CoordinatewiseLSTM
-from . import segment_joint
+from .segment_backward import Given, like, part_backward
 from .segment_checks import check_end_states, check_recordable, check_trainable, check_weights
 from .segment_sampling import Sampling
-from .segment_tape import Step, Tape
 from .state import as_state
+from .tape import Step, Tape
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -66,13 +65,12 @@ class Segment:
         witness = None
         started: list[tuple[Tensor, Tensor, Config]] = []
         for group, batch in batches:
-            if not batch.config.is_plain:
-                check_recordable("step, with a segment open", batch.network, batch.reduce, self.sampling)
+            check_recordable("step, with a segment open", batch.network, batch.reduce, self.sampling)
             moving = [*zip(batch.params, batch.grads, batch.states, strict=True), *batch.exact]
             tape = self.tapes.get(id(group))
             if tape is not None and tape.network is not batch.network:
                 raise RuntimeError("step: a group's network was replaced during the segment")
-            if tape is not None and tape.groups != batch.groups:
+            if tape is not None and tape.num_problems != batch.num_problems:
                 raise RuntimeError("step: a parameter group's number of problems was changed during the segment")
             for param, grad, state in moving:
                 if param in self.current_states:
@@ -93,19 +91,20 @@ class Segment:
         """Add a step to the group's tape; returns the buffer and places where the kernel shall write the gradients."""
         tape = self.tapes.get(id(group))
         if tape is None:
-            tape = self.tapes[id(group)] = Tape(batch.network, batch.phi, batch.config, batch.groups)
-        record, tiles = None, []
+            tape = Tape(batch.network, batch.phi, batch.config, batch.joint, batch.num_problems)
+            self.tapes[id(group)] = tape
+        gradients, tiles = None, []
         if batch.params:
             tiles = tape.place(batch.params)
-            record = torch.empty(TILE * tape.total_tiles, dtype=torch.float32, device=batch.params[0].device)
+            gradients = torch.empty(TILE * tape.total_tiles, dtype=torch.float32, device=batch.params[0].device)
         exact = {param: (-grad if batch.maximize else grad.clone()).to(torch.float64) for param, grad, _ in batch.exact}
         decay = 1.0 - batch.lr * batch.weight_decay
         sign = -1.0 if batch.maximize else 1.0
-        tape.steps.append(Step(self.num_steps, batch.params, record, exact, batch.lr, decay, sign))
-        return record, tiles
+        tape.steps.append(Step(self.num_steps, batch.params, gradients, exact, batch.lr, decay, sign))
+        return gradients, tiles
 
-    def keep_means(self, group: dict[str, Any], means: Tensor) -> None:
-        """Keep the means that the step just recorded for this group came out with; a few floats."""
+    def keep_means(self, group: dict[str, Any], means: Tensor | None) -> None:
+        """Keep the means, if any, that the step just recorded for this group came out with; a few floats."""
         self.tapes[id(group)].steps[-1].means = means
 
     def cancel_step(self) -> None:
@@ -160,26 +159,13 @@ class Segment:
         grad_start: dict[Tensor, State] = {}
         totals: dict[int, tuple[CoordinatewiseLSTM, Tensor]] = {}
         for key, tape in self.tapes.items():
-            if not tape.config.is_plain:
-                grad_phi, starts_of = segment_joint.backward(
-                    self, tape, finals[key], w, end_grads, bool(return_grad_start_states)
-                )
-                grad_start.update(starts_of)
+            given = Given(self.start_states, finals[key], w, end_grads, bool(return_grad_start_states))
+            for part in tape.parts():
+                run = part_backward if sampling is None else sampling.part_backward
+                grad_phi, starts = run(tape, part, given)
+                grad_start.update(zip(part.params, starts))
                 _, total = totals.get(id(tape.network), (None, 0.0))
                 totals[id(tape.network)] = (tape.network, total + grad_phi.to(tape.phi.dtype))
-                continue
-            for exact in (False, True):
-                for indices, params in tape.patterns(exact).items():
-                    through = (tape, indices, params, finals[key], w)
-                    if exact or sampling is None:
-                        run = self._exact_backward if exact else self.kernel_backward
-                        grad_phi, starts = run(*through, end_grads, bool(return_grad_start_states))
-                    else:
-                        grad_phi, starts = sampling.backward(self, *through), []
-                    if return_grad_start_states:
-                        grad_start.update(zip(params, starts, strict=True))
-                    _, total = totals.get(id(tape.network), (None, 0.0))
-                    totals[id(tape.network)] = (tape.network, total + grad_phi.to(tape.phi.dtype))
         for network, total in totals.values():
             _accumulate(network, total)
         if not return_grad_start_states:
@@ -187,100 +173,8 @@ class Segment:
         for param, state in states.items():
             if param not in grad_start:  # it did not move: its state passed through the segment unchanged
                 zeros = torch.zeros_like(state.data)
-                grad_start[param] = end_grads.get(param, state._like(zeros)).clone()
+                grad_start[param] = end_grads.get(param, like(state, zeros)).clone()
         return grad_start
-
-    def coefficients(
-        self, tape: Tape, indices: Sequence[int], w: Sequence[float]
-    ) -> tuple[list[float], list[float], list[float]]:
-        # For parameters that moved only in some steps, the others drop out: theta stood still and f's gradient counts
-        # as zero there. records[j] = sign_j * grad f, so the sign goes into the weight.
-        steps = [tape.steps[index] for index in indices]
-        loss_weights = [step.sign * w[step.t - 1] for step in steps[1:]] + [w[-1]]
-        return loss_weights, [step.lr for step in steps], [step.decay for step in steps]
-
-    def records(
-        self, tape: Tape, indices: Sequence[int], params: Sequence[Tensor], final: Mapping[Tensor, Tensor]
-    ) -> list[Tensor]:
-        """The recorded gradients of ``params`` in the steps ``indices``, and last those at theta_T."""
-        records = [record for index in indices if (record := tape.steps[index].record) is not None]
-        # Records grow when a parameter joins during the segment; those of these parameters lie in all of them.
-        size = min(record.numel() for record in records)
-        last = torch.zeros(size, dtype=torch.float32, device=tape.phi.device)
-        for param in params:
-            if param in final:
-                place = TILE * tape.tiles[param]
-                last[place : place + param.numel()].view(param.shape).copy_(final[param])
-        return [record[:size] for record in records] + [last]
-
-    def injected(self, params: Sequence[Tensor], end_grads: Mapping[Tensor, State]) -> list[Tensor]:
-        """The given gradients of the states after the last step, or an empty list."""
-        if not any(param in end_grads for param in params):
-            return []
-        return [
-            # Through the logical layout: the padding of a gradient from elsewhere may hold anything.
-            State.from_logical(end_grads[param].to_logical()).data
-            if param in end_grads
-            else torch.zeros_like(self.start_states[param].data)
-            for param in params
-        ]
-
-    def kernel_backward(
-        self,
-        tape: Tape,
-        indices: tuple[int, ...],
-        params: list[Tensor],
-        final: dict[Tensor, Tensor],
-        w: list[float],
-        end_grads: Mapping[Tensor, State],
-        need_grad_start: bool,
-    ) -> tuple[Tensor, list[State]]:
-        """dL/dphi through all coordinates of ``params``, which moved in the steps ``indices`` of the tape, and on
-        request dL/d(start state)."""
-        starts = [self.start_states[param] for param in params]
-        grad_phi, grad_starts = operators.segment_backward(
-            [start.data for start in starts],
-            [param.numel() for param in params],
-            [tape.tiles[param] for param in params],
-            self.records(tape, indices, params, final),
-            [],
-            *self.coefficients(tape, indices, w),
-            tape.phi.float(),
-            tape.config,
-            1,
-            self.injected(params, end_grads),
-            need_grad_start,
-        )
-        if not need_grad_start:
-            return grad_phi, []
-        return grad_phi, [start._like(data) for start, data in zip(starts, grad_starts, strict=True)]
-
-    def _exact_backward(
-        self,
-        tape: Tape,
-        indices: tuple[int, ...],
-        params: list[Tensor],
-        final: dict[Tensor, Tensor],
-        w: list[float],
-        end_grads: Mapping[Tensor, State],
-        need_grad_start: bool,
-    ) -> tuple[Tensor, list[State]]:
-        grads = [[tape.steps[index].exact[param] for param in params] for index in indices]
-        grads.append([final[p].double() if p in final else torch.zeros_like(p, dtype=torch.float64) for p in params])
-        starts = [self.start_states[param] for param in params]
-        injected = [
-            end_grads.get(param, start._like(torch.zeros_like(start.data))).to_logical()
-            for param, start in zip(params, starts, strict=True)
-        ]
-        grad_phi, grad_starts = reference.segment_backward(
-            [start.to_logical() for start in starts],
-            grads,
-            *self.coefficients(tape, indices, w),
-            tape.phi.double(),
-            tape.config,
-            injected,
-        )
-        return grad_phi, [State.from_logical(logical) for logical in grad_starts]
 
     # ---- checks, all before anything is written ----
 
@@ -326,7 +220,7 @@ class Segment:
         for key, tape in self.tapes.items():
             last = tape.steps[-1]
             for param in (*last.params, *last.exact):
-                recorded = last.sign * last.recorded(param, tape.tiles)
+                recorded = last.sign * last.gradient(param, tape.tiles)
                 final = finals[key].get(param)
                 if final is None or not torch.equal(final.reshape(-1).to(recorded.dtype), recorded):
                     return

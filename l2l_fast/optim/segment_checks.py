@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..kernels.state import State
 from ..networks.lstm import CoordinatewiseLSTM
-from ..networks.ntm_bfgs import NTMBFGS
 
 if TYPE_CHECKING:
     from .joint import Reduce
@@ -20,7 +19,7 @@ def check_recordable(
     name: str, network: CoordinatewiseLSTM, reduce: Reduce | None, sampling: Sampling | None = None
 ) -> None:
     """Raise NotImplementedError, with ``name`` in front, unless the steps of ``network`` can be back-propagated."""
-    if isinstance(network, NTMBFGS) or network.num_outputs > 1:
+    if network.has_memory or network.num_outputs > 1:
         raise NotImplementedError(
             f"{name}: a network with memory or several outputs is unrolled in autograd, not in segments"
         )

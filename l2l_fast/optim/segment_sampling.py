@@ -8,17 +8,14 @@ estimates it. The subset consists of whole tiles of 64 coordinates, drawn anew i
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..kernels import checks, operators
-from ..kernels.state import TILE
-
-if TYPE_CHECKING:
-    from .segment import Segment
-    from .segment_tape import Tape
+from ..kernels.state import TILE, State
+from .segment_backward import Given, coefficients, part_backward
+from .tape import Part, Tape
 
 SMALL = 16  # a tensor of at most so many tiles is never sampled
 
@@ -42,63 +39,50 @@ class Sampling:
             raise ValueError(f"generator: expected one on the CPU, got one on {generator.device}")
         self.generator = generator
 
-    def backward(
-        self,
-        segment: Segment,
-        tape: Tape,
-        indices: tuple[int, ...],
-        params: list[Tensor],
-        final: dict[Tensor, Tensor],
-        w: list[float],
-    ) -> Tensor:
-        """An estimate of d L / d phi through ``params``, which moved in the steps ``indices`` of one tape."""
-        small = [param for param in params if _tiles(segment, param) <= SMALL]
-        if len(small) == len(params):
-            return segment.kernel_backward(tape, indices, params, final, w, {}, False)[0]
+    def part_backward(self, tape: Tape, part: Part, given: Given) -> tuple[Tensor, list[State]]:
+        """An estimate of what :func:`l2l_fast.optim.segment_backward.part_backward` gives, without gradients of start
+        states."""
+        small = [param for param in part.params if _tiles(given, param) <= SMALL]
+        if part.exact or tape.joint or len(small) == len(part.params):
+            return part_backward(tape, part, given)
         total = torch.zeros_like(tape.phi, dtype=torch.float32)
         if small:
-            total += segment.kernel_backward(tape, indices, small, final, w, {}, False)[0]
-        for param in params:
-            tiles = _tiles(segment, param)
+            total += part_backward(tape, part._replace(params=small), given)[0]
+        for param in part.params:
+            tiles = _tiles(given, param)
             if tiles > SMALL:
                 count = math.ceil(self.fraction * tiles)
                 chosen = torch.randperm(tiles, generator=self.generator, device="cpu")[:count].sort().values
                 # Each tile is chosen with probability count / tiles.
-                total += _part(segment, tape, indices, param, final.get(param), w, chosen) * (tiles / count)
-        return total
+                total += _through(tape, part._replace(params=[param]), given, chosen) * (tiles / count)
+        return total, []
 
 
-def _tiles(segment: Segment, param: Tensor) -> int:
-    return segment.start_states[param].data.shape[0]
+def _tiles(given: Given, param: Tensor) -> int:
+    return given.start_states[param].data.shape[0]
 
 
-def _part(
-    segment: Segment,
-    tape: Tape,
-    indices: tuple[int, ...],
-    param: Tensor,
-    final: Tensor | None,
-    w: list[float],
-    chosen: Tensor,
-) -> Tensor:
-    """d L / d phi through the ``chosen`` tiles of one tensor, whose records are gathered into small buffers."""
+def _through(tape: Tape, part: Part, given: Given, chosen: Tensor) -> Tensor:
+    """d L / d phi through the ``chosen`` tiles of the one tensor of a part, whose gradients are gathered into small
+    buffers."""
+    (param,) = part.params
     chosen = chosen.to(tape.phi.device)
-    place, tiles = tape.tiles[param], _tiles(segment, param)
-    records = [tape.steps[index].record for index in indices]
+    place, tiles = tape.tiles[param], _tiles(given, param)
+    gradients = [tape.steps[index].gradients for index in part.indices]
     last = torch.zeros(tiles * TILE, dtype=torch.float32, device=tape.phi.device)
-    if final is not None:
-        last[: param.numel()].view(param.shape).copy_(final)
-    rows = [record.view(-1, TILE)[place : place + tiles] for record in records if record is not None]
+    if param in given.final:
+        last[: param.numel()].view(param.shape).copy_(given.final[param])
+    rows = [each.view(-1, TILE)[place : place + tiles] for each in gradients if each is not None]
     rows.append(last.view(-1, TILE))
     # Only the last tile may be partly filled, and the chosen ones are in order.
     unfilled = tiles * TILE - param.numel() if int(chosen[-1]) == tiles - 1 else 0
     grad_phi, _ = operators.segment_backward(
-        [segment.start_states[param].data.index_select(0, chosen)],
+        [given.start_states[param].data.index_select(0, chosen)],
         [chosen.numel() * TILE - unfilled],
         [0],
         [row.index_select(0, chosen).view(-1) for row in rows],
         [],
-        *segment.coefficients(tape, indices, w),
+        *coefficients(tape, part, given.w),
         tape.phi.float(),
         tape.config,
     )

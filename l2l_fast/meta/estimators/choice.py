@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ...kernels import checks
-from ...networks.ntm_bfgs import NTMBFGS
 from ...networks.several import Networks, members
 from .autograd import AutogradBPTT
 from .base import Estimator
@@ -28,7 +27,7 @@ def choose(
     if fraction == 0.0:
         raise ValueError("coordinate_fraction: expected a number above 0, got 0")
     networks = members(net).values()
-    with_memory = any(isinstance(member, NTMBFGS) for member in networks)
+    with_memory = any(member.has_memory for member in networks)
     unrolled = autograd or second_derivatives or meta_loss is not None or with_memory
     if unrolled and fraction < 1.0:
         raise ValueError("coordinate_fraction: expected 1 with autograd, only the fused backward can sample")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...kernels.reference import join, join_states, separate, separate_states
 from ...kernels.state import State
 from ...networks.lstm import CoordinatewiseLSTM
-from ...networks.ntm_bfgs import NTMBFGS
+from ...networks.memory import Memory
 from ...networks.several import Networks, members
 from ...problems import Task
 from ..assignment import names_by_network
@@ -114,25 +114,25 @@ class JointWalker:
     """All tensors as one, problem after problem: their coordinates communicate.
 
     Raises:
-        ValueError: a tensor whose leading dimension cannot be the task's ``problems``; with a memory, which has one
+        ValueError: a tensor whose leading dimension cannot be the task's ``num_problems``; with a memory, which has one
             place per coordinate, also (in :meth:`step`) gradients of other tensors than in the first step.
     """
 
-    def __init__(self, network: CoordinatewiseLSTM, theta: Theta, problems: int) -> None:
+    def __init__(self, network: CoordinatewiseLSTM, theta: Theta, num_problems: int) -> None:
         for name, value in theta.items():
-            if value.numel() % problems != 0:
+            if value.numel() % num_problems != 0:
                 raise ValueError(
-                    f"{name}: {value.numel()} coordinates cannot be those of {problems} problems side by side"
+                    f"{name}: {value.numel()} coordinates cannot be those of {num_problems} problems side by side"
                 )
         self.network = network
-        self.problems = problems
+        self.num_problems = num_problems
         self.dtype = _state_dtype(*theta.values())
         self.states = {
             name: network.init_state(value.numel(), value.device, self.dtype) for name, value in theta.items()
         }
         self.moving: list[str] = []
         self.state: State | None = None
-        self.memory = None
+        self.memory: Memory | None = None
 
     def step(self, theta: Theta, grads: Gradients) -> Theta:
         moving = [name for name in self.states if grads[name] is not None]
@@ -142,29 +142,23 @@ class JointWalker:
             self._rearrange(moving, theta)
         assert self.state is not None
         parts = [grads[name].reshape(-1).to(self.dtype) for name in moving]  # type: ignore[union-attr]
-        grad = join(parts, self.problems)
-        if isinstance(self.network, NTMBFGS):
-            assert self.memory is not None
-            update, self.state, self.memory = self.network(grad, self.state, self.memory)
-        else:
-            update, self.state = self.network(grad, self.state, self.problems)
-        updates = separate(update, [part.numel() for part in parts], self.problems)
+        grad = join(parts, self.num_problems)
+        update, self.state, self.memory = self.network.step_with(grad, self.state, self.num_problems, self.memory)
+        updates = separate(update, [part.numel() for part in parts], self.num_problems)
         return {name: theta[name] + u.view_as(theta[name]).to(theta[name].dtype) for name, u in zip(moving, updates)}
 
     def _rearrange(self, moving: list[str], theta: Theta) -> None:
-        if isinstance(self.network, NTMBFGS):
-            if self.moving:
-                raise ValueError(
-                    f"network: its memory is for the parameters {self.moving}, but now {moving} have gradients"
-                )
-            first = theta[moving[0]]
-            numel = sum(theta[name].numel() for name in moving)
-            self.memory = self.network.init_memory(numel, self.problems, first.device, self.dtype)
+        if self.memory is not None:
+            raise ValueError(
+                f"network: its memory is for the parameters {self.moving}, but now {moving} have gradients"
+            )
+        numel = sum(theta[name].numel() for name in moving)
+        self.memory = self.network.memory_for(numel, self.num_problems, theta[moving[0]].device, self.dtype)
         if self.state is not None:
             numels = [theta[name].numel() for name in self.moving]
-            apart = separate_states(self.state.to_logical(), numels, self.problems)
+            apart = separate_states(self.state.to_logical(), numels, self.num_problems)
             self.states.update((name, State.from_logical(part)) for name, part in zip(self.moving, apart))
-        together = join_states([self.states[name].to_logical() for name in moving], self.problems)
+        together = join_states([self.states[name].to_logical() for name in moving], self.num_problems)
         self.state, self.moving = State.from_logical(together), moving
 
     def detach(self) -> None:
