@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from l2l_fast.meta.functional import walkers
+from l2l_fast.meta.estimators.walkers import walkers
 from torch import nn
 
 import l2l_fast as l2l
