@@ -36,7 +36,8 @@ class Step:
 
 
 class Part(NamedTuple):
-    """What is back-propagated at once: ``params`` in the steps ``indices`` of a tape."""
+    """What is back-propagated at once: ``params`` in the steps ``indices`` of a tape; ``exact`` as in
+    :class:`l2l_fast.optim.batch.Batch`."""
 
     exact: bool
     indices: list[int]
