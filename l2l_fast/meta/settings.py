@@ -91,20 +91,29 @@ class Validation:
         return cls(every, positive_int("validation_episodes", episodes), patience)
 
 
+def _option(group: str, name: str) -> Any:
+    """A property of a trainer: an option in one of its groups, which assignment replaces."""
+
+    def assign(trainer: Any, value: Any) -> None:
+        setattr(trainer, group, dataclasses.replace(getattr(trainer, group), **{name: value}))
+
+    return property(attrgetter(f"{group}.{name}"), assign)
+
+
 class Arguments:
-    """The settings in a trainer's groups, to be read under the names of its arguments."""
+    """The settings in a trainer's groups, under the names of its arguments."""
 
     autograd = property(attrgetter("estimator.autograd"))
     coordinate_fraction = property(attrgetter("estimator.coordinate_fraction"))
     meta_loss = property(attrgetter("estimator.meta_loss"))
-    lr = property(attrgetter("meta_optimizer.lr"))
-    betas = property(attrgetter("meta_optimizer.betas"))
-    clip_norm = property(attrgetter("meta_optimizer.clip_norm"))
-    decay_episodes = property(attrgetter("meta_optimizer.decay_episodes"))
-    decay_to = property(attrgetter("meta_optimizer.decay_to"))
-    validate_every = property(attrgetter("validation.every"))
-    validation_episodes = property(attrgetter("validation.episodes"))
-    patience = property(attrgetter("validation.patience"))
+    lr = _option("meta_optimizer", "lr")
+    betas = _option("meta_optimizer", "betas")
+    clip_norm = _option("meta_optimizer", "clip_norm")
+    decay_episodes = _option("meta_optimizer", "decay_episodes")
+    decay_to = _option("meta_optimizer", "decay_to")
+    validate_every = _option("validation", "every")
+    validation_episodes = _option("validation", "episodes")
+    patience = _option("validation", "patience")
 
 
 def settings_of(trainer: MetaTrainer) -> dict[str, Any]:

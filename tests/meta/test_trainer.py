@@ -179,3 +179,10 @@ def test_errors_name_the_argument(options, error, message):
         trainer(**options)
     with pytest.raises(ValueError, match="episodes"):
         trainer().fit(0)
+
+
+def test_options_of_a_trainer_are_read_and_assigned_under_their_names():
+    run, other = trainer(lr=0.02, patience=3), trainer(lr=0.01, patience=4)
+    run.lr, run.patience = 0.01, 4
+    assert (run.lr, run.patience) == (0.01, 4) and run.settings() == other.settings()
+    assert torch.equal(weights_of(run.fit(2, progress=False).net), weights_of(other.fit(2, progress=False).net))
