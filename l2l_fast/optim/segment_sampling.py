@@ -54,7 +54,7 @@ class Sampling:
                 count = math.ceil(self.fraction * tiles)
                 chosen = torch.randperm(tiles, generator=self.generator, device="cpu")[:count].sort().values
                 # Each tile is chosen with probability count / tiles.
-                total += _through(tape, part._replace(params=[param]), given, chosen) * (tiles / count)
+                total += _part(tape, part._replace(params=[param]), given, chosen) * (tiles / count)
         return total, []
 
 
@@ -62,7 +62,7 @@ def _tiles(given: Given, param: Tensor) -> int:
     return given.start_states[param].data.shape[0]
 
 
-def _through(tape: Tape, part: Part, given: Given, chosen: Tensor) -> Tensor:
+def _part(tape: Tape, part: Part, given: Given, chosen: Tensor) -> Tensor:
     """d L / d phi through the ``chosen`` tiles of the one tensor of a part, whose gradients are gathered into small
     buffers."""
     (param,) = part.params
