@@ -28,6 +28,7 @@ MOVED = {
     "optimizer": "optim.optimizer",
     "plots": "evaluation.plots",
     "pretrained": "networks.pretrained",
+    "recipes": "meta.recipes",
     "reference": "kernels.reference",
     "state": "kernels.state",
     "trained": "networks.trained",
