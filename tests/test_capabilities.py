@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from l2l_fast.meta.estimators.walkers import walkers
 from torch import nn
 
 import l2l_fast as l2l
+from l2l_fast.meta.estimators.walkers import walkers
 from l2l_fast.networks.memory import DenseMemory
 from l2l_fast.problems import Quadratic
 from tests.gac_helpers import gac_network

@@ -19,10 +19,10 @@ import torch
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from ..kernels import checks
-from ..kernels.checks import as_float, chosen
+from ..kernels.checks import as_float, chosen, positive_int
 from ..kernels.surroundings import own_loop
 from ..meta.rollout import finite_prefix, rollout
-from ..problems.base import Problem, Task, horizon_of, positive_int, seeds_of
+from ..problems.base import Problem, Task, horizon_of, seeds_of
 from ..problems.theta import Theta
 
 # Torch7 adds Adam's eps before the bias correction, PyTorch after it; at 1e-8 only gradients of that size could tell.

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.checks import positive_int
 from ..meta.evaluation import Summary, evaluate, summarize
 from ..networks.several import Networks
 from ..problems import Problem
-from ..problems.base import positive_int
 from . import baselines
 
 LEARNED = "learned"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import checks
+from ..kernels.checks import positive_int
 from ..kernels.state import State
 from ..kernels.surroundings import own_loop
 from ..meta.assignment import names_by_network, optimizer_groups
@@ -25,7 +26,7 @@ from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.several import Networks, as_networks, members
 from ..optim.optimizer import LearnedOptimizer
 from ..problems import Task
-from ..problems.base import horizon_of, positive_int
+from ..problems.base import horizon_of
 from ..problems.theta import Theta
 
 LEARNED = "learned"

@@ -160,6 +160,64 @@ def _scalar(value: Any) -> Any:
     return None if dimensions else value  # an array of one element is an array
 
 
+def positive_int(name: str, value: int) -> int:
+    """``value`` as a positive int.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it is not positive.
+    """
+    number = as_int(value)
+    if number is None:
+        raise TypeError(f"{name} must be a positive integer, got {value!r}")
+    if number < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return number
+
+
+def non_negative(name: str, value: float) -> float:
+    """``value`` as a finite float that is not negative.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is negative, infinite or NaN.
+    """
+    number = as_float(value)
+    if number is None:
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+    return number
+
+
+def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
+    """``value`` as a plain string.
+
+    Raises:
+        ValueError: it is not one of the ``allowed``.
+    """
+    allowed = tuple(allowed)
+    if not chosen(value, allowed):
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    return str(value)
+
+
+def widths(name: str, values: Iterable[int], what: str) -> tuple[int, ...]:
+    """``values`` as a tuple of positive ints; ``what`` they are is for the message.
+
+    Raises:
+        TypeError: not a sequence, or not of integers.
+        ValueError: one of them is not positive.
+    """
+    try:
+        if isinstance(values, (str, bytes, dict)):
+            raise TypeError
+        found = tuple(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of {what}, got {values!r}") from None
+    return tuple(positive_int(name, value) for value in found)
+
+
 def check_gradient(name: str, grad: Any) -> None:
     """Raise TypeError unless ``grad`` is a dense, real, floating-point tensor of a supported dtype."""
     if not isinstance(grad, Tensor):

@@ -14,10 +14,10 @@ import torch
 
 from .. import problems
 from ..kernels import checks
+from ..kernels.checks import positive_int
 from ..kernels.surroundings import own_loop
 from ..networks.several import Networks, build, config_of, members
 from ..problems import Problem
-from ..problems.base import positive_int
 from ..problems.scaled import Scaled
 from .checkpoint import Checkpoint
 from .protocol import cosine_decay

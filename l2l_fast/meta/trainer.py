@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ..kernels import checks
+from ..kernels.checks import positive_int
 from ..kernels.surroundings import own_loop
 from ..networks import effective, writing
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.record import attach
 from ..networks.several import Networks, as_networks, device_of, members
 from ..problems import Problem
-from ..problems.base import positive_int
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, Complete, Counters, capture
 from .estimators import MetaLoss, choose

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from .base import SPLITS, Problem, Task, one_of
+from ..kernels.checks import one_of
+from .base import SPLITS, Problem, Task
 from .conv import ConvNet
 from .custom import ModuleProblem
 from .mnist import MNIST

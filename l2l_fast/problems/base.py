@@ -6,7 +6,6 @@ Andrychowicz et al. 2016, section 2: an optimizer is trained on, and judged by, 
 from __future__ import annotations
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +14,10 @@ import torch
 from torch import nn
 
 from ..kernels import checks
+from ..kernels.checks import non_negative as non_negative  # for problems of users
+from ..kernels.checks import one_of as one_of
+from ..kernels.checks import positive_int as positive_int
+from ..kernels.checks import widths as widths
 
 SPLITS = ("train", "validation", "test")
 
@@ -115,7 +118,7 @@ def task_generator(seed: int, split: str) -> torch.Generator:
         ValueError: ``split`` is not "train", "validation" or "test".
         TypeError: ``seed`` is not an integer.
     """
-    split = one_of("split", split, SPLITS)
+    split = checks.one_of("split", split, SPLITS)
     number = checks.as_int(seed)
     if number is None:
         raise TypeError(f"seed must be an integer, got {type(seed).__name__}")
@@ -125,8 +128,9 @@ def task_generator(seed: int, split: str) -> torch.Generator:
 
 
 def horizon_of(value: int) -> int:
-    """The argument ``horizon``, how many steps: 1 to MAX_STEPS. Errors as :func:`positive_int`."""
-    number = positive_int("horizon", value)
+    """The argument ``horizon``, how many steps: 1 to MAX_STEPS. Errors as
+    :func:`l2l_fast.kernels.checks.positive_int`."""
+    number = checks.positive_int("horizon", value)
     if number > MAX_STEPS:
         raise ValueError(f"horizon must be at most {MAX_STEPS:,} steps, got {number:,}")
     return number
@@ -150,61 +154,3 @@ def seeds_of(name: str, values: Iterable[int]) -> list[int]:
     if not found:
         raise ValueError(f"{name} must name at least one task, got none")
     return found
-
-
-def positive_int(name: str, value: int) -> int:
-    """``value`` as a positive int.
-
-    Raises:
-        TypeError: it is not an integer.
-        ValueError: it is not positive.
-    """
-    number = checks.as_int(value)
-    if number is None:
-        raise TypeError(f"{name} must be a positive integer, got {value!r}")
-    if number < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return number
-
-
-def non_negative(name: str, value: float) -> float:
-    """``value`` as a finite float that is not negative.
-
-    Raises:
-        TypeError: it is not a number.
-        ValueError: it is negative, infinite or NaN.
-    """
-    number = checks.as_float(value)
-    if number is None:
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-    return number
-
-
-def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
-    """``value`` as a plain string.
-
-    Raises:
-        ValueError: it is not one of the ``allowed``.
-    """
-    allowed = tuple(allowed)
-    if not checks.chosen(value, allowed):
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-    return str(value)
-
-
-def widths(name: str, values: Iterable[int], what: str) -> tuple[int, ...]:
-    """``values`` as a tuple of positive ints; ``what`` they are is for the message.
-
-    Raises:
-        TypeError: not a sequence, or not of integers.
-        ValueError: one of them is not positive.
-    """
-    try:
-        if isinstance(values, (str, bytes, dict)):
-            raise TypeError
-        found = tuple(values)
-    except TypeError:
-        raise TypeError(f"{name} must be a sequence of {what}, got {values!r}") from None
-    return tuple(positive_int(name, value) for value in found)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
+from ..kernels.checks import non_negative, one_of, positive_int, widths
+from .base import FLOAT32, Problem, Task
 from .data.images import load_cifar10, load_fashion_mnist
 from .data.mnist import load_mnist
 from .data.splits import ImageData, ImageSplit

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import FLOAT32, Problem, Task, non_negative, one_of, positive_int, widths
+from ..kernels.checks import non_negative, one_of, positive_int, widths
+from .base import FLOAT32, Problem, Task
 from .data import ImageData, ImageSplit, load_mnist
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

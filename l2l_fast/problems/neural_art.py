@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import FLOAT32, Problem, Task, non_negative, positive_int
+from ..kernels.checks import non_negative, positive_int
+from .base import FLOAT32, Problem, Task
 from .data import photographs
 from .data.vgg import FILES, VGG16, load_vgg16
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import FLOAT32, Problem, Task, non_negative, one_of, positive_int
+from ..kernels.checks import non_negative, one_of, positive_int
+from .base import FLOAT32, Problem, Task
 
 _FAMILIES: dict[str, Callable[..., torch.Tensor]] = {"uniform": torch.rand, "gaussian": torch.randn}
 ILL_CONDITIONED = "ill_conditioned"

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ..kernels import checks
-from .base import FLOAT32, Problem, Task, non_negative
+from ..kernels.checks import non_negative
+from .base import FLOAT32, Problem, Task
 from .theta import places_of, put, trainable
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ... import problems
 from ...kernels import checks
-from ...problems.base import horizon_of, one_of, positive_int
+from ...kernels.checks import one_of, positive_int
+from ...problems.base import horizon_of
 from ...problems.scaled import Scaled
 from ..baselines import NAMES
 

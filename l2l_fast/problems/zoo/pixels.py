@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base import one_of
+from ...kernels.checks import one_of
 from ..data import EMBEDDED, ENVIRONMENT_VARIABLE, FULL, ImageData, load_fashion_mnist, load_mnist
 
 FASHION = "fashion-mnist"

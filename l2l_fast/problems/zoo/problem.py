@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ...kernels import checks
-from ..base import Problem, one_of, positive_int
+from ...kernels.checks import one_of, positive_int
+from ..base import Problem
 from .draws import Draw
 from .families import FAMILIES, TRAINING, VALIDATION
 from .optimizee import Optimizee
