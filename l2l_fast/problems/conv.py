@@ -14,7 +14,7 @@ from ..kernels.checks import non_negative, one_of, positive_int, widths
 from .base import FLOAT32, Problem, Task
 from .data.images import load_cifar10, load_fashion_mnist
 from .data.mnist import load_mnist
-from .data.splits import ImageData, ImageSplit
+from .data.splits import ImageData, ImageSplit, draw
 
 _DATA: dict[str, Callable[[Any], ImageData]] = {
     "fashion-mnist": load_fashion_mnist,
@@ -75,10 +75,8 @@ class ConvTask(Task):
 
     def minibatch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next minibatch: pixels in [0, 1] ``[batch, channels, side, side]`` and labels int64 ``[batch]``."""
-        indices = torch.randint(len(self._labels), (self._batch_size,), generator=self.generator, device="cpu")
-        indices = indices.to(self._labels.device)
-        pixels = self._images.index_select(0, indices).to(self.out.dtype).mul_(1 / 255)
-        return (pixels.unsqueeze(1) if pixels.dim() == 3 else pixels), self._labels.index_select(0, indices)
+        pixels, labels = draw(self._images, self._labels, self._batch_size, self.generator, self.out.dtype)
+        return (pixels.unsqueeze(1) if pixels.dim() == 3 else pixels), labels
 
     def forward(self) -> torch.Tensor:
         """Mean cross-entropy (in nats) over the next minibatch."""

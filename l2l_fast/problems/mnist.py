@@ -14,6 +14,7 @@ from torch import nn
 from ..kernels.checks import non_negative, one_of, positive_int, widths
 from .base import FLOAT32, Problem, Task
 from .data import ImageData, ImageSplit, load_mnist
+from .data.splits import draw
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -59,11 +60,7 @@ class MNISTTask(Task):
 
     def minibatch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next minibatch: pixels in [0, 1] ``[batch, 784]`` in theta's dtype, and labels int64 ``[batch]``."""
-        indices = torch.randint(len(self._labels), (self._batch_size,), generator=self.generator, device="cpu")
-        indices = indices.to(self._labels.device)
-        # Gathering rows of bytes and converting them is faster than gathering floats, in a quarter of the memory.
-        pixels = self._pixels.index_select(0, indices).to(self.bias_l0.dtype).mul_(1 / 255)
-        return pixels, self._labels.index_select(0, indices)
+        return draw(self._pixels, self._labels, self._batch_size, self.generator, self.bias_l0.dtype)
 
     def forward(self) -> torch.Tensor:
         """Mean cross-entropy (in nats) over the next minibatch."""

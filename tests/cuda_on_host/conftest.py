@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from .kernels import SHORT_FLAGS, SOURCE, Kernels
+from .library import Library
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: runs with L2L_FAST_FULL=1 or when selected with -m")
@@ -19,3 +22,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if here in item.path.parents and item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="full form only: L2L_FAST_FULL=1"))
+
+
+@pytest.fixture(scope="module")
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    """A few sizes of network, on the device that the module names."""
+    library = Library.build([SOURCE], flags=SHORT_FLAGS)
+    library.set_device(getattr(request.module, "DEVICE", "sm_90,multiprocessors=1"))
+    return Kernels(library)
+
+
+@pytest.fixture(scope="module")
+def all_kernels() -> Kernels:
+    """All sizes of network."""
+    library = Library.build([SOURCE])
+    library.set_device("sm_90,multiprocessors=1")
+    return Kernels(library)

@@ -16,8 +16,6 @@ from .kernels import (
     FLOAT16,
     FLOAT32,
     NARROW,
-    SHORT_FLAGS,
-    SOURCE,
     TILE,
     WIDE,
     Config,
@@ -26,25 +24,11 @@ from .kernels import (
     from_bits,
     to_bits,
 )
-from .library import Library
 
 TOLERANCE = 2e-5
+DEVICE = "sm_90,multiprocessors=2"  # for the fixture `kernels`
 ALL_SIZES = [Config(hidden, layers) for hidden in (8, 16, 20, 32) for layers in (1, 2, 3)]
 SHORT_SIZES = [Config(20, 2), Config(8, 1, "identity"), Config(20, 1), Config(8, 2)]
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    library = Library.build([SOURCE], flags=SHORT_FLAGS)
-    library.set_device("sm_90,multiprocessors=2")
-    return Kernels(library)
-
-
-@pytest.fixture(scope="module")
-def all_kernels() -> Kernels:
-    library = Library.build([SOURCE])
-    library.set_device("sm_90,multiprocessors=1")
-    return Kernels(library)
 
 
 def random_phi(config: Config, rng: np.random.Generator) -> np.ndarray:

@@ -9,8 +9,7 @@ import torch
 from l2l_fast.kernels import reference
 from l2l_fast.kernels.config import Config as ReferenceConfig
 
-from .kernels import BFLOAT16, FLOAT16, FLOAT32, SHORT_FLAGS, SOURCE, TILE, Config, Kernels, Tensor, from_bits, to_bits
-from .library import Library
+from .kernels import BFLOAT16, FLOAT16, FLOAT32, TILE, Config, Kernels, Tensor, from_bits, to_bits
 from .test_kernels import (
     ALL_SIZES,
     SHORT_SIZES,
@@ -22,20 +21,6 @@ from .test_kernels import (
     random_phi,
     random_state,
 )
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    library = Library.build([SOURCE], flags=SHORT_FLAGS)
-    library.set_device("sm_90,multiprocessors=1")
-    return Kernels(library)
-
-
-@pytest.fixture(scope="module")
-def all_kernels() -> Kernels:
-    library = Library.build([SOURCE])
-    library.set_device("sm_90,multiprocessors=1")
-    return Kernels(library)
 
 
 def joined_state(
