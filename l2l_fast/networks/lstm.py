@@ -185,10 +185,11 @@ class CoordinatewiseLSTM(nn.Module):
         return None
 
     def step_with(
-        self, grad: Tensor, state: State, num_problems: int, memory: Memory | None
+        self, grad: Tensor, state: State, num_problems: int = 1, memory: Memory | None = None
     ) -> tuple[Tensor, State, Memory | None]:
-        """:meth:`forward` with whatever memory the network has: update, new state, new memory."""
-        return (*self(grad, state, num_problems), None)
+        """:meth:`forward` with whatever memory the network has: the update alone, new state, new memory."""
+        out, state = self(grad, state, num_problems)
+        return (out[0].to(grad.dtype) if self.num_outputs > 1 else out), state, None
 
     def write_(self, out: Tensor, memory: Memory) -> None:
         """Let the outputs ``[num_outputs, numel]`` of a step, in the order of the memory, write to it in place."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from l2l_fast import CoordinatewiseLSTM
+from l2l_fast.meta import Protocol, evaluate
 from l2l_fast.meta import checkpoint as checkpoints
 from l2l_fast.meta.estimators import AutogradBPTT, FusedBPTT
+from l2l_fast.problems import Quadratic
 from tests.meta.test_trainer import trainer, weights_of
 
 
@@ -83,3 +86,15 @@ def test_those_that_carry_nothing_say_so(estimator):
     estimator.load_state_dict({})
     with pytest.raises(ValueError, match="unknown tensors.*sums"):
         estimator.load_state_dict({"sums": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("gac_cells", [0, 2])
+def test_a_network_with_several_outputs_walks_as_it_is_deployed(gac_cells):
+    torch.manual_seed(0)
+    net = CoordinatewiseLSTM(8, 1, gac_cells=gac_cells, num_outputs=3)
+    problem = Quadratic(dim=5, batch=4)
+    steps = []
+    losses = AutogradBPTT().episode(problem.sample(0, "test"), net, Protocol.make(6, 3), lambda: steps.append(1))
+    assert len(steps) == 2
+    deployed = evaluate(net, problem, [0], 6)[0]
+    torch.testing.assert_close(torch.tensor(losses, dtype=torch.float64), deployed, rtol=1e-5, atol=1e-6)

@@ -102,7 +102,7 @@ class SeparateWalker:
         for name, state in self.states.items():
             grad = grads[name]
             if grad is not None:
-                update, self.states[name] = self.network(grad.to(theta[name].dtype), state)
+                update, self.states[name], _ = self.network.step_with(grad.to(theta[name].dtype), state)
                 moved[name] = theta[name] + update
         return moved
 
