@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -268,7 +269,11 @@ def test_signals_to_a_real_process(number, status, tmp_path):
     words = [sys.executable, "-m", "l2l_fast", "train", *SMALL, "--out", str(tmp_path), "--quiet", "--threads", "1"]
     words += ["--decay-episodes", "100", "--validate-every", "0", "--episodes", "100000"]
     log = tmp_path / "log.jsonl"
-    process = subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    # Whoever runs the tests may ignore SIGINT, as a shell does for what it runs in the background.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        words, cwd=root, stderr=subprocess.PIPE, text=True, env={**os.environ}, preexec_fn=heed
+    )
     try:
         while process.poll() is None and (log.stat().st_size if log.exists() else 0) < 5000:
             time.sleep(0.005)
