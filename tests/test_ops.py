@@ -5,7 +5,6 @@ Of plain networks and of those with averaging cells, extra inputs or several out
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -16,10 +15,8 @@ import l2l_fast as l2l
 from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels import reference
 from l2l_fast.kernels.state import TILE, num_tiles
-from tests.gac_helpers import GAC_CONFIGS, GAC_IDS, KINDS, every_kind, extra_for, shared_state
+from tests.gac_helpers import KINDS, every_kind, extra_for, shared_state
 from tests.helpers import (
-    CONFIG_IDS,
-    CONFIGS,
     assert_close,
     double,
     phi_of,
@@ -27,45 +24,19 @@ from tests.helpers import (
     random_state,
     structured_gradient,
 )
-
-TOLERANCE = 2e-5
-LOW_PRECISION = {torch.float32: TOLERANCE, torch.bfloat16: 4e-3, torch.float16: 6e-4}
-ALL_CONFIGS, ALL_IDS = CONFIGS + GAC_CONFIGS, CONFIG_IDS + GAC_IDS
-
-
-def reference_vjp(net, grad, extra, state, grad_out, grad_new_state, problems=1):
-    """out, new state and the gradients of <grad_out, out> + <grad_new_state, new state> with respect to gradient,
-    extra, state and phi, in float64."""
-    phi = phi_of(net).double().requires_grad_()
-    grad = grad.detach().double().requires_grad_()
-    extra = None if extra is None else extra.double().requires_grad_()
-    data = state.data.double().requires_grad_()
-    logical = l2l.State(data, grad.numel(), net.hidden_size, net.num_layers).to_logical()
-    out, new = reference.lstm_step(grad, logical, phi, net.config, problems, extra)
-    out, new_data = out.reshape(net.num_outputs, *grad.shape), l2l.State.from_logical(new).data
-    wanted = [grad, data, phi] if extra is None else [grad, extra, data, phi]
-    grads = list(torch.autograd.grad([out, new_data], wanted, [grad_out.double(), grad_new_state.double()]))
-    if extra is None:
-        grads.insert(1, torch.zeros(0, *grad.shape))
-    return out, new_data, *grads
-
-
-def valid_lanes(data: Tensor, numel: int) -> Tensor:
-    """The coordinates of a blocked state without its padding."""
-    return data.transpose(1, 2).reshape(-1, data.shape[1])[:numel]
-
-
-def states_of(net, numels: list[int], problems: int = 1, seed: int = 1) -> list[l2l.State]:
-    """Random states of several tensors, as a step leaves them: all averages of a problem are equal."""
-    joint = shared_state(net, sum(numels), problems, seed).to_logical()
-    return [l2l.State.from_logical(pairs) for pairs in reference.separate_states(joint, numels, problems)]
-
-
-def averages_of(net, problems: int = 1) -> dict[str, Tensor]:
-    """What step_ writes beside the rest, filled with what it must not read."""
-    means = torch.full((net.num_layers, problems, net.gac_cells), math.nan)
-    return {"means": means, "sums": torch.full((2, problems, net.gac_cells), math.nan, dtype=torch.float64)}
-
+from tests.ops_helpers import (
+    ALL_CONFIGS,
+    ALL_IDS,
+    LOW_PRECISION,
+    TOLERANCE,
+    averages_of,
+    in_phases,
+    reference_vjp,
+    segment_inputs,
+    states_of,
+    step_inputs,
+    valid_lanes,
+)
 
 # ---- functional step ----
 
@@ -242,19 +213,6 @@ def test_a_nan_stays_in_its_coordinate(isa):
 # ---- in-place step ----
 
 
-def step_inputs(net: l2l.CoordinatewiseLSTM):
-    """Parameters, gradients and states of many shapes, strides and dtypes, a zero-size and a 0-dim one among them."""
-    shapes = [(3, 50), (), (0, 4), (64,), (2, 3, 4, 5), (65,), (1,), (129, 2)]
-    params = [torch.randn(shape) for shape in shapes]
-    grads = [structured_gradient(shape, seed=k) for k, shape in enumerate(shapes)]
-    params[0] = torch.randn(50, 3).t()
-    grads[4] = grads[4].contiguous(memory_format=torch.channels_last)
-    params[3], grads[5] = params[3].bfloat16(), grads[5].half()
-    params[7] = params[7].half()
-    grads[7] = grads[7].bfloat16()
-    return params, grads, states_of(net, [p.numel() for p in params], seed=20)
-
-
 @pytest.mark.parametrize("options", ALL_CONFIGS, ids=ALL_IDS)
 @pytest.mark.parametrize(("maximize", "recorded"), [(False, False), (False, True), (True, True)])
 def test_step_in_place(options, maximize, recorded, isa):
@@ -342,20 +300,6 @@ def test_step_in_place_equals_the_functional_step_bit_for_bit(options, isa):
     )  # fmt: skip
     assert torch.equal(param, expected[0]) and torch.equal(out, expected)
     assert torch.equal(valid_lanes(state.data, 300), valid_lanes(new_state, 300))
-
-
-def in_phases(net, arguments, places, problems=1, **tensors) -> list[Tensor]:
-    """All that step_ writes when it is called once for every two neighbours of ``places``."""
-    params, grads, states = ([x.clone() for x in xs] for xs in arguments)
-    tensors = {name: tensor if name == "extra" else tensor.clone() for name, tensor in tensors.items()}
-    for phases in zip(places[:-1], places[1:], strict=True):
-        ops.step_(
-            params, grads, states, phi_of(net), net.config, 0.7, 0.1, True, num_problems=problems, phases=phases,
-            record_tiles=[4, 1, 0], **tensors,
-        )  # fmt: skip
-        if net.gac_cells and phases[1] <= net.num_layers:
-            tensors["means"][phases[1] - 1] = tensors["sums"][0] / tensors["sums"][1].clamp_min(1)
-    return [*params, *states, *(tensors[name] for name in ("record", "out"))]
 
 
 @every_kind
@@ -458,153 +402,6 @@ def test_step_in_place_of_nothing(options, empty):
     assert averages["sums"].eq(0).all()
 
 
-# ---- segment backward ----
-
-
-def segment_inputs(net: l2l.CoordinatewiseLSTM, steps: int, sizes: list[int]):
-    generator = torch.Generator().manual_seed(11)
-    tiles = [num_tiles(n) for n in sizes]
-    places = [1 + sum(tiles[k + 1 :]) for k in range(len(sizes))]
-    records = []
-    for t in range(steps + 1):
-        record = torch.full((64 * (sum(tiles) + 2),), math.nan)  # what belongs to no tensor must not be read
-        for k, n in enumerate(sizes):
-            record[64 * places[k] : 64 * (places[k] + tiles[k])] = 0
-            record[64 * places[k] :][:n] = structured_gradient((n,), seed=100 * t + k)
-        records.append(record)
-    grads = [[record[64 * places[k] :][:n].double() for k, n in enumerate(sizes)] for record in records]
-    weights = (torch.rand(steps, generator=generator) * 2).tolist()
-    lrs = (torch.rand(steps, generator=generator) + 0.5).tolist()
-    decays = (1 - 0.1 * torch.rand(steps, generator=generator)).tolist()
-    starts = states_of(net, sizes)
-    ends = [random_state(net, n, seed=50 + k) for k, n in enumerate(sizes)]
-    return places, records, grads, weights, lrs, decays, starts, ends
-
-
-def means_of(net, sizes, grads, starts) -> list[Tensor]:
-    """What the steps of such a segment write: the averages of every layer."""
-    params, states, means = [torch.zeros(n) for n in sizes], [s.data.clone() for s in starts], []
-    for row in grads[:-1]:
-        averages = averages_of(net)
-        row = [g.float() for g in row]
-        ops.step_(params, row, states, phi_of(net), net.config, 1.0, 0.0, False, **averages)
-        means.append(averages["means"])
-    return means
-
-
-SEGMENT_CONFIGS = [c for c in ALL_CONFIGS if c.get("extra_inputs", 0) == 0 and c.get("num_outputs", 1) == 1]
-SEGMENT_IDS = [i for i, c in zip(ALL_IDS, ALL_CONFIGS, strict=True) if c in SEGMENT_CONFIGS]
-
-
-@pytest.mark.parametrize("options", SEGMENT_CONFIGS, ids=SEGMENT_IDS)
-@pytest.mark.parametrize(("steps", "injected"), [(1, True), (6, False), (6, True)])
-def test_segment_backward(options, steps, injected, isa):
-    net = random_network(gain=1.0, **options)
-    sizes = [65, 1, 0, 128, 30]
-    places, records, grads, weights, lrs, decays, starts, ends = segment_inputs(net, steps, sizes)
-    for state in starts:  # padding may hold anything
-        if state.numel % 64:
-            state.data[-1, :, state.numel % 64 :] = 3.0
-    wide = [s.to(torch.float64).to_logical() for s in ends]
-    expected_phi, expected_start = reference.segment_backward(
-        [s.to(torch.float64).to_logical() for s in starts],
-        grads,
-        weights,
-        lrs,
-        decays,
-        phi_of(net).double(),
-        net.config,
-        wide if injected else None,
-    )
-    arguments = (
-        [s.data for s in starts],
-        sizes,
-        places,
-        records,
-        means_of(net, sizes, grads, starts) if net.gac_cells else [],
-        weights,
-        lrs,
-        decays,
-        phi_of(net),
-        net.config,
-        1,
-        [s.data for s in ends] if injected else [],
-    )
-    grad_phi, grad_start = ops.segment_backward(*arguments, True)
-    assert_close(grad_phi, expected_phi, 1e-4, "d phi")
-    for k, n in enumerate(sizes):
-        logical = l2l.State(grad_start[k], n, net.hidden_size, net.num_layers).to_logical()
-        for pair, pair_expected in zip(logical, expected_start[k], strict=True):
-            for part, part_expected in zip(pair, pair_expected, strict=True):
-                assert_close(part, part_expected, 1e-4, f"d start {k}")
-    again, nothing = ops.segment_backward(*arguments, False)
-    assert torch.equal(again, grad_phi) and nothing == []
-
-
-@pytest.mark.parametrize("problems", [1, 2])
-@pytest.mark.parametrize("options", [*CONFIGS[:4], *GAC_CONFIGS[:4]], ids=[*CONFIG_IDS[:4], *GAC_IDS[:4]])
-def test_steps_in_place_and_segment_backward_of_several_problems(options, problems):
-    """T steps of two tensors through the raw operators, then the meta-gradient, against float64."""
-    net = random_network(**options)
-    shapes, steps = [(2, 45), (4, 7)], 5
-    numels = [90, 28]
-    params = [torch.randn(shape) for shape in shapes]
-    starts = states_of(net, numels, problems)
-    states = [start.clone() for start in starts]
-    phi = net.phi().detach()
-    exact = [p.double() for p in params]
-    exact_states = [s.to(torch.float64).to_logical() for s in starts]
-    records, means, tiles = [], [], [0, 2]
-    grads = [[structured_gradient(s, seed=9 * t + k) for k, s in enumerate(shapes)] for t in range(steps + 1)]
-    for t in range(steps):
-        record = torch.empty(64 * 3)
-        mean = torch.empty(net.num_layers, problems, net.gac_cells)
-        sums = torch.empty(2, problems, net.gac_cells, dtype=torch.float64)
-        data = [state.data for state in states]
-        ops.step_(
-            params, grads[t], data, phi, net.config, 0.5, 0.1, False, record=record, record_tiles=tiles,
-            num_problems=problems, means=mean, sums=sums,
-        )  # fmt: skip
-        records.append(record)
-        means.append(mean)
-        g = reference.join([x.double().flatten() for x in grads[t]], problems)
-        joint = reference.join_states(exact_states, problems)
-        update, joint = reference.lstm_step(g, joint, phi.double(), net.config, problems)
-        exact_states = reference.separate_states(joint, numels, problems)
-        for k, u in enumerate(reference.separate(update, numels, problems)):
-            exact[k] = exact[k] * 0.95 + 0.5 * u.view(shapes[k])
-        for layer, (h, _) in enumerate(joint):
-            expected = h.view(problems, -1, net.hidden_size)[:, 0, : net.gac_cells]
-            assert_close(mean[layer], expected, 2e-5, f"means of layer {layer}")
-    for param, value in zip(params, exact, strict=True):
-        assert_close(param, value, 2e-5, "theta")
-    last = torch.zeros(64 * 3)
-    for k, place in enumerate((0, 128)):
-        last[place : place + numels[k]] = grads[steps][k].flatten()
-    ends = [random_state(net, n, seed=3 + k) for k, n in enumerate(numels)]
-    w = [1.0, 0.5, 2.0, 1.0, 3.0]
-    grad_phi, grad_starts = ops.segment_backward(
-        [s.data for s in starts], numels, tiles, [*records, last], means, w, [0.5] * steps, [0.95] * steps, phi,
-        net.config, problems, [s.data for s in ends], True,
-    )  # fmt: skip
-    expected_phi, expected_starts = reference.segment_backward(
-        [s.to(torch.float64).to_logical() for s in starts],
-        [[g.double() for g in each] for each in grads],
-        w,
-        [0.5] * steps,
-        [0.95] * steps,
-        phi.double(),
-        net.config,
-        [s.to(torch.float64).to_logical() for s in ends],
-        problems,
-    )
-    assert_close(grad_phi, expected_phi, 1e-4, "d phi")
-    for data, start, expected in zip(grad_starts, starts, expected_starts, strict=True):
-        for pair, pair_expected in zip(start._like(data).to_logical(), expected, strict=True):
-            for part, part_expected in zip(pair, pair_expected, strict=True):
-                assert_close(part, part_expected, 1e-4, "d start")
-
-
 # ---- determinism ----
 
 
@@ -649,236 +446,6 @@ def test_a_coordinate_does_not_depend_on_its_place(isa):
     (update,), _ = ops.step(grad, None, l2l.State.from_logical(pairs).data, phi_of(net), net.config)
     (update_moved,), _ = ops.step(grad[permutation], None, moved.data, phi_of(net), net.config)
     assert torch.equal(update[permutation], update_moved)
-
-
-# ---- errors ----
-
-
-def step_arguments(**options):
-    """A valid step of two tensors with all that it may be given, by the names of its arguments."""
-    net = random_network(hidden_size=4, num_layers=1, **options)
-    return {
-        "params": [torch.zeros(5), torch.zeros(70)],
-        "grads": [torch.ones(5), torch.ones(70)],
-        "states": [net.init_state(5).data, net.init_state(70).data],
-        "phi": phi_of(net),
-        "config": net.config,
-        "lr": 1.0,
-        "weight_decay": 0.0,
-        "maximize": False,
-        "record": torch.zeros(192),
-        "record_tiles": [0, 1],
-        "extra": extra_for(net, (75,)),
-        "out": torch.zeros(net.num_outputs, 75),
-        "num_problems": 5,
-        "means": torch.zeros(1, 5, net.gac_cells),
-        "sums": torch.zeros(2, 5, net.gac_cells, dtype=torch.float64),
-    }
-
-
-def rejects_before_writing(arguments, error, match):
-    tensors = [*arguments["params"], *arguments["states"]]
-    tensors += [t for t in map(arguments.get, ("record", "out", "means", "sums")) if t is not None]
-    kept = [t.clone() for t in tensors]
-    for check_only in (True, False):
-        with pytest.raises(error, match=match):
-            ops.step_(**arguments, check_only=check_only)
-    for tensor, old in zip(tensors, kept, strict=True):
-        assert tensor.is_sparse or torch.equal(tensor, old)
-
-
-BOTH = {"gac_cells": 2, "extra_inputs": 1, "num_outputs": 2}
-
-
-@pytest.mark.parametrize("options", [{}, BOTH], ids=["plain", "communicating"])
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        ("grads", [torch.ones(5)], ValueError),
-        ("grads", [torch.ones(5), torch.ones(71)], ValueError),
-        ("grads", [torch.ones(5), torch.ones(70, dtype=torch.int32)], TypeError),
-        ("grads", [torch.ones(5), torch.ones(70, dtype=torch.float64)], TypeError),
-        ("grads", [torch.ones(5), torch.ones(70, dtype=torch.complex64)], TypeError),
-        ("grads", [torch.ones(5), torch.ones(70).to_sparse()], TypeError),
-        ("params", [torch.zeros(5), torch.zeros(70, dtype=torch.float64)], TypeError),
-        ("params", [torch.zeros(5), torch.zeros(1).expand(70)], ValueError),
-        ("states", [torch.zeros(1, 8, 64)], ValueError),
-        ("states", [torch.zeros(1, 8, 64), torch.zeros(1, 8, 64)], ValueError),
-        ("states", [torch.zeros(1, 8, 64), torch.zeros(2, 64, 8).transpose(1, 2)], ValueError),
-        ("states", [torch.zeros(1, 8, 64), torch.zeros(2, 8, 64).double()], TypeError),
-        ("phi", torch.zeros(3), ValueError),
-        ("phi", torch.zeros(117).double(), TypeError),
-        ("hidden_size", 100, ValueError),
-        ("num_layers", 9, ValueError),
-        ("preprocess", "sqrt", ValueError),
-        ("p", -1.0, ValueError),
-        ("output_scale", math.nan, ValueError),
-        ("record", torch.zeros(191), ValueError),
-        ("record", torch.zeros(192, dtype=torch.float64), TypeError),
-        ("record_tiles", [0], ValueError),
-        ("record_tiles", [0, 2], ValueError),
-        ("record_tiles", [-1, 1], ValueError),
-        ("num_problems", 0, ValueError),
-        ("num_problems", -5, ValueError),
-    ],
-)
-def test_step_in_place_rejects_before_writing(name, value, error, options):
-    arguments = step_arguments(**options)
-    if isinstance(value, Tensor) and name == "phi" and value.dtype != torch.float32:
-        value = arguments["phi"].to(value.dtype)
-    if hasattr(arguments["config"], name):
-        arguments["config"] = dataclasses.replace(arguments["config"], **{name: value})
-    else:
-        arguments[name] = value
-    # p is one letter: look for it at the start of the message.
-    rejects_before_writing(arguments, error, rf"^{name}|record_tiles" if name == "record" else rf"^{name}")
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "error", "message"),
-    [
-        ("extra", None, ValueError, "extra: expected a tensor of 1 rows for this network"),
-        ("extra", torch.ones(2, 75), ValueError, r"extra: expected shape \[1, 75\], got \[2, 75\]"),
-        ("extra", torch.ones(1, 74), ValueError, r"extra: expected shape \[1, 75\], got \[1, 74\]"),
-        ("extra", torch.ones(1, 1).expand(1, 75), ValueError, r"extra: .*contiguous.* strides \[1, 0\]"),
-        ("extra", torch.ones(1, 75).half(), TypeError, "extra: expected dtype float32, got Half"),
-        ("extra", torch._neg_view(torch.ones(1, 75)), ValueError, "extra: .*lazy negation"),
-        ("out", None, ValueError, "out: expected a tensor of 2 rows, got None"),
-        ("out", torch.ones(1, 75), ValueError, r"out: expected shape \[2, 75\]"),
-        ("out", torch.ones(75, 2).t(), ValueError, r"out: expected a contiguous tensor, got strides \[1, 2\]"),
-        ("out", torch.ones(2, 75).double(), TypeError, "out: expected dtype float32, got Double"),
-        ("means", None, ValueError, r"means: expected a tensor of shape \[1, 5, 2\], got None"),
-        ("sums", None, ValueError, r"sums: expected a tensor of shape \[2, 5, 2\], got None"),
-        ("means", torch.ones(1, 5, 3), ValueError, r"means: expected shape \[1, 5, 2\], got \[1, 5, 3\]"),
-        ("sums", torch.ones(1, 5, 2).double(), ValueError, r"sums: expected shape \[2, 5, 2\], got \[1, 5, 2\]"),
-        ("means", torch.ones(1, 5, 2).double(), TypeError, "means: expected dtype float32, got Double"),
-        ("sums", torch.ones(2, 5, 2), TypeError, "sums: expected dtype float64, got Float"),
-        ("means", torch.ones(1, 1, 1).expand(1, 5, 2), ValueError, r"means: .*contiguous.* strides \[1, 0, 0\]"),
-        ("means", torch.ones(1, 2, 5).transpose(1, 2), ValueError, r"means: .*contiguous.* strides \[10, 1, 5\]"),
-        ("sums", torch.ones(1, 1, 1).double().expand(2, 5, 2), ValueError, r"sums: .*contiguous.* strides \[0, 0, 0\]"),
-        ("sums", torch.ones(2, 2, 5).double().mT, ValueError, r"sums: .*contiguous.* strides \[10, 1, 5\]"),
-        ("num_problems", 3, ValueError, r"means: expected shape \[1, 3, 2\]"),
-        ("phases", (1, 0), ValueError, "first_phase, last_phase: expected 0 <= first <= last <= 2, got 1, 0"),
-        ("phases", (0, 3), ValueError, "first_phase, last_phase: expected 0 <= first <= last <= 2, got 0, 3"),
-        ("phases", (-1, 2), ValueError, "first_phase, last_phase: expected 0 <= first <= last <= 2, got -1, 2"),
-    ],
-)  # fmt: skip
-def test_what_communicates_is_checked_before_writing(name, value, error, message):
-    arguments = step_arguments(**BOTH)
-    arguments[name] = value
-    rejects_before_writing(arguments, error, f"^{message}")
-
-
-@pytest.mark.parametrize("name", ["means", "sums"])
-def test_averages_of_a_plain_network_need_the_shape_too(name):
-    """They hold nothing, and may be left out."""
-    arguments = step_arguments()
-    arguments[name] = arguments[name].new_zeros(1, 5, 1)
-    rejects_before_writing(arguments, ValueError, rf"^{name}: expected shape \[\d, 5, 0\], got \[1, 5, 1\]")
-
-
-@pytest.mark.parametrize("options", [{}, {"extra_inputs": 1, "num_outputs": 2}], ids=["plain", "extra"])
-@pytest.mark.parametrize("phases", [None, (0, 1), (1, 2)])
-def test_averages_may_be_left_out_without_averaging_cells(options, phases):
-    for left_out in (("means",), ("sums",), ("means", "sums")):
-        arguments, whole = step_arguments(**options), step_arguments(**options)
-        ops.step_(**{**arguments, **dict.fromkeys(left_out)}, phases=phases)
-        ops.step_(**whole, phases=phases)
-        for name in ("params", "states"):
-            assert all(torch.equal(a, b) for a, b in zip(arguments[name], whole[name], strict=True))
-        assert torch.equal(arguments["out"], whole["out"])
-
-
-def test_extra_inputs_that_no_network_has():
-    arguments = step_arguments()
-    arguments["extra"] = torch.ones(1, 75)
-    rejects_before_writing(arguments, ValueError, "^extra: expected None for this network")
-    net = random_network()
-    with pytest.raises(ValueError, match="^extra: expected None for this network"):
-        ops.step(torch.ones(5), torch.ones(1, 5), net.init_state(5).data, phi_of(net), net.config)
-
-
-def test_problems_must_divide_every_tensor():
-    arguments = step_arguments()
-    arguments |= {"num_problems": 2, "means": None, "sums": None}
-    message = "expected a multiple of num_problems=2 coordinates, got 5"
-    rejects_before_writing(arguments, ValueError, rf"^params\[0\]: {message}")
-    net = random_network()
-    with pytest.raises(ValueError, match=f"^grad: {message}"):
-        ops.step(torch.ones(5), None, net.init_state(5).data, phi_of(net), net.config, 2)
-    with pytest.raises(ValueError, match="^num_problems: expected at least 1, got 0"):
-        ops.step(torch.ones(5), None, net.init_state(5).data, phi_of(net), net.config, 0)
-
-
-@every_kind
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (lambda g: g.mT.contiguous().mT, ValueError, r"expected a contiguous tensor, got strides \[12, 1, 3\]"),
-        (lambda g: g[:1, :1, :1].expand_as(g), ValueError, r"contiguous tensor, got strides \[\d+, 0, 0\]"),
-        (lambda g: g.half(), TypeError, "expected dtype float32, got Half"),
-        (lambda g: g.double(), TypeError, "expected dtype float32, got Double"),
-        (lambda g: g[0], ValueError, "expected shape"),
-        (lambda g: g[:, :-1], ValueError, "expected shape"),
-        (lambda g: torch.cat([g, g]), ValueError, "expected shape"),
-    ],
-)  # fmt: skip
-def test_upstream_gradients_are_checked(change, error, message, options):
-    net = random_network(**options)
-    grad, state, extra = torch.ones(3, 4), net.init_state(12).data, extra_for(net, (3, 4))
-    grad_out = change(torch.ones(net.num_outputs, 3, 4))
-    with pytest.raises(error, match=f"^grad_out: .*{message}"):
-        ops.step_backward(grad_out, state, grad, extra, state, phi_of(net), net.config)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "error", "message"),
-    [
-        ("means", [], ValueError, r"means: expected 2 tensors \(one a step\), got 0"),
-        ("means", [torch.ones(2, 1, 3)], ValueError, r"means: expected 2 tensors \(one a step\), got 1"),
-        ("means", [torch.ones(2, 1, 3), torch.ones(2, 1, 2)], ValueError, r"means\[1\]: expected shape \[2, 1, 3\]"),
-        ("means", [torch.ones(2, 1, 3).half()] * 2, TypeError, r"means\[0\]: expected dtype float32, got Half"),
-        ("means", [torch.ones(1).expand(2, 1, 3)] * 2, ValueError, r"means\[0\]: .*strides \[0, 0, 0\]"),
-        ("means", [torch.ones(3, 1, 2).permute(2, 1, 0)] * 2, ValueError, r"means\[0\]: .*strides \[1, 2, 2\]"),
-        ("num_problems", 0, ValueError, "num_problems: expected at least 1"),
-        ("num_problems", 3, ValueError, r"numels\[0\]: expected a multiple of num_problems=3 coordinates, got 70"),
-    ],
-)  # fmt: skip
-def test_averages_of_a_segment_are_checked(name, value, error, message):
-    net = random_network(gac_cells=3)
-    arguments = {
-        "start_states": [net.init_state(70).data], "numels": [70], "record_tiles": [0],
-        "records": [torch.ones(128)] * 3,
-        "means": [torch.ones(2, 1, 3)] * 2, "loss_weights": [1.0, 1.0], "lrs": [1.0, 1.0], "decays": [1.0, 1.0],
-        "phi": phi_of(net), "config": net.config, "num_problems": 1,
-    }  # fmt: skip
-    ops.segment_backward(**arguments)
-    with pytest.raises(error, match=f"^{message}"):
-        ops.segment_backward(**{**arguments, name: value})
-
-
-@pytest.mark.parametrize("options", [{"extra_inputs": 1}, {"num_outputs": 2}, BOTH], ids=str)
-def test_segments_of_extra_inputs_and_outputs_are_refused(options):
-    net, ones = random_network(**options), [1.0]
-    with pytest.raises(ValueError, match="^extra_inputs, num_outputs: expected 0 and 1 for a segment"):
-        ops.segment_backward(
-            [net.init_state(5).data], [5], [0], [torch.ones(64)] * 2, [], ones, ones, ones, phi_of(net), net.config
-        )
-
-
-def test_averages_of_a_plain_segment_may_be_given():
-    net, ones = random_network(), [1.0]
-    arguments = ([net.init_state(5).data], [5], [0], [torch.ones(64)] * 2)
-    rest = (ones, ones, ones, phi_of(net), net.config)
-    grad_phi, _ = ops.segment_backward(*arguments, [], *rest)
-    assert torch.equal(ops.segment_backward(*arguments, [torch.ones(2, 1, 0)], *rest)[0], grad_phi)
-    with pytest.raises(ValueError, match=r"^means\[0\]: expected shape \[2, 1, 0\]"):
-        ops.segment_backward(*arguments, [torch.ones(2, 1, 1)], *rest)
-
-
-def test_unknown_device_is_named():
-    with pytest.raises(NotImplementedError, match=r"no kernel for device 'xla'.*\['cpu'"):
-        ops.require_kernel("step", torch.device("xla"))
 
 
 # ---- elementary functions ----

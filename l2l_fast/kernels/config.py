@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+# Inputs of the first layer that are made of the gradient, by kind of preprocessing.
+FEATURES = {"identity": 1, "log_sign": 2}
 PLAIN_FIELDS = ("hidden_size", "num_layers", "preprocess", "p", "output_scale")
 
 
@@ -55,7 +57,7 @@ class Config:
     def features(self) -> int:
         """Inputs of the first layer that are made of the gradient: two for log_sign, the gradient itself for
         identity."""
-        return 2 if self.preprocess == "log_sign" else 1
+        return FEATURES[self.preprocess]
 
     def inputs(self, layer: int) -> int:
         """Inputs of a layer, its own previous h not counted."""

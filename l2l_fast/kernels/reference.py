@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .config import FEATURES
 from .products import product
 from .renamed import takes_groups
 
@@ -34,7 +35,7 @@ class Weights(NamedTuple):
 
 def input_size(preprocess: str) -> int:
     """Number of inputs of the first layer: two features for log_sign, the gradient itself for identity."""
-    return 2 if preprocess == "log_sign" else 1
+    return FEATURES[preprocess]
 
 
 def phi_size(config: Config) -> int:
@@ -42,7 +43,7 @@ def phi_size(config: Config) -> int:
     hidden = config.hidden_size
     total = config.num_outputs * (hidden + 1)
     for k in range(config.num_layers):
-        inputs = input_size(config.preprocess) + config.extra_inputs if k == 0 else hidden
+        inputs = config.inputs(k)
         total += 4 * hidden * (inputs + hidden + 1)
     return total
 
@@ -61,7 +62,7 @@ def unpack_phi(phi: Tensor, config: Config) -> Weights:
 
     layers = []
     for k in range(config.num_layers):
-        inputs = input_size(config.preprocess) + config.extra_inputs if k == 0 else hidden
+        inputs = config.inputs(k)
         layers.append((take(4 * hidden, inputs), take(4 * hidden, hidden), take(4 * hidden)))
     return Weights(layers, take(config.num_outputs, hidden), take(config.num_outputs))
 

@@ -168,7 +168,7 @@ def effective_tensors(net: Networks) -> dict[str, Tensor]:
 
 
 def record(settings: dict[str, Any], counters: Counters) -> dict[str, Any]:
-    """What the best network of a run remembers of its training, see :mod:`l2l_fast.meta.record`."""
+    """What the best network of a run remembers of its training, see :mod:`l2l_fast.networks.record`."""
     progress = {
         "episodes": counters.episode,
         "best_episode": counters.best_episode,

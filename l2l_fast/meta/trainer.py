@@ -285,7 +285,7 @@ class MetaTrainer(Arguments):
 
     def record(self) -> dict[str, Any]:
         """How the best network was trained, JSON-able: :meth:`settings`, how long, and its validation loss. The network
-        carries it along, see :mod:`l2l_fast.meta.record`."""
+        carries it along, see :mod:`l2l_fast.networks.record`."""
         return checkpoints.record(self.settings(), self.counters)
 
     def best_net(self) -> Networks:

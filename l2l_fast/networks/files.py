@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FILE_FORMAT = "l2l_fast.CoordinatewiseLSTM"
 GROUPS_FORMAT = FILE_FORMAT + ".groups"
 CHECKPOINT_FORMAT = "l2l_fast.MetaTrainer"
-RECORD_ATTRIBUTE = "training_record"  # where a network carries the record of its training, see l2l_fast.meta.record
+RECORD_ATTRIBUTE = "training_record"  # where a network carries the record of its training, see networks/record.py
 _RECORD = "training"
 PLAIN_VERSION = "1"  # of plain networks: the five fields of Config, and gac_cells, which is 0
 VERSION = "2"  # of all others: every option of the constructor, and the type of network
@@ -70,7 +70,7 @@ def write(
 
     Raises:
         TypeError: the record is not a dict of what JSON knows.
-        OSError: see :func:`l2l_fast.writing.write_atomically`.
+        OSError: see :func:`l2l_fast.networks.writing.write_atomically`.
     """
     if record is not None:
         if not isinstance(record, dict):

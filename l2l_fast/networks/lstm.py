@@ -14,7 +14,7 @@ from torch._utils import _flatten_dense_tensors
 from torch.autograd import forward_ad
 
 from ..kernels import checks, operators, reference
-from ..kernels.config import Config
+from ..kernels.config import FEATURES, Config
 from ..kernels.renamed import takes_groups
 from ..kernels.state import State
 from . import effective, files
@@ -400,7 +400,7 @@ def _check_config(
     gac_cells = checks.integer("gac_cells", gac_cells, 0, hidden_size)
     extra_inputs = checks.integer("extra_inputs", extra_inputs, 0, 16)
     num_outputs = checks.integer("num_outputs", num_outputs, 1, 16)
-    preprocess = checks.choice("preprocess", preprocess, ("identity", "log_sign"))
+    preprocess = checks.choice("preprocess", preprocess, tuple(FEATURES))
     # Both are used in float32. The kernels count denormal gradients as zero: e^p must leave those negligible.
     limits = torch.finfo(torch.float32)
     p = checks.real("p", p, limits.tiny, 70.0, expected="a number in (0, 70]")

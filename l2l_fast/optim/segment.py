@@ -2,7 +2,7 @@
 
 Since every gradient counts as a constant (Andrychowicz et al. 2016, section 2), the upstream gradient of every update
 is a sum of recorded gradients, and the states can be recomputed from the first one. So a segment records only the start
-state and the gradients; :func:`l2l_fast.operators.segment_backward` does the rest in one launch per group.
+state and the gradients; :func:`l2l_fast.kernels.operators.segment_backward` does the rest in one launch per group.
 """
 
 from __future__ import annotations

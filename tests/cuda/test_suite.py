@@ -14,14 +14,25 @@ from types import ModuleType
 import pytest
 import torch
 
-from tests import helpers, test_network, test_ops, test_ops_torch, test_optimizer, test_segment, test_state
+from tests import (
+    helpers,
+    test_network,
+    test_ops,
+    test_ops_errors,
+    test_ops_segment,
+    test_ops_torch,
+    test_optimizer,
+    test_segment,
+    test_state,
+)
 from tests.cuda.placement import Placement
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
-MODULES = (test_state, test_network, test_ops, test_ops_torch, test_optimizer, test_segment)
+OPERATORS = (test_ops, test_ops_errors, test_ops_segment, test_ops_torch)
+MODULES = (test_state, test_network, *OPERATORS, test_optimizer, test_segment)
 COMPILED = ((8, 16, 20, 32), (1, 2, 3))
 
 #: Tests that stay on the CPU, as regular expressions of their names.
