@@ -4,13 +4,14 @@
     python bench/communication.py report --out runs --table docs/communication.md --plot docs/communication.png
 
 Every network is meta-trained with the same budget (episodes, problems per episode, horizon, segments) from several
-seeds and evaluated on the same fresh problems as SGD, NAG, RMSprop and Adam with tuned learning rates, and as torch's
+seeds and evaluated on the same fresh problems as the tuned hand-written optimizers (l2l_fast.baselines), and as torch's
 L-BFGS, problem by problem, with a strong Wolfe line search (every function evaluation counts) or without.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -119,20 +120,26 @@ def run_baselines(family: str, out: Path) -> None:
     if path.exists():
         return
     problem: Problem = Quadratic(batch=TEST_BATCH, family=family)
-    labels = {"sgd": "SGD", "nag": "NAG", "rmsprop": "RMSprop", "adam": "Adam"}
     result = {}
-    for name, baseline in baselines.compare(problem, HORIZON, TEST_SEEDS, tuning_seeds=range(4)).items():
-        result[labels[name]] = {"lr": baseline.search.lr, "curves": baseline.losses.tolist()}
+    tuned = baselines.compare(
+        problem, HORIZON, TEST_SEEDS, search_options={"sweep_tasks": 1}, cache=out / f"trials-{family}"
+    )
+    for name, baseline in tuned.items():
+        setup = baseline.search.setup.describe()
+        result[baselines.RULES[name].label] = {"setup": setup, "curves": baseline.losses.tolist()}
     rates = {
         lr: lbfgs(family, "validation", range(1), lr, False, 64)[:, -1].mean().item() for lr in (0.1, 0.3, 0.6, 1.0)
     }
     lr = min(rates, key=rates.__getitem__)
-    result["L-BFGS"] = {"lr": lr, "curves": lbfgs(family, "test", TEST_SEEDS, lr, False, TEST_BATCH).tolist()}
+    result["L-BFGS"] = {
+        "setup": f"lr {lr:g}",
+        "curves": lbfgs(family, "test", TEST_SEEDS, lr, False, TEST_BATCH).tolist(),
+    }
     curves = lbfgs(family, "test", TEST_SEEDS, 1.0, True, TEST_BATCH).tolist()
-    result["L-BFGS, line search"] = {"lr": 1.0, "curves": curves}
+    result["L-BFGS, line search"] = {"setup": "", "curves": curves}
     path.write_text(json.dumps(result))
     for name, entry in result.items():
-        print(f"{family} {name}: lr {entry['lr']:.3g}, final {torch.tensor(entry['curves'])[:, -1].mean():.4g}")
+        print(f"{family} {name}: {entry['setup']}, final {torch.tensor(entry['curves'])[:, -1].mean():.4g}")
 
 
 def collect(out: Path, family: str) -> dict[str, list[torch.Tensor]]:
@@ -145,7 +152,7 @@ def collect(out: Path, family: str) -> dict[str, list[torch.Tensor]]:
     path = out / f"baselines-{family}.json"
     if path.exists():
         for name, entry in json.loads(path.read_text()).items():
-            label = name if "line search" in name else f"{name}, lr {entry['lr']:.2g}"
+            label = f"{name}: {entry['setup']}" if entry["setup"] else name
             curves[label] = [torch.tensor(entry["curves"], dtype=torch.float64).mean(0)]
     return curves
 
@@ -175,11 +182,11 @@ def plot(out: Path, path: Path) -> None:
     FigureCanvasAgg(figure)
     for k, family in enumerate(FAMILIES):
         axes = figure.add_subplot(1, 2, k + 1)
-        styles = iter([":", "--", "-.", (0, (1, 3)), (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1))])
+        styles = itertools.cycle([":", "--", "-.", (0, (1, 3)), (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1))])
         for name, curves in collect(out, family).items():
             learned = name in colours
             colour, style = (colours[name], "-") if learned else ("#777777", next(styles))
-            label = name if learned else name.split(", lr")[0]
+            label = name if learned else name.split(":")[0]
             for i, curve in enumerate(curves):
                 width = 1.6 if learned else 1.1
                 axes.semilogy(curve, linestyle=style, color=colour, lw=width, label=None if i else label)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import problems
+from ..evaluation import baselines
 from ..evaluation import comparison as comparisons
 from ..meta import evaluate
 from ..networks import writing
@@ -80,6 +81,8 @@ def _compare(arguments: argparse.Namespace) -> int:
             arguments.horizon,
             arguments.episodes,
             tuning_episodes=arguments.tuning_episodes,
+            names=arguments.baselines,
+            cache=arguments.cache,
             device=arguments.device,
             on_trial=None if arguments.quiet else _show_trial,
         )
@@ -243,13 +246,22 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_compare(commands: Any) -> None:
-    parser = _add(commands, "compare", _compare, "a trained optimizer against SGD, NAG, RMSprop and Adam at their best")
+    parser = _add(commands, "compare", _compare, "a trained optimizer against hand-written ones at their best")
     _add_optimizer(parser)
     _add_problem(parser)
     _add_protocol(parser)
     parser.add_argument(
-        "--tuning-episodes", type=_count, default=10, metavar="N", help="tasks per learning rate tried (%(default)s)"
+        "--tuning-episodes", type=_count, default=10, metavar="N", help="validation tasks to tune on (%(default)s)"
     )
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        default=baselines.NAMES,
+        choices=baselines.NAMES,
+        metavar="NAME",
+        help=f"some of {', '.join(baselines.NAMES)} (default: all)",
+    )
+    parser.add_argument("--cache", metavar="DIR", help="keep the searches' trials there: the same command goes on")
     parser.add_argument("--plot", default="compare.png", metavar="FILE", help="learning curves (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 

@@ -1,4 +1,4 @@
-"""The commands ``experiment``, ``pretrained``, ``decisions`` and ``import``."""
+"""The commands ``experiment``, ``evidence``, ``pretrained``, ``decisions`` and ``import``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ Add = Callable[..., argparse.ArgumentParser]
 def add_to(commands: Any, add: Add, add_problem: Callable[[argparse.ArgumentParser], None]) -> None:
     """Add the commands to the parser; ``add`` makes one, ``add_problem`` adds the options of a problem."""
     _add_experiment(commands, add)
+    _add_evidence(commands, add)
     listing = add(commands, "pretrained", _pretrained, "list the trained optimizers in the package")
     listing.add_argument("--json", action="store_true", help="everything that is known, as JSON")
     _add_decisions(commands, add, add_problem)
@@ -47,6 +48,19 @@ def _add_experiment(commands: Any, add: Add) -> None:
     add_device(parser)
     parser.add_argument("--episodes", type=_positive, metavar="N", help="training episodes of every candidate")
     parser.add_argument("--test-episodes", type=_positive, metavar="N", help="fresh test tasks per setting")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_evidence(commands: Any, add: Add) -> None:
+    text = "measure the package's optimizers on the sealed test tasks of this release, once, into the ledger"
+    parser = add(commands, "evidence", _evidence, text)
+    parser.add_argument("name", nargs="+", metavar="NAME", help="of an experiment, or its .json file")
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="some of the experiment's (default: all)")
+    parser.add_argument("--out", metavar="DIR", help="folder for tables, figures and what is kept (runs/evidence/NAME)")
+    parser.add_argument(
+        "--ledger", default="docs/evidence.jsonl", metavar="FILE", help="where every measurement is noted (%(default)s)"
+    )
+    parser.add_argument("--data", metavar="DATA", help="data set: a folder or a name")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -114,6 +128,25 @@ def _experiment(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _evidence(arguments: argparse.Namespace) -> int:
+    if len(arguments.name) > 1 and arguments.out is not None:
+        raise UserError("--out: one experiment at a time, or none of it: they would write the same files")
+    for name in arguments.name:
+        with user_errors():
+            experiment = experiments.load(name)
+            outcome, said = experiments.measure(
+                experiment,
+                Path("runs", "evidence", experiment.name) if arguments.out is None else arguments.out,
+                arguments.ledger,
+                data=arguments.data,
+                settings=arguments.settings,
+                progress=not arguments.quiet,
+            )
+        say(outcome.table.read_text(encoding="utf-8"))
+        say("\n".join(said))
+    return 0
+
+
 def _pretrained(arguments: argparse.Namespace) -> int:
     found = pretrained.list_pretrained()
     if arguments.json:
@@ -159,7 +192,9 @@ def _decisions(arguments: argparse.Namespace) -> int:
 
 
 def _tuned(problem: Problem, name: str, arguments: argparse.Namespace) -> float:
-    return baselines.tune(problem, name, arguments.horizon, seeds=range(5), device=arguments.device)
+    # Of the same kind as in the figures of the paper: a constant rate, the default betas.
+    given: dict[str, Any] = {"options": {}, "schedules": ["constant"], "points_per_decade": 8}
+    return baselines.tune(problem, name, arguments.horizon, seeds=range(5), device=arguments.device, **given)
 
 
 def _import(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..evaluation import comparison as comparisons
+from ..evaluation.baselines import RULES
 from ..evaluation.comparison import Comparison
 from ..meta import recipes
 from ..meta.log import TrainingLog
@@ -20,6 +21,10 @@ from ..networks.writing import write_atomically
 from ..problems import MNIST, Problem, Quadratic
 from ..problems.data import EMBEDDED
 from .console import command_line, draw
+
+# A minute's worth; `compare` and `experiment` search six optimizers, all schedules, on ten tasks.
+_BASELINES = ("momentum", "nag", "rmsprop", "adam")
+_SEARCH = {"schedules": ("constant", "cosine"), "points_per_decade": 8, "sweep_tasks": 1}
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ def _train(half: DemoTask, out: Path, progress: bool) -> Path:
 
 
 def _compare(half: DemoTask, optimizer: Path) -> Comparison:
-    print("== tuning SGD, NAG, RMSprop, Adam; comparing on fresh test tasks", file=sys.stderr, flush=True)
+    labels = ", ".join(RULES[name].label for name in _BASELINES)
+    print(f"== tuning {labels}; comparing on fresh test tasks", file=sys.stderr, flush=True)
     # From the file, so that what is shown is what is left behind.
     return comparisons.compare(
         load(optimizer),
@@ -127,6 +133,8 @@ def _compare(half: DemoTask, optimizer: Path) -> Comparison:
         half.horizon,
         half.test_episodes,
         tuning_episodes=half.tuning_episodes,
+        names=_BASELINES,
+        search_options=_SEARCH,
     )
 
 

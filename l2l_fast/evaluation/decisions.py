@@ -31,6 +31,7 @@ from ..problems.theta import Theta
 
 LEARNED = "learned"
 _LABELS = {LEARNED: "learned LSTM", "adam": "Adam", "sgd": "SGD"}
+_COLUMNS = 4  # panels in a row of the figure
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # of Adam
 
 
@@ -221,35 +222,40 @@ def decisions_figure(decisions: Decisions, heading: str | None = None) -> Any:
     """The figure that :func:`draw` writes."""
     from . import plots
 
-    columns = 1 + len(decisions.steps)
-    figure = plots.make_figure(columns * len(decisions.coordinates), columns)
-    figure.set_size_inches(3.0 * columns + 2.0, 3.1 * len(decisions.coordinates))
+    # Few panels in a row: a page is no wider, and numbers on axes must stay legible there.
+    panels = 1 + len(decisions.steps)
+    columns = min(panels, _COLUMNS)
+    cells = -(-panels // columns) * columns
+    figure = plots.make_figure(cells * len(decisions.coordinates), columns)
+    figure.set_size_inches(2.9 * columns, 2.6 * len(figure.axes) / columns + 0.8)
+    axes_of = [figure.axes[k * cells : (k + 1) * cells] for k in range(len(decisions.coordinates))]
     for k, (name, index) in enumerate(decisions.coordinates):
-        row = figure.axes[k * columns : (k + 1) * columns]
-        _traces(row[0], decisions, k, f"{name}[{index}]")
-        for j, axes in enumerate(row[1:]):
+        _traces(axes_of[k][0], decisions, k, f"{name}[{index}]")
+        for j, axes in enumerate(axes_of[k][1:panels]):
             _proposals(axes, decisions, k, j)
+        for unused in axes_of[k][panels:]:
+            figure.delaxes(unused)
     handles, labels = figure.axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=11)
     if heading is not None:
-        figure.suptitle(heading, fontweight="bold")
+        figure.suptitle(heading, fontweight="bold", fontsize=12)
     return figure
 
 
 def _line(name: str) -> dict[str, Any]:
     from .plots import COLOURS
 
-    return {"color": COLOURS[name], "linewidth": 1.8 if name == LEARNED else 1.1, "label": _LABELS[name]}
+    return {"color": COLOURS[name], "linewidth": 2.0 if name == LEARNED else 1.4, "label": _LABELS[name]}
 
 
 def _traces(axes: Any, decisions: Decisions, k: int, title: str) -> None:
     steps = range(1, len(decisions.gradients) + 1)
     for name, series in decisions.updates.items():
         axes.plot(steps, series[:, k], **_line(name))
-    axes.set_title(f"updates of {title}", fontsize=9)
-    axes.set_xlabel("step", fontsize=9)
-    axes.set_ylabel("update", fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.set_title(f"updates of {title}", fontsize=11)
+    axes.set_xlabel("step", fontsize=10)
+    axes.set_ylabel("update", fontsize=10)
+    axes.tick_params(labelsize=9)
     axes.grid(True, color="0.92")
 
 
@@ -260,8 +266,8 @@ def _proposals(axes: Any, decisions: Decisions, k: int, j: int) -> None:
     # What happened: the gradient that came, and the update that was made of it.
     happened = decisions.gradients[step - 1, k], decisions.updates[LEARNED][step - 1, k]
     axes.plot(*happened, "o", color="black", markersize=4, label="the gradient that came, and its update")
-    axes.set_title(f"step {step}", fontsize=9)
-    axes.set_xlabel("gradient", fontsize=9)
+    axes.set_title(f"{decisions.coordinates[k][0]}[{decisions.coordinates[k][1]}], step {step}", fontsize=11)
+    axes.set_xlabel("gradient", fontsize=10)
     axes.locator_params(axis="x", nbins=4)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=9)
     axes.grid(True, color="0.92")

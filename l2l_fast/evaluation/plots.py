@@ -12,16 +12,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from ..networks import writing
-from .comparison import LEARNED, Comparison, data_set
+from .comparison import LEARNED, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Colour-blind safe (Okabe and Ito); the learned optimizer stands out by weight, too.
-COLOURS = {LEARNED: "#D55E00", "sgd": "#999999", "nag": "#0072B2", "rmsprop": "#009E73", "adam": "#CC79A7"}
+COLOURS = {
+    LEARNED: "#D55E00",
+    "sgd": "#999999",
+    "momentum": "#56B4E9",
+    "nag": "#0072B2",
+    "rmsprop": "#009E73",
+    "adam": "#CC79A7",
+    "adamw": "#E69F00",
+}
 _SPREAD = (0.1, 0.9)
 _CENTRES = ("median", "mean")
-_HEADING_PER_INCH = 9  # characters of a heading that an inch of the figure holds
+_HEADING_PER_INCH, _TITLE_PER_INCH = 9, 11  # characters that an inch of the figure holds
 
 Curve: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
 
@@ -75,6 +83,7 @@ def curves_figure(
         reference = None if references is None else references[k]
         title = titles[k] if titles is not None else comparison.problem.name
         _panel(axes, comparison, title, centre, reference or {})
+    _legend(figure, comparisons, centre, any(references or []))
     if heading is not None:
         lines = textwrap.wrap(heading, int(_HEADING_PER_INCH * figure.get_figwidth()))
         figure.suptitle("\n".join(lines), fontsize=13, fontweight="bold")
@@ -90,7 +99,7 @@ def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int | None = Non
     """
     text = writing.checked_path(path)
     content = io.BytesIO()
-    figure.savefig(content, format=format_of(text), dpi=dpi or (75 if len(figure.axes) > 2 else 110))
+    figure.savefig(content, format=format_of(text), dpi=dpi or 150)
     with writing.folder(Path(text).parent):
         writing.write_atomically(text, content.getvalue())
     return Path(text)
@@ -126,8 +135,8 @@ def make_figure(panels: int, columns: int | None = None) -> Any:
     # Not through pyplot: no window system, no global state.
     columns = min(columns or panels, panels)
     rows = -(-panels // columns)
-    width = 7.0 if rows == 1 and columns < 3 else 5.6
-    figure = Figure(figsize=(width * columns, (5.2 if rows == 1 else 4.6) * rows), layout="constrained")
+    width, height = (5.2, 4.4) if rows == 1 and columns < 3 else (4.2, 3.4)
+    figure = Figure(figsize=(width * columns, height * rows + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for unused in list(axes)[panels:]:
@@ -150,28 +159,51 @@ def _panel(axes: Axes, comparison: Comparison, title: str, centre: str, referenc
             color=colour,
             linewidth=2.6 if learned else 1.5,
             linestyle="-" if learned else "--",
-            label=comparison.label(name),
+            label=comparison.plain_label(name),
             zorder=4 if learned else 3,
         )
         if name in reference:
             axes.plot(*reference[name], color=line.get_color(), linewidth=1.6, linestyle=":", zorder=5)
         axes.fill_between(steps, _finite(low), _finite(high), color=line.get_color(), alpha=0.15, linewidth=0, zorder=2)
+    for losses in comparison.others.values():
+        middle = losses.median(0).values if centre == "median" else losses.mean(0)
+        axes.plot(steps, _finite(middle), color=COLOURS[LEARNED], linewidth=0.7, alpha=0.7, zorder=3)
     axes.set_yscale("log")
     axes.set_xlim(0, comparison.horizon)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    axes.set_title(f"{title}\n{data_set(comparison.problem)}", fontsize=10)
+    axes.set_title(_wrapped(title, axes), fontsize=10)
     axes.grid(True, which="major", color="0.88")
     axes.grid(True, which="minor", color="0.95", linewidth=0.6)
     _plain_numbers(axes)
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1],
-        labels[::-1],
-        title=f"{centre} and 10-90 % band over\n{comparison.tasks()}" + ("; dotted: the paper" if reference else ""),
-        title_fontsize=8,
-        fontsize=9,
-        frameon=False,
+
+
+def _wrapped(title: str, axes: Axes) -> str:
+    width = axes.get_figure().get_figwidth() / axes.get_gridspec().ncols
+    return "\n".join(textwrap.wrap(title, int(_TITLE_PER_INCH * width)))
+
+
+def _legend(figure: Any, comparisons: Sequence[Comparison], centre: str, paper: bool) -> None:
+    """One for all panels, below them, where no curve is: optimizers, and what band and dots are."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    found = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            found.setdefault(label, handle)
+    first = comparisons[0].plain_label(LEARNED)
+    entries = {**({first: found[first]} if first in found else {}), **found}
+    if any(comparison.others for comparison in comparisons):
+        entries["trained alike, other seeds"] = Line2D([], [], color=COLOURS[LEARNED], linewidth=0.7)
+    tasks = {comparison.tasks() for comparison in comparisons}
+    over = tasks.pop() if len(tasks) == 1 else "the test tasks"
+    entries[f"10-90 % of {over} (line: {centre})"] = Patch(color="0.5", alpha=0.25, linewidth=0)
+    if paper:
+        entries["the paper's mean"] = Line2D([], [], color="0.3", linewidth=1.6, linestyle=":")
+    columns = max(2, int(figure.get_figwidth() / 2.2))
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False
     )
 
 

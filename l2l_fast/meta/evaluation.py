@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from ..kernels import checks
 from ..kernels.surroundings import own_loop
 from ..networks.several import Networks, as_networks
 from ..optim.optimizer import LearnedOptimizer
-from ..problems import Problem
+from ..problems import Problem, Task
 from ..problems.base import horizon_of, seeds_of
 from ..problems.theta import Theta
 from .assignment import optimizer_groups
@@ -29,12 +29,14 @@ def evaluate(
     *,
     split: str = "test",
     device: torch.device | str | None = None,
+    on_end: Callable[[Task], None] | None = None,
 ) -> Tensor:
     """Optimise the tasks ``problem.sample(seed, split)`` for ``horizon`` steps each, phi frozen.
 
     A network that knows how it was trained warns (:class:`ProtocolWarning`) where that differs from this evaluation.
     Autocast, ``no_grad`` and inference mode around the call make no difference: the loop has its own
     (:func:`l2l_fast.kernels.surroundings.own_loop`).
+    ``on_end``: called with every task that was finished without a loss that is not finite, at its last theta.
     The tasks, minibatches and conventions are those of :func:`l2l_fast.baselines.run`, so the curves can be compared.
 
     Returns:
@@ -52,23 +54,18 @@ def evaluate(
     device = None if device is None else checks.device("device", device)
     warn_of_mismatch(net, problem, horizon)
     with own_loop():
-        curves = [_episode(net, problem, seed, horizon, split, device) for seed in seeds]
+        curves = [_episode(net, problem.sample(seed, split, device), horizon, on_end) for seed in seeds]
     return torch.tensor(curves, dtype=torch.float64, device="cpu")
 
 
-def _episode(
-    net: Networks,
-    problem: Problem,
-    seed: int,
-    horizon: int,
-    split: str,
-    device: torch.device | str | None,
-) -> list[float]:
-    task = problem.sample(seed, split, device)
+def _episode(net: Networks, task: Task, horizon: int, on_end: Callable[[Task], None] | None = None) -> list[float]:
     theta = Theta(task)
     optimizer = LearnedOptimizer(optimizer_groups(task, net))
     losses = [*rollout(theta, optimizer, horizon), theta.value()]
-    return finite_prefix(losses, task.num_problems)
+    curve = finite_prefix(losses, task.num_problems)
+    if on_end is not None and math.isfinite(curve[-1]):
+        on_end(task)
+    return curve
 
 
 @dataclass(frozen=True)
@@ -95,12 +92,13 @@ def summarize(losses: Tensor) -> Summary:
     if losses.dim() != 2 or losses.shape[0] < 1 or losses.shape[1] < 2:
         raise ValueError(f"losses: expected shape [episodes, horizon + 1], got {tuple(losses.shape)}")
     losses = losses.double()
-    mean, half_width = _interval(losses)
-    total, total_half_width = _interval(losses[:, 1:].sum(1, keepdim=True))
+    mean, half_width = interval(losses)
+    total, total_half_width = interval(losses[:, 1:].sum(1, keepdim=True))
     return Summary(mean, half_width, total.item(), total_half_width.item(), losses.shape[0])
 
 
-def _interval(values: Tensor) -> tuple[Tensor, Tensor]:
+def interval(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over the first dimension and half the width of its 95 % interval (Student's t; NaN for one value)."""
     count = values.shape[0]
     mean = values.mean(0)
     if count == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "pretrained"
+_ALIKE = _FOLDER / "trained_alike"
 _SUFFIX = ".safetensors"
 
 
@@ -22,3 +23,12 @@ def path_of(name: str) -> Path:
     if name not in names():
         raise ValueError(f"name: expected one of {names()}, got {name!r}")
     return _FOLDER / f"{name}{_SUFFIX}"
+
+
+def alike(name: str) -> dict[str, Path]:
+    """The files of networks trained as the pretrained optimizer ``name`` was, from other seeds, by the word after its
+    name ("seed 3"): ``trained_alike/NAME.seed-3.safetensors``."""
+    found = {}
+    for path in sorted(_ALIKE.glob(f"{name}.seed-*{_SUFFIX}")):
+        found[path.name[len(name) + 1 : -len(_SUFFIX)].replace("-", " ")] = path
+    return found

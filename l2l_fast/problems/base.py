@@ -18,6 +18,7 @@ from ..kernels.checks import non_negative as non_negative  # for problems of use
 from ..kernels.checks import one_of as one_of
 from ..kernels.checks import positive_int as positive_int
 from ..kernels.checks import widths as widths
+from . import sealed
 
 SPLITS = ("train", "validation", "test")
 
@@ -56,6 +57,15 @@ class Task(nn.Module):
         """The loss at the present parameters: a scalar, differentiable in them."""
         raise TypeError(f"{type(self).__name__} must define forward()")
 
+    def losses_by_problem(self) -> torch.Tensor | None:
+        """The loss of each of several independent problems at the present parameters, ``[num_problems]``, where that is
+        known and not a matter of a minibatch; their sum is what ``forward()`` returns."""
+        return None
+
+    def held_out_error(self) -> float | None:
+        """The share of held-out examples that the present parameters get wrong, where there are such examples."""
+        return None
+
     def hidden_modules(self) -> list[nn.Module]:
         """Modules that ``forward()`` evaluates although they are no submodules: theta is not in them, functions of it
         are."""
@@ -84,9 +94,13 @@ class Problem(ABC):
             device: where the parameters live; None is the CPU.
 
         Raises:
-            ValueError: ``split`` is none of the three, or there is no such device.
+            ValueError: ``split`` is none of the three, there is no such device, or the task is a sealed one
+                (:mod:`l2l_fast.problems.sealed`).
             TypeError: ``seed`` is not an integer.
         """
+        number = checks.as_int(seed)
+        if number is not None:
+            sealed.check(number)
         place = torch.device("cpu") if device is None else checks.device("device", device, with_values=False)
         task = self.make_task(task_generator(seed, split), split, place)
         task.origin = f"problem {self.name!r}, task {seed} of split {split!r}"

@@ -55,8 +55,15 @@ class QuadraticTask(Task):
 
     def forward(self) -> torch.Tensor:
         """The sum of the ``batch`` losses."""
-        residual = torch.baddbmm(self.y, self.W, self.theta.unsqueeze(-1), beta=-1)
-        return residual.square().sum()
+        return self._residual().square().sum()
+
+    @torch.no_grad()
+    def losses_by_problem(self) -> torch.Tensor:
+        """The ``batch`` losses."""
+        return self._residual().square().sum((1, 2))
+
+    def _residual(self) -> torch.Tensor:
+        return torch.baddbmm(self.y, self.W, self.theta.unsqueeze(-1), beta=-1)
 
 
 class Quadratic(Problem):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .config import Candidate, Experiment, Setting, Stage, available, load
+from .evidence import measure
 from .running import Outcome, evaluate_experiment, run, train
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "available",
     "evaluate_experiment",
     "load",
+    "measure",
     "run",
     "train",
 ]

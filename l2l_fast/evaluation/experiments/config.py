@@ -66,7 +66,8 @@ class Setting:
         paper: the paper's curves to draw beside (a name in ``paper_curves.json``).
         target: published loss of the LSTM by step ("sum": of the losses at steps 0..horizon-1), to be reached.
         transfer: the trained optimizer was not trained for this.
-        baselines: names of those to compare with, where all four would take too long.
+        baselines: names of those to compare with, where all would take too long.
+        search: arguments of :func:`l2l_fast.baselines.search`.
         test_episodes, tuning_episodes: in the place of the experiment's.
     """
 
@@ -79,6 +80,7 @@ class Setting:
     target: dict[str, float] = field(default_factory=dict)
     transfer: bool = False
     baselines: tuple[str, ...] = NAMES
+    search: dict[str, Any] = field(default_factory=dict)
     test_episodes: int | None = None
     tuning_episodes: int | None = None
 

@@ -12,6 +12,7 @@ from ...meta.assignment import optimizer_groups
 from ...meta.rollout import rollout
 from ...networks.several import Networks, device_of
 from ...optim.optimizer import LearnedOptimizer
+from ...problems import Task
 from ...problems.neural_art import NeuralArt, NeuralArtTask
 from ...problems.theta import Theta
 from .. import baselines, plots
@@ -46,9 +47,13 @@ def _pictures(setting: Setting, comparison: Comparison, net: Networks) -> dict[s
     task = _task(problem, setting, net)
     found = {f"photograph, {problem.side} x {problem.side}": task.content, "style": problem.picture}
     best = comparison.best_baseline()
-    optimizer = baselines.make_optimizer(best, task.parameters(), comparison.learning_rates[best])
-    _title(found, comparison.label(best), _optimised(task, optimizer, setting.horizon))
-    task = _task(problem, setting, net)
+    setup = comparison.setups[best]
+    options = {"options": setup.options, "schedule": setup.schedule, "split": setting.split, "device": device_of(net)}
+    ends: list[Task] = []
+    losses = baselines.run(problem, best, setup.lr, [_SEED], setting.horizon, on_end=ends.append, **options)
+    for end in ends:
+        assert isinstance(end, NeuralArtTask)
+        _title(found, comparison.label(best), (end.picture(), losses[0, -1].item()))
     _title(found, "learned LSTM", _optimised(task, LearnedOptimizer(optimizer_groups(task, net)), setting.horizon))
     return found
 

@@ -1,4 +1,4 @@
-"""Run an experiment: train its candidates, keep the best on validation tasks, compare it on test tasks, report."""
+"""Run an experiment: train its candidates, keep the best on validation tasks, measure it, report."""
 
 from __future__ import annotations
 
@@ -6,47 +6,26 @@ import json
 import math
 import os
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...kernels import checks
-from ...meta import MetaTrainer, ProtocolWarning, evaluate, recipes
-from ...meta.assignment import check_fits
+from ...meta import MetaTrainer, recipes
 from ...meta.log import TrainingLog
 from ...networks import trained, writing
 from ...networks.lstm import CoordinatewiseLSTM
 from ...networks.record import attach, record_of
 from ...networks.several import Networks, device_of
 from ...problems import Problem
-from .. import baselines
-from .. import comparison as comparisons
-from ..comparison import Comparison
-from . import pictures, report
-from .config import Candidate, Experiment, Setting, Stage
+from .config import Candidate, Experiment, Stage
+from .measuring import OPTIMIZER, Outcome, curves_of, evaluate_experiment, tests_of
 
-OPTIMIZER = "optimizer.safetensors"
 _SELECTION_SEEDS = range(10_000, 10_020)  # validation tasks that no trainer has used to pick its best network
-_TRAIN_SEEDS = 1 << 40  # far from what trainers draw; with the split "train"
-
-Trial = Callable[[str, float, float], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The results of an evaluation, by setting, and the files that were written."""
-
-    comparisons: dict[str, Comparison]
-    table: Path
-    record: Path
-    picture: Path | None
 
 
 def run(
@@ -73,7 +52,7 @@ def run(
     if optimizer is None:
         _check(experiment, out, data, episodes)
     else:
-        _tests_of(experiment, optimizer, data, device)
+        tests_of(experiment, optimizer, data, device)
     with writing.folder(out, "out"):
         if optimizer is None:
             optimizer = train(experiment, out, data=data, episodes=episodes, device=device, progress=progress)
@@ -201,165 +180,12 @@ def _score(experiment: Experiment, net: Networks, data: str | None) -> tuple[flo
     for name in experiment.selection:
         setting = experiment.setting(name)
         problem = experiment.problem_of(setting, data)
-        losses = _evaluated(net, problem, _SELECTION_SEEDS, setting.horizon, "validation", device_of(net), quietly=True)
+        losses = curves_of(net, problem, _SELECTION_SEEDS, setting.horizon, "validation", device_of(net), quietly=True)
         finals[name] = losses[:, -1].mean().item()
     if not finals:
         return 0.0, finals
     score = sum(math.log(value) if value > 0 else -math.inf for value in finals.values()) / len(finals)
     return (score if not math.isnan(score) else math.inf), finals
-
-
-def _evaluated(
-    net: Networks,
-    problem: Problem,
-    seeds: range,
-    horizon: int,
-    split: str,
-    device: torch.device | str,
-    quietly: bool,
-) -> Tensor:
-    with warnings.catch_warnings():
-        if quietly:
-            warnings.simplefilter("ignore", ProtocolWarning)
-        return evaluate(net, problem, seeds, horizon, split=split, device=device)
-
-
-def evaluate_experiment(
-    experiment: Experiment,
-    net: Networks,
-    out: Path,
-    *,
-    data: str | None = None,
-    test_episodes: int | None = None,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-) -> Outcome:
-    """Compare ``net`` with the tuned baselines in every setting.
-
-    Writes ``results.md``, ``results.json``, with matplotlib ``curves.png`` (and ``pictures.png`` of neural art), and
-    the optimizer with its scores in its record into ``out``. The curves of everything finished are kept in
-    ``out/curves`` and not computed again for the very same optimizer, problem and counts, so that a stopped
-    evaluation goes on where it was.
-    """
-    tests = _tests_of(experiment, net, data, device)
-    with writing.folder(out, "out") as out, writing.folder(out / "curves") as cache:
-        results: dict[str, Comparison] = {}
-        for setting in experiment.settings:
-            begin = time.monotonic()
-            tasks = _tasks(experiment, setting, *tests[setting.name], test_episodes, cache, str(device))
-            others = tasks.baselines(progress)
-            losses = {comparisons.LEARNED: tasks.learned(net), **others.losses}
-            results[setting.name] = replace(others, losses=losses)
-            _note(f"{setting.name}: {time.monotonic() - begin:.0f} s", progress)
-            _note(comparisons.table(results[setting.name]) + "\n", progress)
-        attach(net, {**(record_of(net) or {}), "score": report.scores(results)})
-        trained.save(net, out / OPTIMIZER)
-        table = report.write_table(experiment, net, results, out / "results.md")
-        record = out / "results.json"
-        content = {name: result.to_json() for name, result in results.items()}
-        writing.write_atomically(record, json.dumps(content, indent=None, separators=(",", ":")) + "\n")
-        pictures.draw(experiment, results, net, out / "pictures.png")
-        return Outcome(results, table, record, report.draw(experiment, results, out / "curves.png"))
-
-
-def baseline_curves(
-    experiment: Experiment, out: Path, *, data: str | None = None, test_episodes: int | None = None
-) -> None:
-    """Only the baselines of all settings, into ``out/curves``, where :func:`evaluate_experiment` will find them."""
-    cache = out / "curves"
-    cache.mkdir(parents=True, exist_ok=True)
-    for setting in experiment.settings:
-        problem = experiment.problem_of(setting, data)
-        side_by_side = problem.sample(0, "test").side_by_side
-        _tasks(experiment, setting, problem, side_by_side, test_episodes, cache).baselines(True)
-
-
-def _tests_of(
-    experiment: Experiment, net: Networks, data: str | None, device: torch.device | str
-) -> dict[str, tuple[Problem, int]]:
-    """The problem of every setting, and how many problems a task of it holds; raises now if ``net`` does not fit."""
-    found = {}
-    for setting in experiment.settings:
-        problem = experiment.problem_of(setting, data)
-        found[setting.name] = problem, check_fits(net, problem, device).side_by_side
-    return found
-
-
-@dataclass(frozen=True)
-class _Tasks:
-    """The tasks of one setting, and the folder that keeps what was computed on them."""
-
-    problem: Problem
-    setting: Setting
-    count: int
-    tuning: int
-    cache: Path
-    side_by_side: int = 1
-    device: str = "cpu"
-
-    def seeds(self) -> range:
-        first = _TRAIN_SEEDS if self.setting.split == "train" else 0
-        return range(first, first + self.count)
-
-    def baselines(self, progress: bool) -> Comparison:
-        """The tuned baselines, a comparison without the learned optimizer."""
-        key = report.fingerprint(None, self.problem, self.setting, self.count, self.tuning, self.device)
-        losses, rates = {}, {}
-        for name in self.setting.baselines:
-            found = self._kept(name, key, partial(self._compared, name, progress))
-            losses[name], rates[name] = found.losses[name], found.learning_rates[name]
-        return Comparison(self.problem, losses, rates, self.side_by_side)
-
-    def learned(self, net: Networks) -> Tensor:
-        """The learning curves of ``net``."""
-        key = report.fingerprint(net, self.problem, self.setting, self.count, 0, self.device)
-        return self._kept("learned", key, partial(self._learned, net)).losses[comparisons.LEARNED]
-
-    def _kept(self, name: str, key: str, compute: Callable[[], Comparison]) -> Comparison:
-        """The curves of that name from the folder, if they are of this very ``key``; else computed, and kept there."""
-        path = self.cache / f"{self.setting.name}.{name}.safetensors"
-        found = report.read_curves(path, key, self.problem)
-        if found is None:
-            found = compute()
-            report.write_curves(path, key, found)
-        return found
-
-    def _compared(self, name: str, progress: bool) -> Comparison:
-        tuned = baselines.compare(
-            self.problem,
-            self.setting.horizon,
-            self.seeds(),
-            names=(name,),
-            tuning_seeds=range(self.tuning),
-            split=self.setting.split,
-            device=self.device,
-            on_trial=_show_trial if progress else None,
-        )[name]
-        return Comparison(self.problem, {name: tuned.losses}, {name: tuned.search.lr})
-
-    def _learned(self, net: Networks) -> Comparison:
-        setting = self.setting
-        losses = _evaluated(
-            net, self.problem, self.seeds(), setting.horizon, setting.split, self.device, quietly=setting.transfer
-        )
-        return Comparison(self.problem, {comparisons.LEARNED: losses}, {})
-
-
-def _tasks(
-    experiment: Experiment,
-    setting: Setting,
-    problem: Problem,
-    side_by_side: int,
-    test_episodes: int | None,
-    cache: Path,
-    device: str = "cpu",
-) -> _Tasks:
-    count = experiment.tests(setting) if test_episodes is None else test_episodes
-    return _Tasks(problem, setting, count, experiment.tuning(setting), cache, side_by_side, device)
-
-
-def _show_trial(name: str, lr: float, loss: float) -> None:
-    print(f"tuning {name}: lr {lr:.3g}, final validation loss {loss:.4g}", file=sys.stderr)
 
 
 def _note(text: str, progress: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .. import trained
+from ..shipped import alike
 from ..shipped import names as names
 from ..shipped import path_of as path_of
 
@@ -41,3 +42,14 @@ def list_pretrained() -> dict[str, dict[str, Any]]:
             "record": record,
         }
     return found
+
+
+def trained_alike(name: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Networks trained as the pretrained optimizer ``name`` was, from other seeds: what a training run gives without a
+    choice among several. By seed ("seed 3"); empty where there are none.
+
+    Raises:
+        ValueError: there is no pretrained optimizer of that name.
+    """
+    path_of(name)
+    return {seed: trained.load(path, device) for seed, path in alike(name).items()}
