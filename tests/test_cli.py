@@ -81,12 +81,26 @@ def test_compare_prints_draws_and_writes(run_folder, tmp_path, capsys):
     arguments += ["--tuning-episodes", "1", "--plot", str(plot), "--json", str(record)]
     assert cli.main(arguments) == 0
     out, err = capsys.readouterr()
-    for name in ("learned LSTM", "SGD", "NAG", "RMSprop", "Adam", "best baseline"):
+    for name in ("learned LSTM", "SGD", "heavy ball", "NAG", "RMSprop", "Adam", "AdamW", "best baseline", "tuned: "):
         assert name in out
     assert "tuning adam" in err
-    assert set(json.loads(record.read_text())["results"]) == {"learned", "sgd", "nag", "rmsprop", "adam"}
+    assert set(json.loads(record.read_text())["results"]) == {"learned", *l2l.baselines.NAMES}
     pytest.importorskip("matplotlib")
     assert f"learning curves: {plot}" in out and plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_with_some_baselines_goes_on_from_its_cache(run_folder, tmp_path, capsys):
+    arguments = ["compare", "--optimizer", str(run_folder / "optimizer.safetensors"), *SMALL, *SHORT]
+    arguments += ["--tuning-episodes", "2", "--plot", str(tmp_path / "x.png"), "--json", str(tmp_path / "x.json")]
+    arguments += ["--cache", str(tmp_path / "kept"), "--baselines", "sgd", "nag"]
+    assert cli.main(arguments) == 0
+    first, err = capsys.readouterr()
+    assert "tuning nag" in err and "RMSprop" not in first
+    assert list(json.loads((tmp_path / "x.json").read_text())["results"]) == ["learned", "sgd", "nag"]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["nag.jsonl", "sgd.jsonl"]
+    assert cli.main(arguments) == 0
+    second, err = capsys.readouterr()
+    assert second == first and "tuning nag" not in err
 
 
 def test_the_printed_next_command_works(run_folder, tmp_path, capsys, monkeypatch):
@@ -248,7 +262,7 @@ def test_bench_is_handed_over(monkeypatch):
         (["demo", "--quick", "--out", "{tmp}/file"], "--out: expected a folder, but this is a file"),
         (["demo", "--quick", "--out", ""], "--out: expected the name of a folder"),
         (["info", "--threads", "9" * 30], "--threads"),
-        (["fly"], "'train', 'evaluate', 'compare', 'experiment', 'pretrained', 'decisions', 'import'"),
+        (["fly"], "'compare', 'experiment', 'evidence', 'pretrained', 'decisions', 'import'"),
         (["evaluate", "--optimizer", "quadratic", "--problem", "quadratics"], "'conv', 'mnist', 'neural-art'"),
         ([*EVALUATE, "--option", "foo=3"], "has no option 'foo'; expected some of dim, batch, family, init_std"),
         ([*EVALUATE, "--option", "name=mnist"], "has no option 'name'; expected some of dim"),
@@ -287,7 +301,17 @@ def test_bench_is_handed_over(monkeypatch):
         (["decisions", "quadratic", *SMALL, "--sgd-lr", "-1", "--adam-lr", "1"], "learning_rates['sgd']"),
         (["decisions", "quadratic", *SMALL, "--plot", "x.abc"], "--plot: expected a file that ends in"),
         (["decisions", "quadratic", *SMALL, "--coordinates", "0"], "whole number"),
-        (["experiment", "mnists"], "expected one of ('fashion-conv', 'mnist', 'neural-art', 'quadratic-gaussian'"),
+        (["experiment", "mnists"], "expected one of ('fashion-conv', 'mnist', 'mnist-"),
+        (["evidence", "mnists"], "expected one of ('fashion-conv', 'mnist', 'mnist-"),
+        (["evidence", "none.json"], "none.json"),
+        (["evidence"], "required: NAME"),
+        (["evidence", "quadratic-uniform", "--settings", "none"], "setting: expected one of ['test'], got 'none'"),
+        (["evidence", "quadratic-uniform", "--ledger", "file"], "ledger: line 1 of 'file' is no entry of evidence"),
+        (["evidence", "quadratic-uniform", "--ledger", "{tmp}"], "ledger: expected a file"),
+        (["evidence", "quadratic-uniform", "--ledger", "x", "--out", "file"], "expected a folder, but this is a file"),
+        (["evidence", "quadratic-uniform", "--ledger", "x", "--out", ""], "out: expected the name of a folder"),
+        (["compare", "--optimizer", "quadratic", *SMALL, "--baselines", "lbfgs"], "choose from"),
+        (["compare", "--optimizer", "quadratic", *SMALL, "--baselines"], "expected at least one argument"),
         (["experiment", "none.json"], "none.json"),
         (["experiment", "bad.json"], "not an experiment: experiment: expected an object with keys, got []"),
         (["experiment", "empty.json"], "keys missing: ['name', 'about', 'source', 'pretrained', 'problem', 'networks'"),
@@ -371,7 +395,19 @@ def test_a_nested_state_dict_is_imported_by_its_key(tmp_path):
 COMMANDS = {
     "train": ["train", *SMALL, *TRAIN, "--episodes", "2", "--out", "x", "--quiet"],
     "evaluate": ["evaluate", "--optimizer", "quadratic", *SMALL, *SHORT],
-    "compare": ["compare", "--optimizer", "quadratic", *SMALL, *SHORT, "--tuning-episodes", "2", "--quiet"],
+    "compare": [
+        "compare",
+        "--optimizer",
+        "quadratic",
+        *SMALL,
+        *SHORT,
+        "--tuning-episodes",
+        "2",
+        "--quiet",
+        "--baselines",
+        "sgd",
+        "nag",
+    ],
     "decisions": ["decisions", "quadratic", *SMALL, "--horizon", "3", "--seed", "7"],
     "experiment": ["experiment", "small.json", "--quiet", "--out", "x"],
 }

@@ -167,7 +167,7 @@ def test_the_figure_shows_the_numbers():
             assert list(traces[label].get_ydata()) == found.updates[optimizer][:, k].tolist()
         for j, step in enumerate(found.steps):
             panel = axes[k * columns + 1 + j]
-            assert panel.get_title() == f"step {step}"
+            assert panel.get_title() == f"{name}[{index}], step {step}"
             *proposals, point = panel.get_lines()
             assert point.get_xdata()[0] == found.gradients[step - 1, k]
             assert point.get_ydata()[0] == found.updates["learned"][step - 1, k]

@@ -10,10 +10,13 @@ import torch
 
 import l2l_fast as l2l
 from l2l_fast.evaluation import experiments
-from l2l_fast.evaluation.experiments import config, report
+from l2l_fast.evaluation.baselines import trials
+from l2l_fast.evaluation.experiments import config, measuring, report
 from l2l_fast.evaluation.experiments import running as runs
 from l2l_fast.meta import record_of
 from l2l_fast.networks import pretrained, trained
+
+QUICK = {"options": {}, "schedules": ["constant", "linear"], "points_per_decade": 4}  # of a search
 
 
 def small(tmp_path, **changes):
@@ -29,8 +32,8 @@ def small(tmp_path, **changes):
         "candidates": [{"seed": 0}, {"seed": 1, "training": {"lr": 1e-6}}],
         "selection": ["test"],
         "settings": [
-            {"name": "test", "title": "Small", "horizon": 8, "target": {"8": 1e-9, "sum": 1e9}},
-            {"name": "long", "title": "Longer", "horizon": 12, "transfer": True},
+            {"name": "test", "title": "Small", "horizon": 8, "target": {"8": 1e-9, "sum": 1e9}, "search": QUICK},
+            {"name": "long", "title": "Longer", "horizon": 12, "transfer": True, "search": QUICK},
         ],
         "test_episodes": 3,
         "tuning_episodes": 1,
@@ -55,10 +58,16 @@ def test_the_files_in_the_package(name):
     if experiment.pretrained in pretrained.names():
         net = pretrained.load_pretrained(experiment.pretrained)
         record = record_of(net)
-        assert record["experiment"] == name
-        # A setting of its own counts may be left out: it takes long.
-        needed = {each.name for each in experiment.settings if each.test_episodes is None}
-        assert needed <= record["score"].keys() <= {each.name for each in experiment.settings}
+        origin = experiments.load(record["experiment"])
+        # One whose training is another's measures the same optimizer elsewhere.
+        for part in ("pretrained", "problem", "networks", "training", "episodes", "candidates"):
+            assert getattr(experiment, part) == getattr(origin, part), part
+        if origin.name == name:
+            # A setting of its own counts may be left out: it takes long.
+            needed = {each.name for each in experiment.settings if each.test_episodes is None}
+            files = [experiments.load(each) for each in experiments.available()]
+            known = {each.name for file in files if file.pretrained == origin.pretrained for each in file.settings}
+            assert needed <= record["score"].keys() <= known
 
 
 def test_a_small_experiment_from_end_to_end(tmp_path):
@@ -66,8 +75,8 @@ def test_a_small_experiment_from_end_to_end(tmp_path):
     experiment = small(tmp_path)
     outcome = experiments.run(experiment, tmp_path / "out", progress=False)
     text = outcome.table.read_text()
-    assert "| **learned LSTM** |" in text and "| Adam |" in text and text.count("## ") == 2
-    assert "NOT reached" in text and "published sum 1e+09: reached" in text
+    assert "| Adam |" in text and "| heavy ball |" in text and text.count("## ") == 2
+    assert "published step 8 1e-09: ABOVE" in text and "published sum 1e+09: below" in text
     assert text.count("3 fresh test tasks (the mean of 4 problems each)") == 2
     assert {comparison.problems_per_task for comparison in outcome.comparisons.values()} == {4}
     assert outcome.picture.read_bytes().startswith(b"\x89PNG")
@@ -82,12 +91,13 @@ def test_a_small_experiment_from_end_to_end(tmp_path):
 
 
 def test_losses_on_embedded_images_are_not_compared_with_published_ones(tmp_path):
-    setting = {"name": "test", "title": "MNIST", "horizon": 2, "target": {"2": 1e9}, "baselines": ["sgd"]}
-    problem = {"name": "mnist", "data": "mnist-10k-embedded", "hidden": [2], "batch_size": 2}
+    setting = {"name": "test", "title": "MNIST", "horizon": 10, "target": {"10": 1e9}, "baselines": ["nag"]}
+    setting["search"] = {"options": {}, "points_per_decade": 2}
+    problem = {"name": "mnist", "data": "mnist-10k-embedded", "hidden": [4], "batch_size": 64, "init_std": 0.1}
     experiment = small(tmp_path, settings=[setting], problem=problem, test_episodes=1)
     net = l2l.CoordinatewiseLSTM(hidden_size=8)
     text = experiments.evaluate_experiment(experiment, net, tmp_path / "out", progress=False).table.read_text()
-    assert "published step 2 1e+09: not comparable" in text and "reached" not in text
+    assert "published step 10 1e+09: not comparable" in text and "1e+09: below" not in text
 
 
 def test_what_is_done_is_not_done_again_and_only_if_it_is_the_same(tmp_path, monkeypatch):
@@ -96,9 +106,10 @@ def test_what_is_done_is_not_done_again_and_only_if_it_is_the_same(tmp_path, mon
     net = experiments.train(experiment, out, progress=False)
     first = experiments.evaluate_experiment(experiment, net, out, progress=False)
     calls = []
-    evaluate = runs.evaluate
-    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: calls.append(1) or evaluate(*a, **k))
-    monkeypatch.setattr(runs.baselines, "compare", lambda *a, **k: pytest.fail("baselines were computed again"))
+    evaluate = measuring.evaluate
+    monkeypatch.setattr(measuring, "evaluate", lambda *a, **k: calls.append(1) or evaluate(*a, **k))
+    for name in ("run", "search"):
+        monkeypatch.setattr(measuring.baselines, name, lambda *a, **k: pytest.fail("baselines were computed again"))
     second = experiments.evaluate_experiment(experiment, net, out, progress=False)
     assert not calls
     for name, comparison in first.comparisons.items():
@@ -219,7 +230,8 @@ def test_what_the_last_part_would_raise_is_raised_before_the_first(tmp_path, cha
 
 
 def test_an_optimizer_of_the_wrong_kind_is_noticed_before_the_baselines(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs.baselines, "compare", lambda *a, **k: pytest.fail("baselines were computed"))
+    monkeypatch.setattr(measuring.baselines, "run", lambda *a, **k: pytest.fail("baselines were computed"))
+    monkeypatch.setattr(trials, "run", lambda *a, **k: pytest.fail("baselines were tuned"))
     net = torch.nn.ModuleDict({"conv": l2l.CoordinatewiseLSTM(), "fc": l2l.CoordinatewiseLSTM()})
     for run in (lambda out: experiments.run(small(tmp_path), out, optimizer=net),
                 lambda out: experiments.evaluate_experiment(small(tmp_path), net, out)):  # fmt: skip
@@ -293,7 +305,7 @@ def test_the_rate_of_every_stage_decays_over_its_own_length(tmp_path, episodes, 
                                            ((0.0, math.inf), math.inf), ((1.0, 1.0), 0.0)])  # fmt: skip
 def test_a_candidate_that_diverges_somewhere_is_never_the_best(tmp_path, monkeypatch, finals, score):
     values = iter(finals)
-    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: torch.full((2, 3), next(values), dtype=torch.float64))
+    monkeypatch.setattr(measuring, "evaluate", lambda *a, **k: torch.full((2, 3), next(values), dtype=torch.float64))
     experiment = small(tmp_path, selection=["test", "long"])
     assert runs._score(experiment, runs.make_networks(experiment, 0), None)[0] == score
 

@@ -10,8 +10,10 @@ import pytest
 import l2l_fast as l2l
 from l2l_fast.evaluation import baselines, experiments
 from l2l_fast.evaluation import comparison as comparisons
+from l2l_fast.evaluation.experiments import measuring
 from l2l_fast.evaluation.experiments import running as runs
 from l2l_fast.meta.protocol import episode_seed
+from l2l_fast.problems import sealed
 from tests.helpers import random_network, recorded_samples
 from tests.test_experiments import small
 
@@ -41,16 +43,33 @@ def test_runs_and_evaluations(calls, split):
 
 @pytest.mark.parametrize("split", ["validation", "train"])
 def test_a_search_sees_the_same_tasks_at_every_rate(calls, split):
-    found = baselines.search(PROBLEM, "sgd", 2, seeds=[5, 8], split=split)
-    assert tasks(calls) == len(found.final_losses) * of([5, 8], split)
+    found = baselines.search(PROBLEM, "sgd", 2, seeds=[5, 8], split=split, sweep_tasks=9)
+    assert tasks(calls) == found.trials * of([5, 8], split)
+
+
+def test_a_search_sees_the_first_tasks_until_its_last_stage(calls):
+    trials = []
+    found = baselines.search(
+        PROBLEM, "nag", 2, seeds=[5, 8, 6], sweep_tasks=1, on_trial=lambda *trial: trials.append(len(calls))
+    )
+    seen = tasks(calls)
+    lengths = [end - start for start, end in zip([0, *trials], trials)]
+    assert len(lengths) == found.trials and set(lengths) == {1, 3} and lengths == sorted(lengths)
+    few = lengths.count(1)
+    assert seen == few * of([5], "validation") + (len(lengths) - few) * of([5, 8, 6], "validation")
+    # The whole sweep and every first value of the momentum are seen before that.
+    assert few > 17 + 3 * 3
 
 
 @pytest.mark.parametrize("split", ["test", "train", "validation"])
 def test_baselines_are_tuned_on_validation_tasks_and_run_on_the_split_asked_for(calls, split):
-    found = baselines.compare(PROBLEM, 2, [4, 6, 7], names=["sgd", "adam"], tuning_seeds=[1, 2], split=split)
+    found = baselines.compare(
+        PROBLEM, 2, [4, 6, 7], names=["sgd", "nag"], tuning_seeds=[1, 2], split=split,
+        search_options={"points_per_decade": 2, "options": {}},
+    )  # fmt: skip
     expected = []
-    for name in ("sgd", "adam"):
-        expected += len(found[name].search.final_losses) * of([1, 2], "validation") + of([4, 6, 7], split)
+    for name in ("sgd", "nag"):
+        expected += found[name].search.trials * of([1, 2], "validation") + of([4, 6, 7], split)
     assert tasks(calls) == expected
 
 
@@ -66,7 +85,7 @@ def test_a_comparison(calls):
 
 def test_an_experiment_from_its_training_to_its_tables(tmp_path, calls):
     settings = [
-        {"name": "test", "title": "Test", "horizon": 2, "baselines": ["sgd", "adam"]},
+        {"name": "test", "title": "Test", "horizon": 2, "baselines": ["sgd", "nag"]},
         {"name": "train", "title": "Training images", "horizon": 2, "split": "train", "baselines": ["nag"]},
         {"name": "few", "title": "Few", "horizon": 2, "test_episodes": 1, "tuning_episodes": 3, "baselines": ["sgd"]},
     ]
@@ -90,18 +109,23 @@ def test_an_experiment_from_its_training_to_its_tables(tmp_path, calls):
     ):
         assert {task for task in seen if task[1] == split} == {*of(seeds, split)}
         assert all(seen.count((seed, split)) == count for seed in seeds if seed)
+    # Task 0: two baselines and the learned one, two in "few", one for each of the counts.
     assert seen.count((0, "test")) == 3 + 2 + len(settings)
     # Nothing is tuned on what is reported, and no more tasks than the setting says are tuned on.
     assert {seed for seed, split in seen if split == "validation"} == {0, 1, 2}
-    assert seen.count((0, "validation")) > seen.count((1, "validation")) == seen.count((2, "validation"))
+    counts = [seen.count((seed, "validation")) for seed in range(3)]
+    assert counts[0] > counts[1] > counts[2] > 0  # one task in two settings; two of three until the last stage
 
 
 def test_tasks_of_training_images_are_not_those_of_the_training():
-    assert runs._Tasks(PROBLEM, experiments.Setting("a", "A", split="train"), 3, 1, None).seeds() == range(
-        runs._TRAIN_SEEDS, runs._TRAIN_SEEDS + 3
-    )
+    first = measuring.TRAIN_SEEDS
+    for split, expected in (("train", range(first, first + 3)), ("test", range(3))):
+        setting = experiments.Setting("a", "A", split=split)
+        assert measuring._Tasks(PROBLEM, setting, 3, 1, None).seeds() == expected
+        sealed_ones = measuring._Tasks(PROBLEM, setting, 3, 1, None, release=sealed.RELEASES[0]).seeds()
+        assert sealed_ones == sealed.seeds(3, sealed.RELEASES[0])
     drawn = {episode_seed(seed, episode) for seed, episode in product(range(30), range(200))}
-    assert len(drawn) == 6000 and not drawn & set(range(runs._TRAIN_SEEDS, runs._TRAIN_SEEDS + 100))
+    assert len(drawn) == 6000 and not drawn & set(range(first, first + 100))
 
 
 def test_a_choice_among_runs_looks_at_the_mean_logarithm(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ COLOURS = {
 _SPREAD = (0.1, 0.9)
 _CENTRES = ("median", "mean")
 _HEADING_PER_INCH, _TITLE_PER_INCH = 9, 11  # characters that an inch of the figure holds
+_LABEL = 48  # characters in a line of the legend
 
 Curve: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
 
@@ -201,10 +202,13 @@ def _legend(figure: Any, comparisons: Sequence[Comparison], centre: str, paper: 
     entries[f"10-90 % of {over} (line: {centre})"] = Patch(color="0.5", alpha=0.25, linewidth=0)
     if paper:
         entries["the paper's mean"] = Line2D([], [], color="0.3", linewidth=1.6, linestyle=":")
-    columns = max(2, int(figure.get_figwidth() / 2.2))
-    figure.legend(
-        entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False
-    )
+    labels = [textwrap.fill(label, _LABEL) for label in entries]
+    options = {"loc": "outside lower center", "fontsize": 9, "frameon": False}
+    for columns in range(max(2, int(figure.get_figwidth() / 2.2)), 0, -1):
+        legend = figure.legend(entries.values(), labels, ncols=columns, **options)
+        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width < figure.bbox.width:
+            break
+        legend.remove()  # wider than the figure: it would be cut off
 
 
 def _plain_numbers(axes: Axes) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ..networks.record import record_of
 from .checkpoint import is_checkpoint, load_best
-from .estimators import SegmentTrace
+from .estimators import PES, SegmentTrace
 from .evaluation import Summary, evaluate, summarize
 from .mismatch import ProtocolWarning
 from .protocol import Protocol
 from .trainer import MetaTrainer
 
 __all__ = [
+    "PES",
     "MetaTrainer",
     "Protocol",
     "ProtocolWarning",

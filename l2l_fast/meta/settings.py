@@ -19,6 +19,7 @@ from ..kernels.surroundings import own_loop
 from ..networks.several import Networks, build, config_of, members
 from ..problems import Problem
 from ..problems.scaled import Scaled
+from . import estimators
 from .checkpoint import Checkpoint
 from .protocol import cosine_decay
 
@@ -161,6 +162,7 @@ def arguments_of(
         "second_derivatives": protocol["second_derivatives"],
         "autograd": protocol["autograd"],
         "coordinate_fraction": protocol["coordinate_fraction"],
+        "estimator": estimators.saved(protocol),
         "lr": optimizer["lr"],
         "betas": tuple(optimizer["betas"]),
         "clip_norm": optimizer["clip_norm"],

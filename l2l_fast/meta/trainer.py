@@ -1,4 +1,4 @@
-"""MetaTrainer: trains phi by truncated back-propagation through time (Andrychowicz et al. 2016, section 3)."""
+"""MetaTrainer: trains phi along the gradient of an unrolled optimization (Andrychowicz et al. 2016, section 3)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..networks.several import Networks, as_networks, device_of, members
 from ..problems import Problem
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, Complete, Counters, capture
-from .estimators import MetaLoss, choose
+from .estimators import Estimator, MetaLoss, choose
 from .evaluation import evaluate
 from .log import TrainingLog
 from .progress import Progress, note
@@ -55,6 +55,7 @@ class MetaTrainer(Arguments):
             memory always is.
         coordinate_fraction: below 1, the meta-gradient is estimated, without bias, from this random part of the
             coordinates of every large tensor (:mod:`l2l_fast.optim.segment_sampling`); cheaper, a little noisier.
+        estimator: "bptt", truncated back-propagation through time, or "pes" (:class:`l2l_fast.meta.PES`, or one made).
         clip_norm: the meta-gradient's norm is cut to this. It is the gradient of the loss per problem.
         betas: of Adam.
         decay_episodes, decay_to: the learning rate falls along half a cosine to ``decay_to`` times its first value
@@ -84,6 +85,7 @@ class MetaTrainer(Arguments):
         meta_loss: MetaLoss | None = None,
         autograd: bool = False,
         coordinate_fraction: float = 1.0,
+        estimator: str | Estimator = "bptt",
         clip_norm: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         decay_episodes: int | None = None,
@@ -107,6 +109,7 @@ class MetaTrainer(Arguments):
             second_derivatives=self.protocol.second_derivatives,
             meta_loss=meta_loss,
             coordinate_fraction=coordinate_fraction,
+            estimator=estimator,
         )
         self.meta_optimizer = MetaOptimizer.make(lr, betas, clip_norm, decay_episodes, decay_to)
         self.validation = Validation.make(validate_every, validation_episodes, patience)

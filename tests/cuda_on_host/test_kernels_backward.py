@@ -65,9 +65,7 @@ class Segment:
         )
         bounds = np.cumsum([0, *numels])
         self.grad_phi = grad_phi.numpy()
-        self.grad_starts = [
-            blocked([(h[a:b], c[a:b]) for h, c in starts[0]]) for a, b in zip(bounds[:-1], bounds[1:])
-        ]
+        self.grad_starts = [blocked([(h[a:b], c[a:b]) for h, c in starts[0]]) for a, b in zip(bounds[:-1], bounds[1:])]
 
     def run(self, kernels: Kernels, scratch_budget: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
         return kernels.segment_backward(

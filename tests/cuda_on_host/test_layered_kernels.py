@@ -222,9 +222,7 @@ def test_the_same_in_any_order_of_threads(library: Library) -> None:
         assert np.array_equal(out, results[0][0]) and np.array_equal(means, results[0][1])
 
 
-def run_step_backward(
-    library: Library, config: Config, numel: int, groups: int, bad: tuple[int, ...] = ()
-) -> None:
+def run_step_backward(library: Library, config: Config, numel: int, groups: int, bad: tuple[int, ...] = ()) -> None:
     """The functional step's gradients against autograd through the reference. bad: coordinates whose gradient is NaN;
     d phi contains them."""
     rng = np.random.default_rng(1)
@@ -352,9 +350,7 @@ def run_segment_backward(
 
     starts, ends_held = on_device(logical), on_device(ends)
     results = [library.array(np.full(x.numpy().shape, np.nan, np.float32)) for x in starts]
-    stream = [
-        [n, places[k], starts[k].pointer, ends_held[k].pointer, results[k].pointer] for k, n in enumerate(numels)
-    ]
+    stream = [[n, places[k], starts[k].pointer, ends_held[k].pointer, results[k].pointer] for k, n in enumerate(numels)]
     coefficients = np.zeros((steps + 1, 3), np.float32)
     coefficients[1:, 0], coefficients[:steps, 1], coefficients[:steps, 2] = weights, lrs, decays
     grad_phi = library.array(np.full(phi.shape, np.nan, np.float32))
@@ -389,9 +385,7 @@ SEGMENT_CONFIGS = [Config(20, 2, "log_sign", 10.0, 0.1, 2, 0, 1), Config(8, 1, "
 @pytest.mark.parametrize(
     ("numels", "groups", "steps"), [([1], 1, 1), ([63, 65, 200], 1, 5), ([10, 40, 130], 5, 3), ([30 * 10], 30, 7)]
 )
-def test_segment_backward(
-    library: Library, config: Config, numels: list[int], groups: int, steps: int
-) -> None:
+def test_segment_backward(library: Library, config: Config, numels: list[int], groups: int, steps: int) -> None:
     run_segment_backward(library, config, numels, groups, steps)
 
 

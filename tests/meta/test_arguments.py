@@ -9,7 +9,7 @@ import torch
 import l2l_fast as l2l
 from l2l_fast.evaluation import baselines
 from l2l_fast.meta import evaluate, summarize
-from l2l_fast.problems import Problem, Quadratic
+from l2l_fast.problems import Problem, Quadratic, sealed
 from tests.meta.test_trainer import log_of, network, trainer, weights_of
 
 PROBLEM = Quadratic(dim=3, batch=2)
@@ -117,6 +117,7 @@ MEASURES = {
         ({"device": "gpu"}, ValueError, "device: expected a device"),
         ({"device": "cuda:99"}, ValueError, "device: torch sees"),
         ({"device": "meta"}, ValueError, "device: .*no values"),
+        ({"seeds": [1 << 64]}, sealed.SealedError, "is a sealed test task"),
     ],
 )
 def test_of_a_measurement(name, options, error, message):

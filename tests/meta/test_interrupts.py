@@ -271,9 +271,7 @@ def test_signals_to_a_real_process(number, status, tmp_path):
     log = tmp_path / "log.jsonl"
     # Whoever runs the tests may ignore SIGINT, as a shell does for what it runs in the background.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        words, cwd=root, stderr=subprocess.PIPE, text=True, env={**os.environ}, preexec_fn=heed
-    )
+    process = subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, text=True, env={**os.environ}, preexec_fn=heed)
     try:
         while process.poll() is None and (log.stat().st_size if log.exists() else 0) < 5000:
             time.sleep(0.005)

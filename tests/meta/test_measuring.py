@@ -54,11 +54,30 @@ def test_evaluation_and_baselines(calls):
     baselines.run(Quadratic(dim=3, batch=2), "sgd", 0.1, [4], 2, split="train")
     assert calls == [(4, "test"), (9, "test")] * 2 + [(4, "train")]
     calls.clear()
-    baselines.search(Quadratic(dim=3, batch=2), "sgd", 4, seeds=[2, 3])
-    assert set(calls) == {(2, "validation"), (3, "validation")}
+    baselines.search(Quadratic(dim=3, batch=2), "sgd", 4, seeds=[2, 3, 5], sweep_tasks=1)
+    assert set(calls) == {(2, "validation"), (3, "validation"), (5, "validation")}
     calls.clear()
     baselines.compare(Quadratic(dim=3, batch=2), 4, [8, 9], names=["sgd"], tuning_seeds=[6], split="train")
     assert set(calls[:-2]) == {(6, "validation")} and calls[-2:] == [(8, "train"), (9, "train")]
+
+
+def test_tasks_are_shown_at_their_end(monkeypatch):
+    """As by ``baselines.run``: at the last theta, and not where a loss was infinite."""
+    problem, ends = Quadratic(dim=3, batch=4), []
+
+    def keep(task):
+        ends.append((task.origin, task.losses_by_problem(), task().item()))
+
+    losses = evaluate(network(), problem, [6, 2], 5, on_end=keep)
+    assert "task 6 of" in ends[0][0] and "task 2 of" in ends[1][0] and len(ends) == 2
+    for (_, by_problem, value), curve in zip(ends, losses.tolist()):
+        assert by_problem.shape == (4,) and value == pytest.approx(4 * curve[-1])
+        assert by_problem.sum().item() == pytest.approx(value) and by_problem.std() > 0
+    ends.clear()
+    wild = network()
+    with torch.no_grad():
+        wild.bias_out.fill_(1e30)
+    assert evaluate(wild, problem, [6, 2], 5, on_end=keep)[:, -1].isinf().all() and not ends
 
 
 def test_a_comparison_sees_the_same_test_tasks_for_all(calls):

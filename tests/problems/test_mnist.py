@@ -130,3 +130,24 @@ def test_the_data_set_used_is_named() -> None:
 def test_options_are_checked(options, error, message) -> None:
     with pytest.raises(error, match=message):
         MNIST(**options)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_the_held_out_error_is_the_share_of_wrong_test_images(standardize) -> None:
+    problem = MNIST(data="mnist-10k-embedded", hidden=(5,), activation="relu", init_std=0.1, standardize=standardize)
+    task, images = problem.sample(3, "train"), problem.data.split("test")
+    state = task.generator.get_state()
+    network, wrong = plain_network(task, nn.ReLU), 0
+    for image, label in zip(images.images[:300], images.labels[:300].tolist()):
+        pixels = image.reshape(-1).double() / 255
+        pixels = (pixels - 0.1307) / 0.3081 if standardize else pixels
+        wrong += int(network(pixels.float()).argmax()) != label
+    assert 0 < wrong < 300
+    few = type(images)(images.images[:300], images.labels[:300])
+    task._held_out, everything = few, task._held_out
+    assert task.held_out_error() == pytest.approx(wrong / 300, abs=1.1 / 300)
+    assert len(everything) == len(images) and torch.equal(everything.images, images.images)
+    # Nothing of the task moves: neither its minibatches nor its gradients.
+    assert torch.equal(task.generator.get_state(), state) and all(p.grad is None for p in task.parameters())
+    for split in ("validation", "test"):
+        assert problem.sample(3, split).held_out_error() is None

@@ -133,7 +133,8 @@ def test_the_environment_names_the_folder(folder, monkeypatch):
 
 def test_the_experiment_draws_its_pictures(folder, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    setting = {"name": "test", "title": "Small", "horizon": 2, "baselines": ["adam"], "tuning_episodes": 1}
+    setting = {"name": "test", "title": "Small", "horizon": 2, "baselines": ["adam"], "tuning_episodes": 1,
+               "search": {"options": {}, "schedules": ["linear"], "points_per_decade": 2}}  # fmt: skip
     content = {
         "name": "art",
         "about": "Small.",
@@ -168,17 +169,19 @@ def test_the_experiment_draws_its_pictures(folder, tmp_path, monkeypatch):
     ):
         task = problem.sample(0, "test")
         optimizer = start(task)
-        for _ in range(2):
+        for factor in (1.0, 0.5):  # the schedule that was asked for
             optimizer.zero_grad()
             task().backward()
+            if label != "learned LSTM":
+                optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
         expected[f"{label}: loss {task().item() / task.num_problems:.3f}"] = task.picture()
     assert list(shown) == list(expected)
     for title, picture in expected.items():
         torch.testing.assert_close(shown[title], picture.permute(1, 2, 0), rtol=1e-3, atol=1e-3, msg=title)
     text = outcome.table.read_text()
-    assert "2 fresh test tasks, test images, 1 per learning rate tried; photographs (images: train 4" in text
-    assert "| Adam |" in text and "| NAG |" not in text
+    assert "2 fresh test tasks, test images; baselines tuned on 1 tasks; photographs (images: train 4" in text
+    assert "| **Adam** |" in text and "NAG" not in text
     with pytest.raises(ValueError, match="baselines: expected some of"):
         (tmp_path / "art.json").write_text(json.dumps({**content, "settings": [{**setting, "baselines": ["lbfgs"]}]}))
         experiments.load(tmp_path / "art.json")

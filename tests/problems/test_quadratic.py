@@ -64,3 +64,14 @@ def test_the_function_does_not_change_between_evaluations() -> None:
 def test_options_are_checked(options, error, message) -> None:
     with pytest.raises(error, match=message):
         Quadratic(**options)
+
+
+@pytest.mark.parametrize("family", ["uniform", "gaussian", "ill_conditioned"])
+def test_losses_problem_by_problem(family) -> None:
+    task = Quadratic(dim=4, batch=6, family=family, init_std=1.0).sample(2)
+    found = task.losses_by_problem()
+    expected = [
+        (task.W[k].double() @ task.theta[k].double() - task.y[k, :, 0].double()).square().sum() for k in range(6)
+    ]
+    torch.testing.assert_close(found.double(), torch.stack(expected).detach(), rtol=1e-5, atol=1e-6)
+    assert found.sum().item() == pytest.approx(task().item()) and not found.requires_grad

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...problems import sealed
 from ...problems.base import Problem, seeds_of
 from .rules import NAMES, check_name
 from .running import run
@@ -49,6 +50,8 @@ def compare(
         ValueError, RuntimeError: see ``search`` and ``run``.
     """
     seeds, tuning_seeds = seeds_of("seeds", seeds), seeds_of("tuning_seeds", tuning_seeds)
+    for seed in seeds:
+        sealed.check(seed)  # now, not after the searches
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise TypeError(f"names: expected some of {NAMES}, got {names!r}")
     names = list(names)

@@ -23,7 +23,8 @@ import torch
 
 from ...kernels import checks
 from ...kernels.checks import positive_int
-from ...problems.base import Problem, seeds_of
+from ...problems import sealed
+from ...problems.base import SPLITS, Problem, horizon_of, seeds_of
 from .rules import RULES, Setup, check_name, options_of
 from .schedules import SCHEDULES
 from .trials import Trial, Trials
@@ -92,20 +93,24 @@ def search(
         on_trial: called with (learning rate, mean final loss) after every trial, for a progress display.
 
     Raises:
-        ValueError, TypeError: an argument is out of range, see :func:`run`.
+        ValueError, TypeError: an argument is out of range, see :func:`run`; a sealed seed, wherever that comes from; or
+            ``cache`` is a file of another kind.
         RuntimeError: the best setting lies at an edge of what can be tried (rates 1e-9 to 1e5), or does not end below
             f(theta_0).
     """
     check_name(name)
     positive_int("sweep_tasks", sweep_tasks)
-    seeds = seeds_of("seeds", seeds)
+    horizon, seeds = horizon_of(horizon), seeds_of("seeds", seeds)
+    for seed in seeds:
+        sealed.refuse(seed)
     schedules = list(schedules) if isinstance(schedules, Iterable) and not isinstance(schedules, str) else [schedules]
     for each in schedules or [None]:
         checks.one_of("schedules", each, SCHEDULES)
-    path = None if cache is None else Path(os.fsdecode(cache))
-    trials = Trials(problem, name, horizon, seeds, split, device, path)
     fixed = None if options is None else tuple(options_of(name, options).values())
     resolution = positive_int("points_per_decade", points_per_decade)
+    checks.one_of("split", split, SPLITS)
+    path = None if cache is None else Path(os.fsdecode(cache))
+    trials = Trials(problem, name, horizon, seeds, split, device, path)
     searcher = _Searcher(trials, fixed, list(dict.fromkeys(schedules)), resolution, sweep_tasks, on_trial)
     return searcher.search()
 
@@ -268,7 +273,10 @@ class _Searcher:
             )
         for k, option in enumerate(self.options):
             at = option.values.index(cell[0][k])
-            if (at == 0 and not option.open_below) or (at == len(option.values) - 1 and not option.open_above):
+            # Over so few steps a higher momentum would forget no less: there is nothing beyond the highest.
+            short = 0.0 < self.trials.horizon * (1.0 - cell[0][k]) < 0.1
+            open_above = option.open_above or short
+            if (at == 0 and not option.open_below) or (at == len(option.values) - 1 and not open_above):
                 raise RuntimeError(
                     f"no best {option.name} for {name} on {problem}: the lowest mean final loss, {found.final:g}, is "
                     f"at the edge {cell[0][k]:g}"

@@ -18,6 +18,7 @@ from .rules import RULES
 from .running import final_losses, run
 
 _VERSION = 1  # of what a trial means: another number forgets all files
+_HEAD = '{"search": '  # how such a file begins
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Trials:
     """Runs trials, each once.
 
     ``path``: a file of JSON lines; one that was written for other tasks, or is damaged, is begun anew from where it
-    ends being right.
+    ends being right. A file that is none of ours is left alone: ValueError.
     """
 
     problem: Problem
@@ -86,8 +87,10 @@ class Trials:
         return json.dumps({"search": self.name, "tasks": digest})
 
     def _read(self, path: Path) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        good = [self._header()]
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        lines, good = text.splitlines(), [self._header()]
+        if lines and not lines[0].startswith(_HEAD[: len(lines[0])]):
+            raise ValueError(f"cache: {str(path)!r} holds something else than the trials of a search")
         if lines[:1] == good:
             for line in lines[1:]:
                 try:
@@ -99,9 +102,10 @@ class Trials:
                     break  # cut off where a process was killed
                 self.done[json.dumps(entry["key"])] = trial
                 good.append(line)
-        if lines != good:
+        whole = "\n".join(good) + "\n"
+        if text != whole:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(good) + "\n", encoding="utf-8")
+            path.write_text(whole, encoding="utf-8")
 
     def _append(self, key: str) -> None:
         if self.path is None:

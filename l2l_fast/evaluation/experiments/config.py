@@ -68,6 +68,8 @@ class Setting:
         transfer: the trained optimizer was not trained for this.
         baselines: names of those to compare with, where all would take too long.
         search: arguments of :func:`l2l_fast.baselines.search`.
+        tuning_problem: options of the problem that differ where baselines are tuned: more problems side by side, so
+            that a rate at which one in a thousand diverges is seen there.
         test_episodes, tuning_episodes: in the place of the experiment's.
     """
 
@@ -81,6 +83,7 @@ class Setting:
     transfer: bool = False
     baselines: tuple[str, ...] = NAMES
     search: dict[str, Any] = field(default_factory=dict)
+    tuning_problem: dict[str, Any] = field(default_factory=dict)
     test_episodes: int | None = None
     tuning_episodes: int | None = None
 
@@ -154,9 +157,9 @@ class Experiment:
         problem = problems.get(**_with_data(options, data))
         return problem if scales is None else Scaled(problem, scales[0], (scales[1], scales[2]))
 
-    def problem_of(self, setting: Setting, data: str | None = None) -> problems.Problem:
-        """The problem of a setting, never scaled."""
-        options = {**self.problem, **setting.problem}
+    def problem_of(self, setting: Setting, data: str | None = None, tuning: bool = False) -> problems.Problem:
+        """The problem of a setting, never scaled; ``tuning``: that of its baselines' search."""
+        options = {**self.problem, **setting.problem, **(setting.tuning_problem if tuning else {})}
         options.pop(_TRAINING_SCALES, None)
         return problems.get(**_with_data(options, data))
 

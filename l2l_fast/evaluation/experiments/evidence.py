@@ -12,7 +12,7 @@ import datetime
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,15 @@ def measure(
         raise ValueError(f"experiment: {chosen.name!r} has no optimizer in the package to measure")
     net = pretrained.load_pretrained(chosen.pretrained)
     others = pretrained.trained_alike(chosen.pretrained)
+    writing.check_writable(ledger, "ledger", make_folder=True)
     lines = read(ledger)
     plans = {
         setting.name: _plan(chosen, setting, net, others, data, release, test_episodes) for setting in chosen.settings
     }
     for name, plan in plans.items():
         _check_unspent(plan, lines.get((release, chosen.name, name)))
+    for plan in plans.values():
+        _check_same_networks(plan, lines.values())
     with sealed.opened(release):
         outcome = evaluate_experiment(
             chosen,
@@ -138,6 +141,7 @@ def _plan(
         "split": setting.split,
         "seeds": [seeds.start, len(seeds)],
         "baselines": list(setting.baselines),
+        "tuned": {"tasks": experiment.tuning(setting), "problem": setting.tuning_problem, "search": setting.search},
         "networks": {name: weights_digest(each) for name, each in {LEARNED: net, **others}.items()},
     }
 
@@ -152,6 +156,18 @@ def _check_unspent(plan: dict[str, Any], earlier: dict[str, Any] | None) -> None
                 f"{plan['setting']!r}, were spent on {earlier.get('date')} with other {what}: {earlier.get(what)}, now "
                 f"{plan[what]}. Choosing between the two on these tasks would make them worthless: choose on "
                 "validation tasks; a new release has new sealed tasks"
+            )
+
+
+def _check_same_networks(plan: dict[str, Any], lines: Iterable[dict[str, Any]]) -> None:
+    """Nor may another network be taken for the settings that are left: its choice might stand on those that are not."""
+    for line in lines:
+        if (line["release"], line["experiment"]) != (plan["release"], plan["experiment"]):
+            continue
+        if line["networks"] != plan["networks"]:
+            raise ValueError(
+                f"ledger: release {plan['release']} measured other networks on setting {line['setting']!r} of "
+                f"{plan['experiment']!r}: {line['networks']}, now {plan['networks']}; a new release may have others"
             )
 
 

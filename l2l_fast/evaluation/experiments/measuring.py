@@ -70,7 +70,7 @@ def evaluate_experiment(
         results: dict[str, Comparison] = {}
         for setting in experiment.settings:
             begin = time.monotonic()
-            tasks = _tasks(experiment, setting, *tests[setting.name], test_episodes, cache, str(device), release)
+            tasks = _tasks(experiment, setting, *tests[setting.name], test_episodes, cache, data, str(device), release)
             results[setting.name] = tasks.compared(net, others or {}, progress)
             _note(f"{setting.name}: {time.monotonic() - begin:.0f} s", progress)
             _note(comparisons.table(results[setting.name]) + "\n", progress)
@@ -100,7 +100,7 @@ def baseline_curves(
     for setting in experiment.settings:
         problem = experiment.problem_of(setting, data)
         side_by_side = problem.sample(0, "test").side_by_side
-        tasks = _tasks(experiment, setting, problem, side_by_side, test_episodes, cache)
+        tasks = _tasks(experiment, setting, problem, side_by_side, test_episodes, cache, data)
         for name in setting.baselines:
             found = tasks.searched(name, True)
             _note(
@@ -118,6 +118,7 @@ def tests_of(
     found = {}
     for setting in experiment.settings:
         problem = experiment.problem_of(setting, data)
+        experiment.problem_of(setting, data, tuning=True)
         found[setting.name] = problem, check_fits(net, problem, device).side_by_side
     return found
 
@@ -180,6 +181,7 @@ class _Tasks:
     side_by_side: int = 1
     device: str = "cpu"
     release: str | None = None
+    tuned_on: Problem | None = None
 
     def seeds(self) -> range:
         if self.release is not None:
@@ -214,11 +216,12 @@ class _Tasks:
 
     def searched(self, name: str, progress: bool) -> baselines.Search:
         """The tuned setting of a baseline. Settings of the same problem and horizon share their searches' trials."""
-        about = json.dumps([self.problem.config(), self.setting.horizon, self.tuning, self.device])
+        problem = self.problem if self.tuned_on is None else self.tuned_on
+        about = json.dumps([problem.config(), self.setting.horizon, self.tuning, self.device])
         folder = self.cache / f"trials-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
         show = _ShowTrials(self.setting.name, name) if progress else None
         return baselines.search(
-            self.problem,
+            problem,
             name,
             self.setting.horizon,
             seeds=range(self.tuning),
@@ -271,11 +274,14 @@ def _tasks(
     side_by_side: int,
     test_episodes: int | None,
     cache: Path,
+    data: str | None,
     device: str = "cpu",
     release: str | None = None,
 ) -> _Tasks:
     count = experiment.tests(setting) if test_episodes is None else test_episodes
-    return _Tasks(problem, setting, count, experiment.tuning(setting), cache, side_by_side, device, release)
+    tuned_on = experiment.problem_of(setting, data, tuning=True)
+    tuning = experiment.tuning(setting)
+    return _Tasks(problem, setting, count, tuning, cache, side_by_side, device, release, tuned_on)
 
 
 class _ShowTrials:

@@ -42,7 +42,7 @@ def fingerprint(
         digest.update(weights_digest(net).encode())
     place = [] if device == "cpu" else [device]  # a GPU adds up in another order
     about = [_VERSION, problem.config(), setting.horizon, setting.split, count, tuning, release, *place]
-    about += [setting.search] if net is None else []
+    about += [setting.search, setting.tuning_problem] if net is None else []
     digest.update(json.dumps(about).encode())
     return digest.hexdigest()
 

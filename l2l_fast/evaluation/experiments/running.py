@@ -92,7 +92,8 @@ def train(
 def _check(experiment: Experiment, out: Path, data: str | None, episodes: int | None) -> None:
     """Raise now what the last candidate, stage or setting would raise after hours."""
     for setting in experiment.settings:
-        experiment.problem_of(setting, data)
+        for tuning in (False, True):
+            experiment.problem_of(setting, data, tuning)
     for k, candidate in enumerate(experiment.candidates):
         net = make_networks(experiment, candidate.seed)
         for run in _runs(experiment, candidate, out / f"candidate{k}", data, episodes):

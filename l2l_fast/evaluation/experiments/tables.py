@@ -27,10 +27,11 @@ def section(setting: Setting, comparison: Comparison, tuning: int) -> list[str]:
     paper = paper_curves(setting.paper) if setting.paper else {}
     split = "" if getattr(comparison.problem, "data", None) is None else f", {setting.split} images"
     columns = _columns(setting, comparison, paper)
+    more = "".join(f", {name}={value}" for name, value in setting.tuning_problem.items())
     lines = [
         f"## {setting.title}",
         "",
-        f"{comparison.tasks()}{split}; baselines tuned on {tuning} tasks; {data_set(comparison.problem)}; "
+        f"{comparison.tasks()}{split}; baselines tuned on {tuning} tasks{more}; {data_set(comparison.problem)}; "
         f"`{comparison.problem!r}`" + ("; the optimizer was not trained for this." if setting.transfer else "."),
         "",
         "| " + " | ".join(columns) + " |",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from .autograd import AutogradBPTT
 from .base import Estimator, MetaLoss, MetaStep, SegmentTrace, weighted_sum
-from .choice import choose
+from .choice import choose, saved
 from .fused import FusedBPTT
+from .pes import PES
 
 __all__ = [
+    "PES",
     "AutogradBPTT",
     "Estimator",
     "FusedBPTT",
@@ -15,5 +17,6 @@ __all__ = [
     "MetaStep",
     "SegmentTrace",
     "choose",
+    "saved",
     "weighted_sum",
 ]

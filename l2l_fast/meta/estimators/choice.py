@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ...kernels import checks
@@ -9,12 +10,22 @@ from ...networks.several import Networks, members
 from .autograd import AutogradBPTT
 from .base import Estimator
 from .fused import FusedBPTT
+from .pes import PES
+
+NAMES = ("bptt", "pes")
 
 
 def choose(
-    net: Networks, *, autograd: bool, second_derivatives: bool, meta_loss: Any, coordinate_fraction: Any
+    net: Networks,
+    *,
+    autograd: bool,
+    second_derivatives: bool,
+    meta_loss: Any,
+    coordinate_fraction: Any,
+    estimator: Any = "bptt",
 ) -> Estimator:
-    """The estimator that serves these arguments of :class:`l2l_fast.MetaTrainer`: the fused one wherever it can.
+    """The estimator that serves these arguments of :class:`l2l_fast.MetaTrainer`: of truncated back-propagation, the
+    fused one wherever it can.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or no estimator serves them together.
@@ -26,6 +37,12 @@ def choose(
         raise ValueError(f"coordinate_fraction: expected a number between 0 and 1, got {coordinate_fraction}")
     if fraction == 0.0:
         raise ValueError("coordinate_fraction: expected a number above 0, got 0")
+    if isinstance(estimator, Estimator) or checks.one_of("estimator", estimator, NAMES) == "pes":
+        options = {"autograd": autograd, "second_derivatives": second_derivatives, "meta_loss": meta_loss is not None}
+        given = [name for name, value in {**options, "coordinate_fraction": fraction < 1.0}.items() if value]
+        if given:
+            raise ValueError(f"{given[0]}: is of back-propagation, expected estimator='bptt', got {estimator!r}")
+        return PES() if isinstance(estimator, str) else estimator
     networks = members(net).values()
     with_memory = any(member.has_memory for member in networks)
     unrolled = autograd or second_derivatives or meta_loss is not None or with_memory
@@ -34,3 +51,10 @@ def choose(
     if fraction < 1.0 and any(member.communicates for member in networks):
         raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
     return AutogradBPTT(meta_loss) if unrolled else FusedBPTT(fraction)
+
+
+def saved(protocol: Mapping[str, Any]) -> str | Estimator:
+    """The argument ``estimator`` of a run whose checkpoint has this protocol."""
+    if protocol.get("estimator", "bptt") == "bptt":
+        return "bptt"
+    return PES(protocol["pairs"], protocol["sigma"])
