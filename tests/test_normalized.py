@@ -13,23 +13,10 @@ import torch
 import l2l_fast as l2l
 from l2l_fast.kernels import normalized, reference
 from l2l_fast.kernels.state import Averages
-from tests.helpers import assert_close, double, random_network, random_state, structured_gradient
+from tests.helpers import assert_close, double, random_state, structured_gradient
+from tests.normalized_helpers import drifting_gradients, normalized_network
 
 COMMON = {"tensor_inputs": [0.3, -1.2, 0.5], "nominal": [0.2, 0.3, -0.1, 0.4, 0.7]}
-
-
-def network(**options):
-    return random_network(**{"hidden_size": 8, "preprocess": "normalized", "tensor_inputs": 3, **options})
-
-
-def gradients(steps: int, numel: int, decades: float = 6.0) -> torch.Tensor:
-    """Badly scaled gradients whose scale also drifts in time, some of them zero."""
-    random = torch.Generator().manual_seed(3)
-    scale = 10 ** (torch.rand(numel, generator=random, dtype=torch.float64) * 2 * decades - decades)
-    drift = 10 ** torch.linspace(0.5, -0.5, steps, dtype=torch.float64).unsqueeze(1)
-    g = (torch.randn(steps, numel, generator=random, dtype=torch.float64) + 0.3) * scale * drift
-    g[torch.rand(steps, numel, generator=random) < 0.05] = 0.0
-    return g
 
 
 def averaged(g: torch.Tensor, betas) -> Averages:
@@ -43,7 +30,7 @@ def averaged(g: torch.Tensor, betas) -> Averages:
 
 
 def test_averages_are_the_sums_that_they_are_said_to_be():
-    g, betas = gradients(30, 5), (0.9, 0.99, 0.95, 0.999)
+    g, betas = drifting_gradients(30, 5), (0.9, 0.99, 0.95, 0.999)
     averages = averaged(g, betas)
     assert averages.age == 30
     for k, beta in enumerate(betas):
@@ -65,8 +52,8 @@ def test_features_by_hand():
 
 
 def test_features_have_no_scale_and_are_bounded():
-    g = gradients(40, 20)
-    betas = network().betas
+    g = drifting_gradients(40, 20)
+    betas = normalized_network().betas
     x = normalized.features(g[-1], averaged(g, betas), betas)
     for scale in (1e-20, 1e20):
         assert_close(normalized.features(scale * g[-1], averaged(scale * g, betas), betas), x, 1e-9)
@@ -81,7 +68,7 @@ def test_features_have_no_scale_and_are_bounded():
 def test_features_of_extreme_gradients_are_finite_and_a_nan_stays_where_it_is(dtype):
     tiny, huge = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
     g = torch.tensor([0.0, -0.0, tiny / 8, -tiny, huge, -huge, math.inf, -math.inf, math.nan, 1.0], dtype=dtype)
-    betas, averages = network().betas, Averages(torch.zeros(10, 4, dtype=dtype), 0)
+    betas, averages = normalized_network().betas, Averages(torch.zeros(10, 4, dtype=dtype), 0)
     for _ in range(3):
         averages = normalized.advance(g, averages, betas)
         x = normalized.features(g, averages, betas)
@@ -92,9 +79,9 @@ def test_features_of_extreme_gradients_are_finite_and_a_nan_stays_where_it_is(dt
 
 
 def test_the_update_by_hand_and_its_bound():
-    net = double(network(output_scale=0.5))
+    net = double(normalized_network(output_scale=0.5))
     config = net.config
-    g = gradients(7, 11, decades=1)
+    g = drifting_gradients(7, 11, decades=1)
     averages = averaged(g, config.betas)
     hats = [row / (1 - beta**7) for row, beta in zip(averages.rows.unbind(1)[:2], config.betas)]
     roots = [row / (1 - beta**7) ** 0.5 for row, beta in zip(averages.rows.unbind(1)[2:], config.betas[2:])]
@@ -132,16 +119,16 @@ def adam_and_network(net, g, **common):
 def test_a_new_network_is_adam(betas):
     net = l2l.CoordinatewiseLSTM(8, 2, "normalized", output_scale=1.0, tensor_inputs=3, betas=betas)
     net = double(net)
-    assert adam_and_network(net, gradients(400, 60, decades=12), tensor_inputs=COMMON["tensor_inputs"]) < 1e-12
+    assert adam_and_network(net, drifting_gradients(400, 60, decades=12), tensor_inputs=COMMON["tensor_inputs"]) < 1e-12
     other = dict(COMMON, nominal=[0.0, 0.1, 0.0, 0.0, 0.5])
-    assert adam_and_network(net, gradients(40, 60), **other) > 1e-2
+    assert adam_and_network(net, drifting_gradients(40, 60), **other) > 1e-2
 
 
 # ---- derivatives ----
 
 
 def test_no_gradient_goes_through_features_and_averages():
-    net = double(network())
+    net = double(normalized_network())
     state = random_state(net, 9, dtype=torch.float64)
     grad = structured_gradient((9,), dtype=torch.float64).requires_grad_()
     data = state.data.clone().requires_grad_()
@@ -157,7 +144,7 @@ def test_derivatives_against_finite_differences():
     config = l2l.Config(4, 2, "normalized", 10.0, 0.7, tensor_inputs=2, betas=(0.8, 0.9, 0.9, 0.99))
     phi = torch.randn(reference.phi_size(config), dtype=torch.float64).mul_(0.5).requires_grad_()
     grad = torch.tensor([0.3, -2.0, 1e-2, 0.0, 4e3], dtype=torch.float64)
-    averages = averaged(gradients(3, 5), config.betas)
+    averages = averaged(drifting_gradients(3, 5), config.betas)
     parts = [torch.randn(5, 4, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     common = [torch.tensor([0.5, -1.0]).double(), torch.tensor(COMMON["nominal"]).double()]
 
@@ -171,24 +158,24 @@ def test_derivatives_against_finite_differences():
 
 
 def test_segment_of_the_reference_is_the_unrolled_network():
-    net, steps = double(network()), 4
+    net, steps = double(normalized_network()), 4
     config, phi = net.config, net.phi().detach()
     sizes, ages = (5, 3), (0, 7)
-    g = [[gradients(steps + 1, n)[t] for n in sizes] for t in range(steps + 1)]
+    g = [[drifting_gradients(steps + 1, n)[t] for n in sizes] for t in range(steps + 1)]
     g[2][1] = None  # did not move: it does not age either
     starts = []
     for n, age in zip(sizes, ages):
         *pairs, averages = random_state(net, n, dtype=torch.float64).to_logical()
         starts.append([*pairs, averages._replace(age=age)])
-    inputs = [torch.randn(2, 3, dtype=torch.float64) for _ in range(steps)]
-    nominal = [torch.rand(2, 5, dtype=torch.float64) for _ in range(steps)]
+    inputs = torch.randn(steps, 2, 3, dtype=torch.float64)
+    nominal = torch.rand(steps, 2, 5, dtype=torch.float64)
     w, lrs, decays = [1.0, 2.0, 0.5, 3.0], [0.5, 0.6, 0.7, 0.8], [1.0, 0.9, 0.8, 0.95]
     leaf, loss = phi.clone().requires_grad_(), 0.0
     for k in range(2):
         theta, state = torch.zeros(sizes[k], dtype=torch.float64), starts[k]
         for t in range(steps):
             if g[t][k] is not None:
-                update, state = reference.lstm_step(g[t][k], state, leaf, config, 1, None, inputs[t][k], nominal[t][k])
+                update, state = reference.lstm_step(g[t][k], state, leaf, config, 1, None, inputs[t, k], nominal[t, k])
                 theta = decays[t] * theta + lrs[t] * update
             if g[t + 1][k] is not None:
                 loss = loss + w[t] * (g[t + 1][k] * theta).sum()
@@ -205,12 +192,12 @@ def test_segment_of_the_reference_is_the_unrolled_network():
 
 
 def test_state_keeps_averages_and_age():
-    net = network()
-    state = net.init_state(70)
+    net = normalized_network()
+    state = net.init_state(64)
     assert (state.averages, state.age, state.data.shape[1]) == (4, 0, 2 * 2 * 8 + 4)
-    _, state = net(structured_gradient((70,)), state, **COMMON)
+    _, state = net(structured_gradient((64,)), state, **COMMON)
     state = state.detach()
-    assert state.age == 1 and net(structured_gradient((70,)), state, **COMMON)[1].age == 2
+    assert state.age == 1 and net(structured_gradient((64,)), state, **COMMON)[1].age == 2
     for other in (state.clone(), state.detach(), state.to(torch.float32), copy.deepcopy(state)):
         assert (other.averages, other.age) == (4, 1) and torch.equal(other.data, state.data)
     again = l2l.State.from_logical(state.to_logical())
@@ -219,9 +206,9 @@ def test_state_keeps_averages_and_age():
     assert torch.utils._pytree.tree_unflatten(leaves, spec).age == 1
     assert "averages=4, age=1" in repr(state) and "age" not in repr(l2l.CoordinatewiseLSTM().init_state(3))
     with pytest.raises(ValueError, match="state: expected .*averages=4, got"):
-        net(torch.zeros(70), l2l.State.zeros(70, 8, 2))
+        net(torch.zeros(64), l2l.State.zeros(64, 8, 2))
     with pytest.raises(ValueError, match="logical_state: expected averages"):
-        reference.step(net, torch.zeros(70), state.to_logical()[:-1])
+        reference.step(net, torch.zeros(64), state.to_logical()[:-1])
     with pytest.raises(ValueError, match="age: expected"):
         l2l.State(torch.zeros(1, 32, 64), 3, 8, 2, age=1)
 
@@ -230,7 +217,7 @@ def test_state_keeps_averages_and_age():
 
 
 def test_configuration_travels_whole():
-    net = network(betas=[0.5, 0.9, 0.75, 0.875])
+    net = normalized_network(betas=[0.5, 0.9, 0.75, 0.875])
     config = net.config
     assert config.betas == (0.5, 0.9, 0.75, 0.875) and config.read_outs == 2 and config.num_outputs == 1
     assert config.is_plain and config.rows == net.init_state(1).data.shape[1]
@@ -247,7 +234,7 @@ def test_configuration_travels_whole():
 
 @pytest.mark.parametrize("options", [{}, {"tensor_inputs": 0, "num_layers": 1}, {"betas": (0.5, 0.9, 0.75, 0.875)}])
 def test_files_and_copies(tmp_path, options):
-    net = network(**options)
+    net = normalized_network(**options)
     path = tmp_path / "net.safetensors"
     net.save(path)
     for other in (l2l.load(path), copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
@@ -266,13 +253,14 @@ def test_files_and_copies(tmp_path, options):
         ({"betas": 0.9}, TypeError, "betas: expected four numbers"),
         ({"betas": (0.9, 1.0, 0.9, 0.9)}, ValueError, r"betas\[1\]: expected"),
         ({"betas": (0.9, 0.9, 0.4, 0.9)}, ValueError, r"betas\[2\]: expected a finite number >= 0.5"),
+        ({"betas": (0.9, 0.9, 0.9, 1 - 1e-7)}, ValueError, r"betas\[3\]: expected a finite number >= 0.5 and <= "),
         ({"preprocess": "log_sign"}, ValueError, 'tensor_inputs: only of a network with preprocess="normalized"'),
         ({"preprocess": "identity", "tensor_inputs": 0, "betas": (0.9,) * 4}, ValueError, "betas: only of a network"),
     ],
 )
 def test_what_does_not_go_together(options, error, message):
     with pytest.raises(error, match=message):
-        network(**options)
+        normalized_network(**options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -286,7 +274,7 @@ def test_what_does_not_go_together(options, error, message):
     ],
 )
 def test_what_a_step_refuses(dtype, given, message):
-    net = network()
+    net = normalized_network()
     with pytest.raises(ValueError, match=message):
         net(torch.ones(4, dtype=dtype), net.init_state(4, dtype=dtype), **given)
 
@@ -299,9 +287,9 @@ def test_other_kinds_refuse_what_is_not_theirs():
 
 
 def test_cells_of_torch():
-    net = network(tensor_inputs=0)
+    net = normalized_network(tensor_inputs=0)
     cells, linear = net.to_lstm_cells()
     again = l2l.CoordinatewiseLSTM.from_lstm_cells(cells, linear, "normalized")
     assert torch.equal(again.phi(), net.phi())
     with pytest.raises(ValueError, match="tensor_inputs: torch.nn.LSTMCell has no inputs in common"):
-        network().to_lstm_cells()
+        normalized_network().to_lstm_cells()

@@ -137,15 +137,15 @@ __device__ __forceinline__ void read_gradients(const StepScalars& s, const Table
 template <int C>
 __device__ __forceinline__ void read_features(const StepScalars& s, const Table<StepEntry>& table,
                                               const StepEntry& entry, int64_t begin, float* parked,
-                                              float (&features)[kMaxFeatures][C]) {
+                                              float (&features)[kGradientFeatures][C]) {
   float g[C];
   read_gradients<C>(s, table, entry, begin, parked, g);
 #pragma unroll
   for (int i = 0; i < C; i++) {
-    float x[kMaxFeatures];
+    float x[kGradientFeatures];
     features_of<DeviceMath>(s.features, g[i], x);
 #pragma unroll
-    for (int k = 0; k < kMaxFeatures; k++) features[k][i] = x[k];
+    for (int k = 0; k < kGradientFeatures; k++) features[k][i] = x[k];
   }
 }
 
@@ -174,7 +174,7 @@ __device__ __forceinline__ void step_tile(const StepScalars& s, const Table<Step
   const StepEntry& entry = table.find(global_tile, first_tile);
   const int64_t tile = global_tile - first_tile;
 
-  float features[kMaxFeatures][C], u[C];
+  float features[kGradientFeatures][C], u[C];
   const float* out = reinterpret_cast<const float*>(weights + Packed<H>::out(s.config.layers));
   read_features<C>(s, table, entry, tile * kTile + lane, parked, features);
 #pragma unroll
@@ -187,7 +187,7 @@ __device__ __forceinline__ void step_tile(const StepScalars& s, const Table<Step
   float h[H][C];
 #pragma unroll
   for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
-  step_layer<H, C, kMaxFeatures>(weights, features, h, state, new_state, layers == 1 ? out : nullptr, u);
+  step_layer<H, C, kGradientFeatures>(weights, features, h, state, new_state, layers == 1 ? out : nullptr, u);
 #pragma unroll 1
   for (int l = 1; l < layers; l++) {
     state += 2 * H * kTile;

@@ -19,6 +19,9 @@
 namespace l2l {
 
 inline void check_cuda_config(const Config& config) {
+  TORCH_CHECK_NOT_IMPLEMENTED(config.averages() == 0, "preprocess: this build has no CUDA kernel for '",
+                              kPreprocessNames[static_cast<int>(config.preprocess)],
+                              "'; it runs on the CPU and in l2l_fast.reference, on any device");
   TORCH_CHECK_VALUE(cuda_supports(config),
                     "hidden_size, num_layers: the CUDA kernels are compiled for hidden_size 8, 16, 20, 32 ",
                     "and num_layers 1, 2, 3, got hidden_size=", config.hidden, ", num_layers=", config.layers,

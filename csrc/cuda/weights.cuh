@@ -1,5 +1,5 @@
-// phi in shared memory, as packed_layout.h has it. The first layer always has kMaxFeatures inputs for the gradient:
-// with one feature the other weight is zero.
+// phi in shared memory, as packed_layout.h has it. The first layer always has kGradientFeatures inputs for the
+// gradient: with one feature the other weight is zero.
 #pragma once
 
 #include "../core/cell.h"
@@ -11,7 +11,9 @@ namespace l2l {
 
 template <int H>
 struct Packed {
-  L2L_HOST_DEVICE static constexpr PackedLayout layout(int extra = 0) { return PackedLayout(H, kMaxFeatures + extra); }
+  L2L_HOST_DEVICE static constexpr PackedLayout layout(int extra = 0) {
+    return PackedLayout(H, kGradientFeatures + extra);
+  }
   // Of a network without extra inputs: quadruples of a unit, and before a layer.
   L2L_HOST_DEVICE static constexpr int unit(int layer) { return layout().unit(layer); }
   L2L_HOST_DEVICE static constexpr int layer(int layer) { return layout().layer(layer); }
@@ -38,7 +40,7 @@ __device__ __forceinline__ void pack_matrix(const float* matrix, int columns, in
 template <int H>
 __device__ __forceinline__ void pack_network(const Config& config, const float* phi, float4* packed) {
   const PackedLayout layout = Packed<H>::layout(config.extra);
-  const int empty = kMaxFeatures - config.features();
+  const int empty = kGradientFeatures - config.features();
   float* floats = reinterpret_cast<float*>(packed);
   for (int l = 0; l < config.layers; l++) {
     float* layer = floats + 4 * layout.layer(l);
@@ -49,7 +51,7 @@ __device__ __forceinline__ void pack_network(const Config& config, const float* 
   }
   if (empty > 0)
     for (int i = threadIdx.x; i < kGates * H; i += blockDim.x)
-      floats[4 * (i / kGates * layout.unit(0) + kMaxFeatures) + i % kGates] = 0.f;
+      floats[4 * (i / kGates * layout.unit(0) + kGradientFeatures) + i % kGates] = 0.f;
   for (int i = threadIdx.x; i < config.outputs * (H + 1); i += blockDim.x)
     floats[4 * layout.out(config.layers) + i] = read_out_scale(config, i) * phi[config.weight_out() + i];
 }

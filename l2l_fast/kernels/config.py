@@ -10,7 +10,8 @@ FEATURES = {"identity": 1, "log_sign": 2, "normalized": 5}
 # Moving averages of the gradient that a coordinate keeps, by kind; none where it is not named.
 AVERAGES = {"normalized": 4}
 BETAS = (0.9, 0.99, 0.95, 0.999)
-BETA_LOWS = (0.0, 0.0, 0.5, 0.5)
+# Memories of two to a million steps: what float32 keeps accurately.
+BETA_BOUNDS = (0.5, 1 - 2.0**-20)
 PLAIN_FIELDS = ("hidden_size", "num_layers", "preprocess", "p", "output_scale")
 SHARED_FIELDS = (*PLAIN_FIELDS, "gac_cells", "extra_inputs", "num_outputs")
 

@@ -282,8 +282,8 @@ def segment_backward(
     config: Config,
     grad_end_states: Sequence[LogicalState] | None = None,
     num_problems: int = 1,
-    tensor_inputs: Sequence[Tensor] = (),
-    nominal: Sequence[Tensor] = (),
+    tensor_inputs: Tensor | None = None,
+    nominal: Tensor | None = None,
 ) -> tuple[Tensor, list[LogicalState]]:
     """Gradient of the meta-loss of one unrolled segment (equation 3 with the gradients of f held constant).
 
@@ -301,7 +301,7 @@ def segment_backward(
         phi: ``[P]`` flat parameters. config: as in :func:`lstm_step`, without extra inputs and with one output.
         grad_end_states: optional, one logical state per tensor: dL/d(state after step T) from elsewhere.
         num_problems: as in :func:`lstm_step`.
-        tensor_inputs, nominal: those of :func:`lstm_step` in the T steps, each ``[tensors, ...]``; or none.
+        tensor_inputs, nominal: those of :func:`lstm_step`, ``[T, tensors, ...]``.
 
     Returns:
         ``dL/dphi`` ``[P]`` and, per tensor, dL/d(start state) as a logical state; both in phi's / the states' dtype.
@@ -332,7 +332,7 @@ def segment_backward(
                 parts = [grads[t][k].detach().reshape(-1) for k in together]  # type: ignore[union-attr]
                 numels = [part.numel() for part in parts]
                 state = join_states([states[k] for k in together], num_problems)
-                common = [values[t][together[0]] if values else None for values in (tensor_inputs, nominal)]
+                common = [None if rows is None else rows[t, together[0]] for rows in (tensor_inputs, nominal)]
                 update, state = lstm_step(join(parts, num_problems), state, phi, config, num_problems, None, *common)
                 outputs += separate(update, numels, num_problems)
                 for k, new in zip(together, separate_states(state, numels, num_problems), strict=True):

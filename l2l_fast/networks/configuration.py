@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..kernels import checks
-from ..kernels.config import BETA_LOWS, FEATURES, Config
+from ..kernels.config import BETA_BOUNDS, FEATURES, Config
 
 
 def checked_config(
@@ -63,8 +63,5 @@ def _with_normalized(config: Config, tensor_inputs: Any, betas: Any) -> Config:
         given = list(betas)
         if len(given) != config.averages:
             raise ValueError(f"betas: expected four numbers (of m1, m2, v1, v2), got {len(given)}")
-        # Below 1 in float32, too; a second moment of a shorter memory is not kept accurately as its root.
-        betas = tuple(
-            checks.real(f"betas[{k}]", beta, low, 1 - 2.0**-24) for k, (beta, low) in enumerate(zip(given, BETA_LOWS))
-        )
+        betas = tuple(checks.real(f"betas[{k}]", beta, *BETA_BOUNDS) for k, beta in enumerate(given))
     return replace(config, tensor_inputs=tensor_inputs, betas=betas)

@@ -45,7 +45,7 @@ class CoordinatewiseLSTM(nn.Module):
         extra_inputs: inputs per coordinate beside the gradient, 0..16, not preprocessed.
         num_outputs: outputs per coordinate, 1..16; the first is the update, and only that is scaled by output_scale.
         tensor_inputs: inputs that all coordinates of a tensor have in common, 0..16, of a normalized network.
-        betas: decay rates of its moving averages m1, m2 in [0, 1), v1, v2 in [0.5, 1); by default 0.9, 0.99, 0.95 and
+        betas: decay rates of its moving averages m1, m2, v1, v2, in [0.5, 1 - 2^-20]; by default 0.9, 0.99, 0.95 and
             0.999.
         device, dtype: of the parameters.
 
@@ -283,19 +283,24 @@ class CoordinatewiseLSTM(nn.Module):
         common = [
             None
             if value is None
-            else torch.as_tensor(value, dtype=torch.float64 if wide else torch.float32, device=grad.device)
+            else torch.as_tensor(value, dtype=torch.float64 if wide else torch.float32, device=grad.device).contiguous()
             for value in (tensor_inputs, nominal)
         ]
         reference.check_common(self.config, num_problems, *common)
-        if wide or self.config.averages or _is_transformed(grad, state.data, extra, *self.parameters()):
+        if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
             update, logical = reference.step(self, grad, state.to_logical(), num_problems, extra, *common)
             return update, State.from_logical(logical)
         phi = self.phi().float()
         extra = None if extra is None else extra.float().contiguous()
-        update, data = operators.step(grad, extra, state.data, phi, self.config, num_problems)
+        rows = [None if value is None else value.unsqueeze(0) for value in common]
+        age = state.age + 1 if state.averages else 0
+        update, data = operators.step(
+            *(grad, extra, state.data, phi, self.config, num_problems),
+            **{"ages": [age], "tensor_inputs": rows[0], "nominal": rows[1]} if age else {},
+        )
         if self.num_outputs == 1:
             update = update.view(grad.shape).to(grad.dtype)
-        return update, State(data, state.numel, state.hidden_size, state.num_layers)
+        return update, State(data, state.numel, state.hidden_size, state.num_layers, state.averages, age)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.config.asdict().items())

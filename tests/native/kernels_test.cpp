@@ -86,14 +86,14 @@ void check_step(const Kernels& kernels, const Case& test, const l2l::PackedNetwo
   std::uniform_real_distribution<float> uniform(-1, 1);
   Exact<float> inputs((size_t)config.features() * kTile), extra((size_t)config.extra * kTile);
   for (size_t i = 0; i < extra.size(); i++) extra[i] = uniform(random);
-  kernels.features(net.network(), grads.data(), inputs.data());
+  kernels.features(net.network(), {}, grads.data(), nullptr, nullptr, inputs.data());
   Exact<float> all((size_t)config.inputs(0) * kTile), state(start.size()), out_of_place(start.size());
   std::copy(inputs.data(), inputs.data() + inputs.size(), all.data());
   std::copy(extra.data(), extra.data() + extra.size(), all.data() + inputs.size());
   std::copy(start.data(), start.data() + start.size(), state.data());
   Exact<float> outputs((size_t)config.outputs * kTile), other_outputs(outputs.size());
-  kernels.step(net.network(), all.data(), start.data(), out_of_place.data(), other_outputs.data());
-  kernels.step(net.network(), all.data(), state.data(), state.data(), outputs.data());
+  kernels.step(net.network(), {}, all.data(), start.data(), out_of_place.data(), other_outputs.data());
+  kernels.step(net.network(), {}, all.data(), state.data(), state.data(), outputs.data());
 
   naive::Vector new_state(start.size()), expected(outputs.size());
   for (int lane = 0; lane < kTile; lane++) {
@@ -140,16 +140,17 @@ void check_case(const Kernels& kernels, const Case& test, unsigned seed) {
   if (!config.is_plain()) return;
 
   // Back through the steps.
-  Exact<double> sums(l2l::PackedLayout(config).floats(config.layers, config.outputs));
+  Exact<double> sums(l2l::PackedLayout(config).floats(config));
   std::fill(sums.data(), sums.data() + sums.size(), 0.0);
   Exact<float> grad_state(start.size()), grad_grads((size_t)test.steps * kTile), grad_phi(phi.size());
   Exact<char> scratch(kernels.backward_scratch(config, test.steps) + 3);
   float* aligned = reinterpret_cast<float*>(scratch.data() + 3);  // malloc's alignment plus 4, exact at the end
-  kernels.backward(
-      net.network(),
-      {test.steps, grad_rows.data(), grad_updates.data(), start.data(), test.end_gradient ? end.data() : nullptr,
-       test.need_state ? grad_state.data() : nullptr, test.need_grads ? grad_grads.data() : nullptr, sums.data()},
-      aligned);
+  const std::vector<l2l::TensorStep> nothing(test.steps);
+  kernels.backward(net.network(),
+                   {test.steps, grad_rows.data(), nothing.data(), grad_updates.data(), start.data(),
+                    test.end_gradient ? end.data() : nullptr, test.need_state ? grad_state.data() : nullptr,
+                    test.need_grads ? grad_grads.data() : nullptr, sums.data()},
+                   aligned);
   l2l::unpack_gradient(config, sums.data(), grad_phi.data());
 
   // The same, naively.
