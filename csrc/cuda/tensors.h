@@ -19,14 +19,18 @@
 namespace l2l {
 
 inline void check_cuda_config(const Config& config) {
-  TORCH_CHECK_NOT_IMPLEMENTED(config.averages() == 0, "preprocess: this build has no CUDA kernel for '",
-                              kPreprocessNames[static_cast<int>(config.preprocess)],
-                              "'; it runs on the CPU and in l2l_fast.reference, on any device");
   TORCH_CHECK_VALUE(cuda_supports(config),
                     "hidden_size, num_layers: the CUDA kernels are compiled for hidden_size 8, 16, 20, 32 ",
                     "and num_layers 1, 2, 3, got hidden_size=", config.hidden, ", num_layers=", config.layers,
                     "; other sizes run on the CPU (hidden_size ", kMinHidden, "..", kMaxHidden,
                     ") and in l2l_fast.reference, on any device");
+}
+
+// NotImplementedError for what has no CUDA kernel with normalized inputs yet.
+inline void check_without_averages(const Config& config, const char* what) {
+  TORCH_CHECK_NOT_IMPLEMENTED(config.averages() == 0, "preprocess: no CUDA kernel for ", what, " with '",
+                              kPreprocessNames[static_cast<int>(config.preprocess)],
+                              "'; it runs on the CPU and in l2l_fast.reference, on any device");
 }
 
 inline void check_launch(const LaunchStatus& status, const char* name, const Config& config) {
