@@ -347,6 +347,19 @@ def test_fake_tensors_and_the_meta_device():
     assert out.shape == (1, 7) and new.shape == state.data.shape
 
 
+def test_a_compiled_step_serves_every_age():
+    import torch._dynamo.testing  # not a part of torch before something asks for it
+
+    net, counter = normalized_network(), torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, backend=counter)
+    states = [net.init_state(70), net.init_state(70)]
+    for t, g in enumerate(drifting_gradients(12, 70).float()):
+        actual, states[0] = compiled(g, states[0].detach(), tensor_inputs=[0.1, 0.2, 0.3])
+        expected, states[1] = net(g, states[1].detach(), tensor_inputs=[0.1, 0.2, 0.3])
+        assert torch.equal(actual, expected) and states[0].age == t + 1
+    assert counter.frame_count <= 4
+
+
 def test_opcheck():
     net = normalized_network()
     common, phi = common_of(net, 1), net.phi().detach().requires_grad_()

@@ -7,7 +7,8 @@
 #include "arguments.h"
 
 #define L2L_CONFIG "int[] sizes, str preprocess, float[] constants"
-#define L2L_COMMON "int[] ages=[], Tensor? tensor_inputs=None, Tensor? nominal=None"
+// Symbolic ages: a compiled step must not be compiled anew for each.
+#define L2L_COMMON "SymInt[] ages=[], Tensor? tensor_inputs=None, Tensor? nominal=None"
 
 TORCH_LIBRARY(l2l_fast, m) {
   m.set_python_module("l2l_fast.kernels.operators");
