@@ -44,8 +44,8 @@ def sources() -> list[str]:
     kernels = ["baseline"]
     if platform.machine().lower() in ("x86_64", "amd64"):
         kernels += ["avx2", "avx512"]
-    cpu = ["averages", "backend", "backward", "dispatch", "layered_backward", "layered_forward", "packing", "parallel"]
-    cpu += ["step", *(f"isa/{name}" for name in kernels)]
+    cpu = ["averages", "backend", "backward", "dispatch", "layered_backward", "layered_forward", "mean_squares"]
+    cpu += ["packing", "parallel", "step", "tensor_steps", *(f"isa/{name}" for name in kernels)]
     ops = ["aliasing", "arguments", "operators", "overlap", "schema"]
     return ["csrc/module.cpp", *(f"csrc/ops/{name}.cpp" for name in ops), *(f"csrc/cpu/{name}.cpp" for name in cpu)]
 

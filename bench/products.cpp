@@ -79,7 +79,7 @@ L2L_ALWAYS_INLINE void products_of_units(const LayerWeights& w, int hidden, int 
                                          const float* h) {
   for (long lane = 0; lane < Stride; lane += Vectors * kLanes) {
     Wide<Vectors> a[Units][4];
-    gate_preactivations<Units, Vectors>(w.forward + 4L * j * (1 + inputs + hidden), {x + lane, Stride}, inputs,
+    gate_preactivations<Units, Vectors>(w.forward + 4L * j * (1 + inputs + hidden), nullptr, {x + lane, Stride}, inputs,
                                         {h + lane, Stride}, hidden, a);
     L2L_UNROLL for (int u = 0; u < Units; u++)
       L2L_UNROLL for (int g = 0; g < 4; g++) consume(a[u][g]);
@@ -189,8 +189,11 @@ extern "C" double segment_weight_gradients(double seconds) {
   const Config& config = net.config;
   const Scratch s(config, kSteps);
   const Buffer base(s.total), grad_updates(static_cast<size_t>(kSteps) * kTile);
-  std::vector<double> sums(PackedLayout(config).floats(config.layers, config.outputs), 0.0);
+  std::vector<double> sums(PackedLayout(config).floats(config), 0.0);
   const double multiply_adds = forward_multiply_adds(config) + config.hidden;
   return rate(seconds, kSub * s.steps * multiply_adds,
-              [&] { chunk_weight_gradients(net, s, base.get(), grad_updates.get(), s.steps, sums.data()); });
+              [&] {
+                chunk_weight_gradients(net, s, base.get(), {grad_updates.get(), kTile, kTile}, nullptr, s.steps,
+                                       sums.data());
+              });
 }

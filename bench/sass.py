@@ -168,6 +168,8 @@ def threads_and_shared(kernel: Kernel) -> tuple[int, int]:
     numbers = [int(n) for n in re.findall(r"\d+", kernel.name)]
     if kernel.name.startswith("step_kernel"):
         return 128, packed_bytes(numbers[0], LAYERS)
+    if kernel.name.startswith("normalized_step_kernel"):
+        return 128, packed_bytes(numbers[0], LAYERS, features=5, read_outs=2)
     if kernel.name.startswith("backward_kernel"):
         hidden, layers = numbers[:2]
         weights = packed_bytes(hidden, layers)
@@ -188,9 +190,10 @@ def block_shared(kernel: Kernel, architecture: str) -> int:
     return threads_and_shared(kernel)[1] + kernel.static_shared + reserved
 
 
-def packed_bytes(hidden: int, layers: int) -> int:
+def packed_bytes(hidden: int, layers: int, features: int = 2, read_outs: int = 1) -> int:
     """phi in shared memory."""
-    return 16 * (hidden * (3 + hidden + (layers - 1) * (1 + 2 * hidden)) + hidden // 4 + 1)
+    quadruples = hidden * (1 + features + hidden + (layers - 1) * (1 + 2 * hidden))
+    return 16 * (quadruples + -(-read_outs * (hidden + 1) // 4))
 
 
 def resident_warps(kernel: Kernel, architecture: str) -> int:

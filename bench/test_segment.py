@@ -7,16 +7,19 @@ from l2l_fast import CoordinatewiseLSTM
 from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels.state import TILE, num_tiles
 
+from .test_step import KINDS, common_of
+
 NETWORKS = [(20, 2), (4, 1), (8, 2), (16, 2), (32, 2), (64, 2), (20, 1), (20, 4)]
 
 
 def segment_backward(net, n, steps, injected=False, need_grad_start=False):
     records = list(torch.randn(steps + 1, num_tiles(n) * TILE))
     state, phi, ones = net.init_state(n).data, net.phi().detach(), [1.0] * steps
-    end = [torch.randn_like(state)] if injected else []
+    end, common = [torch.randn_like(state)] if injected else [], common_of(net, steps)
 
     def run():
-        ops.segment_backward([state], [n], [0], records, [], ones, ones, ones, phi, net.config, 1, end, need_grad_start)
+        arguments = ([state], [n], [0], records, [], ones, ones, ones, phi, net.config, 1, end, need_grad_start)
+        ops.segment_backward(*arguments, **common)
 
     return run
 
@@ -30,6 +33,12 @@ def test_instruction_set(measure, n, isa):
 @pytest.mark.parametrize("hidden, layers", NETWORKS)
 def test_network(measure, n, hidden, layers):
     measure(segment_backward(CoordinatewiseLSTM(hidden, layers), n // 4, 20), n // 4 * 20)
+
+
+@pytest.mark.benchmark(group="segment backward: preprocessing")
+@pytest.mark.parametrize("options", KINDS, ids=[kind["preprocess"] for kind in KINDS])
+def test_preprocess(measure, n, options):
+    measure(segment_backward(CoordinatewiseLSTM(**options), n // 4, 20), n // 4 * 20)
 
 
 @pytest.mark.benchmark(group="segment backward: lengths, same coordinates times steps")

@@ -15,11 +15,21 @@ LAYOUTS = {
 }
 
 
+KINDS = [{"preprocess": "log_sign"}, {"preprocess": "identity"}, {"preprocess": "normalized", "tensor_inputs": 7}]
+
+
+def common_of(net, *shape):
+    """What a network with normalized inputs is told of a tensor, in one step or in ``shape`` of them."""
+    if not net.config.averages:
+        return {}
+    return {"ages": [5], "tensor_inputs": torch.randn(*shape, 1, net.tensor_inputs)}
+
+
 def in_place_step(net, param, grad):
-    state, phi = net.init_state(param.numel()).data, net.phi().detach()
+    state, phi, common = net.init_state(param.numel()).data, net.phi().detach(), common_of(net)
 
     def step():
-        ops.step_([param], [grad], [state], phi, net.config, 1.0, 0.0, False)
+        ops.step_([param], [grad], [state], phi, net.config, 1.0, 0.0, False, **common)
 
     return step
 
@@ -36,9 +46,9 @@ def test_network(measure, n, hidden, layers):
 
 
 @pytest.mark.benchmark(group="in-place step: preprocessing")
-@pytest.mark.parametrize("preprocess", ["log_sign", "identity"])
-def test_preprocess(measure, n, preprocess):
-    measure(in_place_step(CoordinatewiseLSTM(preprocess=preprocess), torch.zeros(n), torch.randn(n)), n)
+@pytest.mark.parametrize("options", KINDS, ids=[kind["preprocess"] for kind in KINDS])
+def test_preprocess(measure, n, options):
+    measure(in_place_step(CoordinatewiseLSTM(**options), torch.zeros(n), torch.randn(n)), n)
 
 
 @pytest.mark.benchmark(group="in-place step: dtypes")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import l2l_fast as l2l
+from l2l_fast.kernels.state import Averages
 
 
 def random_network(seed: int = 0, gain: float = 1.5, **options) -> l2l.CoordinatewiseLSTM:
@@ -33,7 +34,11 @@ def random_state(net: l2l.CoordinatewiseLSTM, numel: int, seed: int = 1, dtype=t
         (torch.randn(shape, generator=generator).clamp(-2, 2) * 0.4, torch.randn(shape, generator=generator) * 0.7)
         for _ in range(net.num_layers)
     ]
-    return l2l.State.from_logical([(h.to(dtype), c.to(dtype)) for h, c in pairs])
+    averages = []
+    if net.config.averages:
+        first, root = torch.randn(numel, 2, generator=generator), torch.rand(numel, 2, generator=generator) + 0.1
+        averages = [Averages(torch.cat([0.1 * first, root], dim=1).to(dtype), age=3)]
+    return l2l.State.from_logical([*((h.to(dtype), c.to(dtype)) for h, c in pairs), *averages])
 
 
 def structured_gradient(shape: tuple[int, ...], seed: int = 2, dtype=torch.float32) -> Tensor:

@@ -32,7 +32,8 @@ def test_positions_names_and_defaults():
     assert (other.gac_cells, other.extra_inputs, other.num_outputs) == (3, 4, 5)
     names = [field.name for field in dataclasses.fields(l2l.Config)]
     assert names[:5] == ["hidden_size", "num_layers", "preprocess", "p", "output_scale"]
-    assert names[5:] == ["gac_cells", "extra_inputs", "num_outputs"]
+    assert names[5:8] == ["gac_cells", "extra_inputs", "num_outputs"]
+    assert names[8:] == ["tensor_inputs", "betas"]  # of normalized networks: see tests/test_normalized.py
     with pytest.raises(TypeError):
         l2l.Config(20, 2)
 
@@ -63,7 +64,8 @@ def test_equal_and_hashable_by_value(config):
     _ = config.arguments  # which asking for changes nothing
     assert same == config and hash(same) == hash(config) and repr(same) == repr(config)
     for name, value in fields.items():
-        changed = dataclasses.replace(config, **{name: "other" if isinstance(value, str) else value + 1})
+        other = (0.5,) * 4 if value is None else "other" if isinstance(value, str) else value + 1
+        changed = dataclasses.replace(config, **{name: other})
         assert changed != config and {config: 1}.get(changed) is None
         assert changed.arguments != config.arguments
 

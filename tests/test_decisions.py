@@ -31,6 +31,16 @@ def test_the_learned_trace_is_the_trajectory():
     torch.testing.assert_close(found.updates["learned"].sum(0), moved[[5, 0]], rtol=1e-4, atol=1e-5)
 
 
+def test_normalized_inputs_have_their_averages_in_a_proposal():
+    """At the gradient that was, what is proposed is the update that was made."""
+    net = random_network(preprocess="normalized", hidden_size=8, output_scale=0.1)
+    task = l2l.problems.Quadratic(dim=3, batch=4).sample(0, "test")
+    found = decisions.decide(net, task, RATES, horizon=9, steps=(1, 4, 9), points=4001, coordinates=[("theta", 0)])
+    for proposed, step in zip(found.proposals["learned"][:, 0], found.steps, strict=True):
+        near = (found.grids[0] - found.gradients[step - 1, 0]).abs().argmin()
+        assert (proposed[near] - found.updates["learned"][step - 1, 0]).abs() < 0.02 * proposed.abs().max()
+
+
 def test_adam_and_sgd_do_what_torch_does_with_these_gradients():
     _, found = made()
     for name, make in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):

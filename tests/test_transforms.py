@@ -153,7 +153,7 @@ def first_tensor(arguments, make):
     raise AssertionError
 
 
-@pytest.mark.parametrize("operator", [*calls.PLAIN, *calls.COMMUNICATING])
+@pytest.mark.parametrize("operator", [*calls.PLAIN, *calls.COMMUNICATING, *calls.NORMALIZED])
 def test_operators_refuse_what_they_would_lose(operator):
     for name, value in calls.valid_call(operator).items():
         if not (isinstance(value, Tensor) or (isinstance(value, list) and value and isinstance(value[0], Tensor))):
@@ -215,7 +215,7 @@ def everything() -> list[Callable[[], list[Tensor]]]:
             return [update, new.data, param.detach(), *(p.grad.clone() for p in net.parameters())]
 
         todo.append(run)
-    for operator in (*calls.PLAIN, *calls.COMMUNICATING):
+    for operator in (*calls.PLAIN, *calls.COMMUNICATING, *calls.NORMALIZED):
         todo.append(partial(calls.call, operator, calls.valid_call(operator)))
     return todo
 

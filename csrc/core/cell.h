@@ -6,7 +6,7 @@
 // 1 / (1 + 2^a) and tanh(x) = (2^a - 1) / (2^a + 1): the scale is folded into the weights once per launch.
 #pragma once
 
-#include "config.h"
+#include "host_device.h"
 
 namespace l2l {
 

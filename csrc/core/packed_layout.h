@@ -1,7 +1,8 @@
 // phi as the kernels read it, and their sums for d phi: per layer [hidden][1 + inputs + hidden] quadruples of the gates
-// i, f, g, o, then the read-out, weight_out [outputs][hidden] and bias_out [outputs]. Quadruple 0 of a unit is its
-// bias. So the four gates of a unit lie side by side: one pass over the inputs, and one load of 16 bytes, feeds all.
-// Weights are scaled by gate_scale (cell.h), the update's read-out by output_scale.
+// i, f, g, o, then the read-out, weight_out [read_outs][hidden] and bias_out [read_outs], then the quadruples of the
+// inputs per tensor, [hidden][tensor_inputs]. Quadruple 0 of a unit is its bias. So the four gates of a unit lie side
+// by side: one pass over the inputs, and one load of 16 bytes, feeds all. Weights are scaled by gate_scale (cell.h),
+// the read-out that is the update by output_scale.
 #pragma once
 
 #include "config.h"
@@ -22,8 +23,12 @@ struct PackedLayout {
     return layer == 0 ? 0 : hidden * (unit(0) + (layer - 1) * unit(1));
   }
   L2L_HOST_DEVICE constexpr int out(int layers) const { return layer(layers); }
-  L2L_HOST_DEVICE constexpr int floats(int layers, int outputs) const {
-    return kGates * out(layers) + outputs * (hidden + 1);
+  // Without the inputs per tensor, which come behind.
+  L2L_HOST_DEVICE constexpr int floats(int layers, int read_outs) const {
+    return kGates * out(layers) + read_outs * (hidden + 1);
+  }
+  L2L_HOST_DEVICE int floats(const Config& c) const {
+    return floats(c.layers, c.read_outs()) + kGates * hidden * c.tensor_inputs;
   }
 };
 
@@ -35,9 +40,15 @@ L2L_HOST_DEVICE int phi_index(const Config& c, int layer, int unit, int k, int g
                        : c.weight_hh(layer) + row * c.hidden + k - 1 - inputs;
 }
 
-// The factor of element i of the read-out, from weight_out on: only the first output is the update.
+// The same of input k per tensor.
+L2L_HOST_DEVICE int phi_index_of_tensor_input(const Config& c, int unit, int k, int gate) {
+  return c.weight_tensor() + (gate * c.hidden + unit) * c.tensor_inputs + k;
+}
+
+// The factor of element i of the read-out, from weight_out on: only the first output is the update, if any is.
 L2L_HOST_DEVICE float read_out_scale(const Config& c, int i) {
-  return i < c.hidden || i == c.outputs * c.hidden ? c.output_scale : 1.f;
+  const bool update = c.averages() == 0 && (i < c.hidden || i == c.read_outs() * c.hidden);
+  return update ? c.output_scale : 1.f;
 }
 
 }  // namespace l2l

@@ -14,4 +14,7 @@ void cpu_segment_backward(const SegmentCall& call);
 void layered_step_backward(const StepBackwardCall& call);
 void layered_segment_backward(const SegmentCall& call);
 
+// The mean squares [tensors], float64, of float32, bfloat16 and float16 tensors.
+at::Tensor mean_squares(at::TensorList tensors);
+
 }  // namespace l2l

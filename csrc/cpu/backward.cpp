@@ -3,6 +3,7 @@
 #include "backend.h"
 #include "dispatch.h"
 #include "strided.h"
+#include "tensor_steps.h"
 #include "tiles.h"
 
 namespace l2l {
@@ -57,6 +58,8 @@ void cpu_step_backward(const StepBackwardCall& call) {
   const int64_t rows = config.rows(), stride = tile_floats(config);
   Tiles tiles;
   tiles.add(call.numel);
+  TensorSteps common(net, 1);
+  if (config.averages() > 0) common.set(0, call.common);
   sum_over_tiles(config, tiles, 1, call.grad_phi, [&](const Tiles::Place& place, float* scratch, double* sums) {
     alignas(64) float g[kTile] = {}, du[kTile], dg[kTile];
     const int64_t begin = place.tile * kTile, state = place.tile * stride;
@@ -68,7 +71,8 @@ void cpu_step_backward(const StepBackwardCall& call) {
     const float* steps[1] = {g};
     {
       FlushDenormals flush;
-      kernel.backward(net.network(), {1, steps, du, starts, ends, call.grad_state + state, dg, sums}, scratch);
+      kernel.backward(net.network(), {1, steps, &common[0], du, starts, ends, call.grad_state + state, dg, sums},
+                      scratch);
     }
     result.write(begin, place.count, dg);
   });
@@ -82,6 +86,9 @@ void cpu_segment_backward(const SegmentCall& call) {
   const int64_t rows = config.rows(), stride = tile_floats(config);
   const Tiles tiles(call.tensors);
   const int steps = call.length();
+  TensorSteps common(net, call.tensors.size() * steps);
+  for (size_t k = 0; config.averages() > 0 && k < call.tensors.size(); k++)
+    for (int t = 0; t < steps; t++) common.set(k * steps + t, call.tensors[k].common[t]);
   sum_over_tiles(config, tiles, steps, call.grad_phi, [&](const Tiles::Place& place, float* scratch, double* sums) {
     const SegmentTensor& tensor = call.tensors[place.tensor];
     const TileSegment segment(call.steps, (tensor.record_tile + place.tile) * kTile, place.count);
@@ -92,7 +99,7 @@ void cpu_segment_backward(const SegmentCall& call) {
         without_padding(tensor.grad_end ? tensor.grad_end + state : nullptr, rows, place.count, masked[1]);
     FlushDenormals flush;
     kernel.backward(net.network(),
-                    {steps, segment.inputs.data(), segment.upstream.data(), start, end,
+                    {steps, segment.inputs.data(), &common[place.tensor * steps], segment.upstream.data(), start, end,
                      tensor.grad_start ? tensor.grad_start + state : nullptr, nullptr, sums},
                     scratch);
   });

@@ -22,14 +22,24 @@ struct Network {
   Config config;
   Features features;
   LayerWeights layer[kMaxLayers];
-  const float* weight_out;  // [outputs][hidden], the first times output_scale
-  const float* bias_out;    // [outputs], the first times output_scale
+  const float* weight_out;     // [read_outs][hidden], an update's times output_scale
+  const float* bias_out;       // [read_outs], an update's times output_scale
+  const float* weight_tensor;  // [hidden][tensor_inputs][4]
+};
+
+// What all coordinates of a tensor have in common in one step. All empty for networks that know nothing of tensors.
+struct TensorStep {
+  const float* inputs;  // [tensor_inputs]
+  const float* bias;    // [hidden][4], of the first layer with those inputs in it; null for the network's own
+  Correction correction;
+  Nominal nominal;
 };
 
 // Back-propagation through `steps` steps of one tile. Arrays of lanes hold 64 floats; state tiles are [rows][64].
 struct BackwardTile {
   int steps;
   const float* const* grads;    // [steps] rows of gradients, the inputs of the steps
+  const TensorStep* tensor;     // [steps]
   const float* grad_updates;    // [steps][64] d loss / d update
   const float* state;           // before the first step
   const float* grad_end_state;  // d loss / d state after the last step, or null for zero
@@ -41,6 +51,7 @@ struct BackwardTile {
 // One layer of one tile, for networks whose coordinates meet between layers. All rows have 64 lanes.
 struct LayerForward {
   const float* weights;  // [hidden][1 + inputs + recurrent][4], as in packed_layout.h
+  const float* bias;     // [hidden][4] in the place of theirs, or null
   int hidden;
   const float* x;  // [inputs]
   int inputs;
@@ -67,12 +78,19 @@ enum class VectorFunction : int { exp2, sigmoid_scaled, tanh_scaled, log };
 struct Kernels {
   const char* name;
   int lanes;
-  // Of 64 gradients, as rows of 64; and d loss / d gradient from that of the features.
-  void (*features)(const Network&, const float* grad, float* out);
+  // Of 64 gradients, as rows of 64; and d loss / d gradient from that of the features. Of kinds with moving averages
+  // [averages][64], the gradient is taken into them first: to new_averages, which may be the same.
+  void (*features)(const Network&, const TensorStep&, const float* grad, const float* averages, float* new_averages,
+                   float* out);
   void (*features_backward)(const Network&, const float* grad, const float* grad_features, float* grad_grad);
   // One step of all layers: reads inputs [inputs(0)][64] and state, writes new_state (may be state itself) and
-  // out [outputs][64].
-  void (*step)(const Network&, const float* inputs, const float* state, float* new_state, float* out);
+  // out [read_outs][64].
+  void (*step)(const Network&, const TensorStep&, const float* inputs, const float* state, float* new_state,
+               float* out);
+  // Of kinds with moving averages: the update [64], in the place of the first row, from the read-out [read_outs][64],
+  // the features and averages of the step and its gradient.
+  void (*update)(const Network&, const TensorStep&, const float* grad, const float* averages, const float* features,
+                 float* read_out);
   // Bytes of scratch that backward needs, and the kernel.
   size_t (*backward_scratch)(const Config&, int steps);
   void (*backward)(const Network&, const BackwardTile&, float* scratch);

@@ -149,7 +149,7 @@ void layered_step_backward(const StepBackwardCall& call) {
     alignas(64) float g[kTile] = {};
     grads.read(place.tile * kTile, place.count, g);
     FlushDenormals flush;
-    kernel.features(net.network(), g, x);
+    kernel.features(net.network(), {}, g, nullptr, nullptr, x);
     for (int r = 0; r < config.extra; r++)
       copy_lanes(call.extra + r * numel + place.tile * kTile, 1, place.count, x + (config.features() + r) * kTile);
   };
@@ -205,7 +205,7 @@ void layered_segment_backward(const SegmentCall& call) {
     std::vector<float> masked;  // what a record holds beyond the last coordinate must not matter
     const float* g = without_padding(gradient(t, place), 1, place.count, masked);
     FlushDenormals flush;
-    kernel.features(net.network(), g, x);
+    kernel.features(net.network(), {}, g, nullptr, nullptr, x);
   };
 
   // All layers of steps [first, first + count) at once: the averages are known.
@@ -220,7 +220,7 @@ void layered_segment_backward(const SegmentCall& call) {
         const float* below = x;
         for (int l = 0; l < config.layers; l++) {
           float* h = to + config.h_row(l) * kTile;
-          kernel.layer_forward({net.network().layer[l].forward, config.hidden, below, config.inputs(l),
+          kernel.layer_forward({net.network().layer[l].forward, nullptr, config.hidden, below, config.inputs(l),
                                 from + config.h_row(l) * kTile, config.hidden, from + config.c_row(l) * kTile,
                                 to + config.c_row(l) * kTile, h});
           if (config.gac > 0)

@@ -74,9 +74,9 @@ void LayeredForward::run_tile(const Layer& folded, int layer, const Tiles::Place
   float *new_h = to(place, config.h_row(layer)), *new_c = to(place, config.c_row(layer));
   if (layer > 0) x = to(place, config.h_row(layer - 1));
   alignas(64) float waiting[kMaxHidden * kTile];
-  kernels().layer_forward({weights, config.hidden, x + folded.skip_x * kTile, config.inputs(layer) - folded.skip_x,
-                           h + folded.skip_h * kTile, config.hidden - folded.skip_h, c, new_c,
-                           h == new_h ? waiting : new_h});
+  kernels().layer_forward({weights, nullptr, config.hidden, x + folded.skip_x * kTile,
+                           config.inputs(layer) - folded.skip_x, h + folded.skip_h * kTile,
+                           config.hidden - folded.skip_h, c, new_c, h == new_h ? waiting : new_h});
   if (h == new_h) std::memcpy(new_h, waiting, sizeof(float) * kTile * config.hidden);
 }
 

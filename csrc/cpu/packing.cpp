@@ -15,7 +15,7 @@ PackedNetwork::PackedNetwork(const Config& config, const float* phi) {
   network_.config = config;
   network_.features = make_features(config);
 
-  size_t size = layout.floats(config.layers, config.outputs);
+  size_t size = layout.floats(config);
   for (int l = 0; l < config.layers; l++)
     size += static_cast<size_t>(rows) * (round_up_4(config.inputs(l)) + round_up_4(hidden));
   storage_.assign(size, 0.f);
@@ -43,11 +43,16 @@ PackedNetwork::PackedNetwork(const Config& config, const float* phi) {
         }
     network_.layer[l] = {forward, backward_input, backward_h};
   }
-  float* out = take(static_cast<size_t>(config.outputs) * (hidden + 1));
-  for (int i = 0; i < config.outputs * (hidden + 1); i++)
-    out[i] = read_out_scale(config, i) * phi[config.weight_out() + i];
+  const int read_outs = config.read_outs();
+  float* out = take(static_cast<size_t>(read_outs) * (hidden + 1));
+  for (int i = 0; i < read_outs * (hidden + 1); i++) out[i] = read_out_scale(config, i) * phi[config.weight_out() + i];
   network_.weight_out = out;
-  network_.bias_out = out + config.outputs * hidden;
+  network_.bias_out = out + read_outs * hidden;
+  float* tensor = take(static_cast<size_t>(rows) * config.tensor_inputs);
+  network_.weight_tensor = tensor;
+  for (int j = 0; j < hidden; j++)
+    for (int k = 0; k < config.tensor_inputs; k++)
+      for (int g = 0; g < kGates; g++) *tensor++ = gate_scale(g) * phi[phi_index_of_tensor_input(config, j, k, g)];
 }
 
 void unpack_gradient(const Config& config, const double* sums, float* grad_phi) {
@@ -59,8 +64,14 @@ void unpack_gradient(const Config& config, const double* sums, float* grad_phi) 
           grad_phi[phi_index(config, l, j, k, g)] =
               static_cast<float>(sums[kGates * (layout.layer(l) + j * layout.unit(l) + k) + g]);
   const double* out = sums + kGates * layout.out(config.layers);
-  for (int i = 0; i < config.outputs * (config.hidden + 1); i++)
+  const int read_out = config.read_outs() * (config.hidden + 1);
+  for (int i = 0; i < read_out; i++)
     grad_phi[config.weight_out() + i] = static_cast<float>(read_out_scale(config, i) * out[i]);
+  const double* tensor = out + read_out;
+  for (int j = 0; j < config.hidden; j++)
+    for (int k = 0; k < config.tensor_inputs; k++)
+      for (int g = 0; g < kGates; g++)
+        grad_phi[phi_index_of_tensor_input(config, j, k, g)] = static_cast<float>(*tensor++);
 }
 
 }  // namespace l2l

@@ -6,6 +6,7 @@
 #include "dispatch.h"
 #include "layered_forward.h"
 #include "strided.h"
+#include "tensor_steps.h"
 
 namespace l2l {
 namespace {
@@ -16,7 +17,10 @@ constexpr int64_t kGrain = 2;
 // What comes from a call's tensors and goes to them, tile by tile.
 class Coordinates {
  public:
-  Coordinates(const StepCall& call, const Network& net) : call_(call), net_(net), kernel_(kernels()) {
+  Coordinates(const StepCall& call, const PackedNetwork& net)
+      : call_(call), net_(net.network()), kernel_(kernels()), steps_(net, call.tensors.size()) {
+    if (net_.config.averages() > 0)
+      for (size_t k = 0; k < call.tensors.size(); k++) steps_.set(k, call.tensors[k].common);
     grads_.reserve(call.tensors.size());
     for (const StepTensor& tensor : call.tensors) {
       grads_.emplace_back(tensor.grad);
@@ -24,18 +28,22 @@ class Coordinates {
     }
   }
 
-  // The inputs [inputs(0)][64] of one tile; lanes beyond the last coordinate are zero. Records the gradient.
-  void read(const Tiles::Place& place, float* x) const {
+  const TensorStep& step_of(const Tiles::Place& place) const { return steps_[place.tensor]; }
+
+  // The gradient g [64] and the inputs x [inputs(0)][64] of one tile; lanes beyond the last coordinate are zero.
+  // Records the gradient, and takes it into the averages of the new state.
+  void read(const Tiles::Place& place, float* g, float* x) const {
     const StepTensor& tensor = call_.tensors[place.tensor];
     const int64_t begin = place.tile * kTile;
-    alignas(64) float g[kTile] = {};
+    std::fill_n(g, kTile, 0.f);
     grads_[place.tensor].read(begin, place.count, g);
     if (call_.maximize)
       for (int i = 0; i < place.count; i++) g[i] = -g[i];
     if (tensor.record) std::copy(g, g + kTile, tensor.record + begin);
     {
       FlushDenormals flush;
-      kernel_.features(net_, g, x);
+      const int64_t averages = place.tile * tile_floats(net_.config) + net_.config.average_row() * kTile;
+      kernel_.features(net_, step_of(place), g, tensor.state + averages, tensor.new_state + averages, x);
     }
     x += net_.config.features() * kTile;
     for (int r = 0; r < net_.config.extra; r++, x += kTile)
@@ -55,6 +63,7 @@ class Coordinates {
   const StepCall& call_;
   const Network& net_;
   const Kernels& kernel_;
+  TensorSteps steps_;
   std::vector<StridedView> grads_, params_;
 };
 
@@ -63,12 +72,16 @@ void step_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& til
   const Kernels& kernel = kernels();
   const int64_t stride = tile_floats(call.config);
   tiles.for_each(kGrain, [&](const Tiles::Place& place) {
-    alignas(64) float x[(kMaxFeatures + kMaxExtraInputs) * kTile], out[kMaxOutputs * kTile];
-    coordinates.read(place, x);
+    alignas(64) float g[kTile], x[(kMaxFeatures + kMaxExtraInputs) * kTile], out[kMaxOutputs * kTile];
+    coordinates.read(place, g, x);
     {
       FlushDenormals flush;
       const StepTensor& tensor = call.tensors[place.tensor];
-      kernel.step(net.network(), x, tensor.state + place.tile * stride, tensor.new_state + place.tile * stride, out);
+      const TensorStep& step = coordinates.step_of(place);
+      float* new_state = tensor.new_state + place.tile * stride;
+      kernel.step(net.network(), step, x, tensor.state + place.tile * stride, new_state, out);
+      if (call.config.averages() > 0)
+        kernel.update(net.network(), step, g, new_state + call.config.average_row() * kTile, x, out);
     }
     coordinates.write(place, out);
   });
@@ -84,7 +97,10 @@ void step_layers(const StepCall& call, const PackedNetwork& net, const Tiles& ti
   }
   LayeredForward forward{net, tiles, call.problems, from, to, call.means, call.sums, call.in_place()};
   for (int layer = call.first_phase; layer < std::min(call.last_phase, layers); layer++) {
-    forward.run_layer(layer, [&](const Tiles::Place& place, float* x) { coordinates.read(place, x); });
+    forward.run_layer(layer, [&](const Tiles::Place& place, float* x) {
+      alignas(64) float g[kTile];
+      coordinates.read(place, g, x);
+    });
     if (layer + 1 < call.last_phase) forward.average(layer);
   }
   if (call.last_phase <= layers || call.first_phase > layers) return;
@@ -105,7 +121,7 @@ void cpu_step(const StepCall& call) {
   const PackedNetwork net(call.config, call.phi.const_data_ptr<float>());
   Tiles tiles;
   for (const StepTensor& tensor : call.tensors) tiles.add(tensor.grad.numel());
-  const Coordinates coordinates(call, net.network());
+  const Coordinates coordinates(call, net);
   if (call.config.gac == 0 && call.is_whole())
     step_tiles(call, net, tiles, coordinates);
   else

@@ -129,7 +129,7 @@ inline const float* without_padding(const float* tile, int64_t rows, int count, 
 class PhiSums {
  public:
   PhiSums(const Config& config, int64_t slices)
-      : config_(config), slices_(slices), size_(PackedLayout(config).floats(config.layers, config.outputs)) {
+      : config_(config), slices_(slices), size_(PackedLayout(config).floats(config)) {
     sums_.assign(size_ * slices, 0.0);
   }
   double* slice(int64_t k) { return sums_.data() + size_ * k; }

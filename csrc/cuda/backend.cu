@@ -4,8 +4,33 @@
 namespace l2l {
 namespace {
 
+// Of a network with averages: the update goes to the parameters or, in the functional step, to `out`.
+void normalized_step(const StepCall& call) {
+  const bool in_place = call.in_place();
+  TORCH_CHECK_NOT_IMPLEMENTED(!(in_place && call.out), "out: expected None for a network with averages on CUDA");
+  TableBuilder<NormalizedStepEntry> builder;
+  builder.reserve(call.tensors.size());
+  int64_t tiles = 0;
+  for (const StepTensor& tensor : call.tensors) {
+    const int64_t numel = tensor.grad.numel();
+    const View to = in_place ? view_of(builder, tensor.param) : View{call.out, Dtype::float32, -1};
+    builder.add({{tiles += tiles_for(numel), numel, to, view_of(builder, tensor.grad), tensor.state, tensor.new_state,
+                  tensor.record, tensor.first},
+                 make_correction(call.config, tensor.common.age),
+                 tensor.common.inputs,
+                 tensor.common.nominal});
+  }
+  const NormalizedStepScalars scalars{
+      {call.config, {}, call.phi.const_data_ptr<float>(), 0, call.lr, call.decay, call.maximize, in_place, {}},
+      nullptr};
+  CallMemory memory(call.phi);
+  check_launch(run_normalized_step(scalars, builder, memory.workspace(), c10::cuda::getCurrentCUDAStream()),
+               in_place ? "step_" : "step", call.config);
+}
+
 void step(const StepCall& call) {
   const c10::cuda::CUDAGuard guard(call.phi.device());
+  if (call.config.averages() > 0) return normalized_step(call);
   const bool in_place = call.in_place();
   // Only the layered kernel has outputs beside the update, or phases.
   const bool plain = call.config.is_plain() && call.is_whole() && !(in_place && call.out);
@@ -29,6 +54,7 @@ void step(const StepCall& call) {
 }
 
 void step_backward(const StepBackwardCall& call) {
+  check_without_averages(call.config, "the functional step's backward");
   const c10::cuda::CUDAGuard guard(call.phi.device());
   TableBuilder<GatherEntry> views;
   const StepBackward step{call.numel,
@@ -48,6 +74,7 @@ void step_backward(const StepBackwardCall& call) {
 }
 
 void segment_backward(const SegmentCall& call) {
+  check_without_averages(call.config, "segments");
   const c10::cuda::CUDAGuard guard(call.phi.device());
   TableBuilder<BackwardEntry> builder;
   builder.reserve(call.tensors.size());

@@ -76,7 +76,7 @@ struct BackwardLayout {
   // blocks, else 255.
   static constexpr int kMinBlocks = kLargeShared && (L == 1 || (L == 2 && H == 20)) ? 384 / kThreads : 1;
   static constexpr int kHRows = L * H;
-  static constexpr int kXRows = 1 + kMaxFeatures + kHRows;  // ones, features, h
+  static constexpr int kXRows = 1 + kGradientFeatures + kHRows;  // ones, features, h
   static constexpr int kWeights = Packed<H>::bytes(L) / 4;
   static constexpr int kRows = (kXRows + kGates * H) * kRow;
   static constexpr int kReadOut = 3 * kThreads;
@@ -88,9 +88,9 @@ struct BackwardLayout {
   static constexpr int64_t kHalfState = static_cast<int64_t>(kHRows) * kTile;
   static constexpr int64_t kStep = kGateFloats + 2 * kHalfState;
   // What enters a step, for all steps of a segment: the features and d loss / d update.
-  static constexpr int kInputRows = kMaxFeatures + 1;
+  static constexpr int kInputRows = kGradientFeatures + 1;
   // Inputs of a thread in the weight phase. Those of layer 0 have room for its bias, the weight of the row of ones.
-  static constexpr int kInputs0 = (1 + kMaxFeatures + H + kSlots - 1) / kSlots;
+  static constexpr int kInputs0 = (1 + kGradientFeatures + H + kSlots - 1) / kSlots;
   static constexpr int kInputs = 2 * H / kSlots;
 
   L2L_HOST_DEVICE static int64_t scratch(int steps, int chunk) {
@@ -174,11 +174,11 @@ struct BackwardBlock {
       const float du = walk_back(step, g, adjoint);
       if (t < s.steps) {
         float* row = inputs + t * (Layout::kInputRows * kTile) + lane;
-        float x[kMaxFeatures];
+        float x[kGradientFeatures];
         features_of<DeviceMath>(s.features, g, x);
 #pragma unroll
-        for (int k = 0; k < kMaxFeatures; k++) row[k * kTile] = x[k];
-        row[kMaxFeatures * kTile] = s.functional.numel == 0 ? du : padding ? 0.f : s.functional.grad_update[at];
+        for (int k = 0; k < kGradientFeatures; k++) row[k * kTile] = x[k];
+        row[kGradientFeatures * kTile] = s.functional.numel == 0 ? du : padding ? 0.f : s.functional.grad_update[at];
       }
     }
   }
@@ -261,7 +261,7 @@ struct BackwardBlock {
       copy_features(begin + t);
       __syncthreads();  // features and the h of the step before
       const bool more = t + 1 < n;
-      forward_layer<kMaxFeatures>(0, features, from, to, kept, more);
+      forward_layer<kGradientFeatures>(0, features, from, to, kept, more);
 #pragma unroll
       for (int l = 1; l < L; l++) {
         __syncthreads();  // new h of the layer below
@@ -319,9 +319,9 @@ struct BackwardBlock {
   __device__ __forceinline__ void store_grad_grad() const {
     const int lane = static_cast<int>(threadIdx.x);
     if (lane >= count() || lane >= kTile) return;
-    float d[kMaxFeatures] = {};
+    float d[kGradientFeatures] = {};
     for (int j = 0; j < H; j++)
-      for (int k = 0; k < kMaxFeatures; k++) {
+      for (int k = 0; k < kGradientFeatures; k++) {
         const float4 w = weights[j * Packed<H>::unit(0) + 1 + k];
         d[k] += w.x * gate_rows[j * kRow + lane] + w.y * gate_rows[(H + j) * kRow + lane] +
                 w.z * gate_rows[(2 * H + j) * kRow + lane] + w.w * gate_rows[(3 * H + j) * kRow + lane];
@@ -354,7 +354,7 @@ struct BackwardBlock {
   // Step t, kept at `kept`. h_rows hold the h after it, and then those before it.
   __device__ __forceinline__ void backward_step(int t, const float* kept) {
     float du[4];
-    load4(inputs + (t * Layout::kInputRows + kMaxFeatures) * kTile + own.lane, du);
+    load4(inputs + (t * Layout::kInputRows + kGradientFeatures) * kTile + own.lane, du);
     copy_features(t);
     const float* weight_out = reinterpret_cast<const float*>(weights + Packed<H>::out(L)) + 2 * own.pair;
 #pragma unroll
@@ -371,7 +371,7 @@ struct BackwardBlock {
     read_out[2 * Layout::kThreads] += (du[0] + du[1]) + (du[2] + du[3]);
 #pragma unroll
     for (int l = L - 1; l > 0; l--) backward_layer<H>(l, kept, others[l > 0 ? l - 1 : 0]);
-    backward_layer<kMaxFeatures>(0, kept, first);
+    backward_layer<kGradientFeatures>(0, kept, first);
   }
 
   __device__ __forceinline__ void run_tile(int64_t global_tile, bool last) {
@@ -461,7 +461,7 @@ __global__ void __launch_bounds__(BackwardLayout<H, L>::kThreads, BackwardLayout
                             weights,
                             rows + Layout::kRows + threadIdx.x,
                             rows + kRow,
-                            rows + (1 + kMaxFeatures) * kRow,
+                            rows + (1 + kGradientFeatures) * kRow,
                             rows + Layout::kXRows * kRow,
                             inputs};
   block.for_each_sum([&](int which, float&) { block.sums()[which * Layout::kThreads] = 0.; });

@@ -221,8 +221,8 @@ struct LayeredWalk : LayeredTiles {
     if (layer > 0) return add_cells(slot, layer - 1);
     __syncthreads();
     if (s.total > 0 && part == 0 && lane < count) {
-      float d[kMaxFeatures];
-      for (int k = 0; k < kMaxFeatures; k++) d[k] = k < c.features() ? features[k * kTile + lane] : 0.f;
+      float d[kGradientFeatures];
+      for (int k = 0; k < kGradientFeatures; k++) d[k] = k < c.features() ? features[k * kTile + lane] : 0.f;
       write_dense(s.grad_grad, tile * kTile + lane, features_backward<DeviceMath>(s.features, gradient(t), d));
     }
   }

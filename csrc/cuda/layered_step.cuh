@@ -115,12 +115,12 @@ struct LayeredTile {
     float* to = new_state(config().h_row(layer));
     const float4* w = weights + Packed<H>::layout(config().extra).layer(layer);
     if (layer == 0) {
-      float features[kMaxFeatures][C], h[H][C];
+      float features[kGradientFeatures][C], h[H][C];
       read_features<C>(s.step, table, entry, begin, parked, features);
 #pragma unroll
       for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
-      layered_layer<H, C, kMaxFeatures>(w, features, h, s.extra ? s.extra + entry.first + begin : nullptr, s.total,
-                                        config().extra, count(), state, to);
+      layered_layer<H, C, kGradientFeatures>(w, features, h, s.extra ? s.extra + entry.first + begin : nullptr, s.total,
+                                             config().extra, count(), state, to);
     } else {
       fill(layer - 1);
       const float* below = new_state(config().h_row(layer - 1));

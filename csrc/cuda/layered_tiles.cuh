@@ -56,7 +56,7 @@ struct LayeredShared {
     sums = gates + 4 * c.hidden * kTile;
     inputs = sums + 4 * c.hidden * (1 + columns_of(c));
     features = inputs + columns_of(c) * kLayeredRow;
-    means = features + kMaxFeatures * kTile;
+    means = features + kGradientFeatures * kTile;
     bytes = 4 * (means + c.hidden);
   }
 };
@@ -151,10 +151,10 @@ struct LayeredTiles {
     if (layer == 0) {
       if (part == 0) {
         const float g = gradient(t);
-        float x[kMaxFeatures];
+        float x[kGradientFeatures];
         features_of<DeviceMath>(s.features, g, x);
 #pragma unroll
-        for (int k = 0; k < kMaxFeatures; k++)
+        for (int k = 0; k < kGradientFeatures; k++)
           if (k < c.features()) inputs[k * kLayeredRow + lane] = x[k];
       }
       for (int e = part; e < c.extra; e += kLayeredParts)

@@ -25,6 +25,7 @@ struct DeviceMath {
   }
   __device__ __forceinline__ static V max(float bound, V x) { return x < bound ? bound : x; }
   __device__ __forceinline__ static V abs(V x) { return fabsf(x); }
+  __device__ __forceinline__ static V sqrt(V x) { return sqrtf(x); }
   __device__ __forceinline__ static V copysign_one(V x) { return copysignf(1.f, x); }
   __device__ __forceinline__ static V select_greater_equal(V x, float bound, V a, V b) { return x >= bound ? a : b; }
 

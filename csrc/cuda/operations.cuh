@@ -39,6 +39,26 @@ inline LaunchStatus run_step(LayeredScalars call, const TableBuilder<StepEntry>&
   return launch_layered_step(call, words, workspace.allocate, stream);
 }
 
+// The same of a network with averages: one launch, and before it one for the biases if there are inputs per tensor.
+// `scalars` has everything but features, tiles, biases and table.
+inline LaunchStatus run_normalized_step(NormalizedStepScalars scalars, const TableBuilder<NormalizedStepEntry>& builder,
+                                        const Workspace& workspace, cudaStream_t stream,
+                                        StepMapping mapping = StepMapping::automatic) {
+  if (builder.entries().empty()) return cudaSuccess;
+  const int entries = static_cast<int>(builder.entries().size());
+  scalars.features = make_features(scalars.config);
+  scalars.tiles = builder.entries().back().end_tile;
+  const std::vector<int64_t> words = place_table(builder, workspace, scalars.table);
+  if (scalars.config.tensor_inputs > 0) {
+    const size_t bytes = sizeof(float4) * scalars.config.hidden * static_cast<size_t>(entries);
+    scalars.biases = static_cast<float4*>(workspace.allocate(bytes));
+    if (!scalars.biases) return cudaErrorMemoryAllocation;
+    const LaunchStatus status = launch_tensor_biases(scalars, words, entries, stream);
+    if (status != cudaSuccess) return status;
+  }
+  return launch_normalized_step(scalars, words, mapping, stream);
+}
+
 // Appends the T + 1 steps of a segment, and T pointers to averages, to a table; returns which word is the first.
 template <class Entry>
 int32_t append_segment(TableBuilder<Entry>& builder, const std::vector<SegmentStep>& segment,

@@ -33,7 +33,7 @@ __device__ __forceinline__ int sum_of_phi(const Config& config, int index, float
   } else if (index < config.bias(layer)) {
     const int at = index - config.weight_hh(layer);
     row = at / H;
-    input = at % H + (layer == 0 ? 1 + kMaxFeatures : H);
+    input = at % H + (layer == 0 ? 1 + kGradientFeatures : H);
   } else {
     row = index - config.bias(layer);
     input = layer == 0 ? 0 : -1;

@@ -42,9 +42,9 @@ struct StepScalars {
   TableRef table;
 };
 
-template <int Bytes>
+template <int Bytes, class Scalars = StepScalars>
 struct StepArguments {
-  StepScalars scalars;
+  Scalars scalars;
   InlineTable<Bytes> table;
 };
 
@@ -84,16 +84,18 @@ __device__ __forceinline__ void multiply_add(const float4& w, const float (&x)[C
 }
 
 // One layer for one thread's coordinates. x: its inputs, h: its previous h; state, new_state: the thread's lanes of the
-// layer's rows, h and then c. Adds the read-out to u if `out` is not null.
-template <int H, int C, int Inputs>
-__device__ __forceinline__ void step_layer(const float4* weights, const float (&x)[Inputs][C], const float (&h)[H][C],
-                                           const float* state, float* new_state, const float* out, float (&u)[C]) {
-#pragma unroll(Inputs < H && C > 1 ? 2 : 1)
+// layer's rows, h and then c. Adds the rows of the read-out to u if `out` is not null. biases: of the units, in the
+// place of the weights' own, or null.
+template <int H, int C, int Inputs, int ReadOuts>
+__device__ __forceinline__ void step_layer(const float4* weights, const float4* biases, const float (&x)[Inputs][C],
+                                           const float (&h)[H][C], const float* state, float* new_state,
+                                           const float* out, float (&u)[ReadOuts][C]) {
+#pragma unroll(Inputs <= kGradientFeatures && C > 1 ? 2 : 1)
   for (int j = 0; j < H; j++) {
     float cell[C];
     load_lanes<C>(state + H * kTile, cell);
     float a[4][C];
-    const float4 bias = weights[0];
+    const float4 bias = biases ? biases[j] : weights[0];
 #pragma unroll
     for (int i = 0; i < C; i++) a[0][i] = bias.x, a[1][i] = bias.y, a[2][i] = bias.z, a[3][i] = bias.w;
 #pragma unroll
@@ -107,7 +109,9 @@ __device__ __forceinline__ void step_layer(const float4* weights, const float (&
     store_lanes<C>(new_state, y);
     if (out) {
 #pragma unroll
-      for (int i = 0; i < C; i++) u[i] += out[j] * y[i];
+      for (int r = 0; r < ReadOuts; r++)
+#pragma unroll
+        for (int i = 0; i < C; i++) u[r][i] += out[r * H + j] * y[i];
     }
     weights += 1 + Inputs + H;
     state += kTile;
@@ -117,9 +121,9 @@ __device__ __forceinline__ void step_layer(const float4* weights, const float (&
 
 // The gradients of a thread's coordinates, through `parked` (kStepThreads apart): a rolled loop has the code for every
 // dtype and for strides once, and registers have no index.
-template <int C>
-__device__ __forceinline__ void read_gradients(const StepScalars& s, const Table<StepEntry>& table,
-                                               const StepEntry& entry, int64_t begin, float* parked, float (&g)[C]) {
+template <int C, class Entry>
+__device__ __forceinline__ void read_gradients(const StepScalars& s, const Table<Entry>& table, const Entry& entry,
+                                               int64_t begin, float* parked, float (&g)[C]) {
   const View view = entry.grad;
   const int64_t numel = entry.numel;
   float* const record = entry.record ? global(entry.record) + begin : nullptr;
@@ -137,22 +141,21 @@ __device__ __forceinline__ void read_gradients(const StepScalars& s, const Table
 template <int C>
 __device__ __forceinline__ void read_features(const StepScalars& s, const Table<StepEntry>& table,
                                               const StepEntry& entry, int64_t begin, float* parked,
-                                              float (&features)[kMaxFeatures][C]) {
+                                              float (&features)[kGradientFeatures][C]) {
   float g[C];
   read_gradients<C>(s, table, entry, begin, parked, g);
 #pragma unroll
   for (int i = 0; i < C; i++) {
-    float x[kMaxFeatures];
+    float x[kGradientFeatures];
     features_of<DeviceMath>(s.features, g[i], x);
 #pragma unroll
-    for (int k = 0; k < kMaxFeatures; k++) features[k][i] = x[k];
+    for (int k = 0; k < kGradientFeatures; k++) features[k][i] = x[k];
   }
 }
 
-template <int C>
-__device__ __forceinline__ void write_parameters(const StepScalars& s, const Table<StepEntry>& table,
-                                                 const StepEntry& entry, int64_t begin, float* parked,
-                                                 const float (&u)[C]) {
+template <int C, class Entry>
+__device__ __forceinline__ void write_parameters(const StepScalars& s, const Table<Entry>& table, const Entry& entry,
+                                                 int64_t begin, float* parked, const float (&u)[C]) {
 #pragma unroll
   for (int i = 0; i < C; i++) parked[i * kStepThreads] = u[i];
   const View view = entry.param;
@@ -167,27 +170,15 @@ __device__ __forceinline__ void write_parameters(const StepScalars& s, const Tab
   }
 }
 
-template <int H, int C>
-__device__ __forceinline__ void step_tile(const StepScalars& s, const Table<StepEntry>& table, const float4* weights,
-                                          float* parked, int64_t global_tile, int lane) {
-  int64_t first_tile;
-  const StepEntry& entry = table.find(global_tile, first_tile);
-  const int64_t tile = global_tile - first_tile;
-
-  float features[kMaxFeatures][C], u[C];
-  const float* out = reinterpret_cast<const float*>(weights + Packed<H>::out(s.config.layers));
-  read_features<C>(s, table, entry, tile * kTile + lane, parked, features);
-#pragma unroll
-  for (int i = 0; i < C; i++) u[i] = out[H];
-
-  const int64_t offset = tile * (2 * s.config.layers * H * kTile) + lane;
-  const float* state = global(entry.state) + offset;
-  float* new_state = global(entry.new_state) + offset;
-  const int layers = s.config.layers;
+// All layers for one thread's coordinates, from the inputs of the first; state, new_state: its lanes of the tile.
+template <int H, int C, int Inputs, int ReadOuts>
+__device__ __forceinline__ void step_layers(int layers, const float4* weights, const float4* biases,
+                                            const float (&x0)[Inputs][C], const float* state, float* new_state,
+                                            const float* out, float (&u)[ReadOuts][C]) {
   float h[H][C];
 #pragma unroll
   for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
-  step_layer<H, C, kMaxFeatures>(weights, features, h, state, new_state, layers == 1 ? out : nullptr, u);
+  step_layer<H, C>(weights, biases, x0, h, state, new_state, layers == 1 ? out : nullptr, u);
 #pragma unroll 1
   for (int l = 1; l < layers; l++) {
     state += 2 * H * kTile;
@@ -197,12 +188,31 @@ __device__ __forceinline__ void step_tile(const StepScalars& s, const Table<Step
     new_state += 2 * H * kTile;
 #pragma unroll
     for (int k = 0; k < H; k++) load_lanes<C>(state + k * kTile, h[k]);
-    step_layer<H, C, H>(weights + Packed<H>::layer(l), x, h, state, new_state, l + 1 == layers ? out : nullptr, u);
+    step_layer<H, C>(weights + Packed<H, Inputs>::layer(l), nullptr, x, h, state, new_state,
+                     l + 1 == layers ? out : nullptr, u);
   }
+}
+
+template <int H, int C>
+__device__ __forceinline__ void step_tile(const StepScalars& s, const Table<StepEntry>& table, const float4* weights,
+                                          float* parked, int64_t global_tile, int lane) {
+  int64_t first_tile;
+  const StepEntry& entry = table.find(global_tile, first_tile);
+  const int64_t tile = global_tile - first_tile;
+
+  float features[kGradientFeatures][C], u[1][C];
+  const float* out = reinterpret_cast<const float*>(weights + Packed<H>::out(s.config.layers));
+  read_features<C>(s, table, entry, tile * kTile + lane, parked, features);
+#pragma unroll
+  for (int i = 0; i < C; i++) u[0][i] = out[H];
+
+  const int64_t offset = tile * (2 * s.config.layers * H * kTile) + lane;
+  step_layers<H, C>(s.config.layers, weights, nullptr, features, global(entry.state) + offset,
+                    global(entry.new_state) + offset, out, u);
 
   // Looked up once more, so as not to hold registers all the while.
   const StepEntry& target = table.find(global_tile, first_tile);
-  write_parameters<C>(s, table, target, (global_tile - first_tile) * kTile + lane, parked, u);
+  write_parameters<C>(s, table, target, (global_tile - first_tile) * kTile + lane, parked, u[0]);
 }
 
 template <int H, int C, int TableBytes>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "launch.cuh"
-#include "step.cuh"
+#include "normalized_step.cuh"
 
 namespace l2l {
 
@@ -15,24 +15,33 @@ constexpr int wide_coordinates(int hidden) { return hidden <= 20 ? 4 : 2; }
 // Tiles per multiprocessor from which the wide mapping is faster: two warps on each of four schedulers.
 constexpr int kWideTiles = 16;
 
-template <int H, int C, int TableBytes>
-LaunchStatus launch_step_kernel(const StepScalars& scalars, const std::vector<int64_t>& words, cudaStream_t stream) {
+// A step kernel and the dynamic shared memory of its blocks.
+template <int TableBytes, class Scalars>
+struct StepInstance {
+  void (*kernel)(StepArguments<TableBytes, Scalars>);
+  size_t shared;
+};
+
+template <int C, int TableBytes, class Scalars>
+LaunchStatus launch_step_kernel(const StepInstance<TableBytes, Scalars>& instance, const Scalars& scalars,
+                                const std::vector<int64_t>& words, cudaStream_t stream) {
   constexpr int kTilesPerBlock = kStepThreads / (kTile / C);
-  const size_t shared = Packed<H>::bytes(scalars.config.layers);
   int resident = 0;
-  const LaunchStatus status = resident_blocks(&step_kernel<H, C, TableBytes>, kStepThreads, shared, &resident);
+  const LaunchStatus status = resident_blocks(instance.kernel, kStepThreads, instance.shared, &resident);
   if (status != cudaSuccess) return status;
   const int64_t needed = (scalars.tiles + kTilesPerBlock - 1) / kTilesPerBlock;
   const int blocks = static_cast<int>(std::min<int64_t>(needed, resident));
-  StepArguments<TableBytes> arguments;
+  StepArguments<TableBytes, Scalars> arguments;
   arguments.scalars = scalars;
   if (!scalars.table.device) fill_inline(arguments.table, words);
-  return launch(&step_kernel<H, C, TableBytes>, blocks, kStepThreads, shared, stream, arguments);
+  return launch(instance.kernel, blocks, kStepThreads, instance.shared, stream, arguments);
 }
 
-// One launch for all entries. `words` is the table unless it is in device memory already.
-inline LaunchStatus launch_step(const StepScalars& scalars, const std::vector<int64_t>& words, StepMapping mapping,
-                                cudaStream_t stream) {
+// One launch for all entries. `words` is the table unless it is in device memory already. instance(H, C, TableBytes),
+// all integral constants: the kernel for them.
+template <class Scalars, class Instance>
+LaunchStatus launch_step(const Scalars& scalars, const std::vector<int64_t>& words, StepMapping mapping,
+                         cudaStream_t stream, const Instance& instance) {
   if (scalars.tiles == 0) return cudaSuccess;
   if (mapping == StepMapping::automatic) {
     int processors = 0;
@@ -42,10 +51,43 @@ inline LaunchStatus launch_step(const StepScalars& scalars, const std::vector<in
   }
   const bool large = !scalars.table.device && words.size() * 8 > kSmallTable;
   return dispatch_hidden(scalars.config.hidden, [&](auto hidden) {
-    constexpr int H = decltype(hidden)::value;
-    if (mapping == StepMapping::narrow && !large) return launch_step_kernel<H, 1, kSmallTable>(scalars, words, stream);
-    return launch_step_kernel<H, wide_coordinates(H), kLargeTable>(scalars, words, stream);
+    constexpr int kWide = wide_coordinates(decltype(hidden)::value);
+    const std::integral_constant<int, 1> narrow;
+    const std::integral_constant<int, kWide> wide;
+    const std::integral_constant<int, kSmallTable> small_table;
+    const std::integral_constant<int, kLargeTable> large_table;
+    if (mapping == StepMapping::narrow && !large)
+      return launch_step_kernel<1>(instance(hidden, narrow, small_table), scalars, words, stream);
+    return launch_step_kernel<kWide>(instance(hidden, wide, large_table), scalars, words, stream);
   });
+}
+
+inline LaunchStatus launch_step(const StepScalars& scalars, const std::vector<int64_t>& words, StepMapping mapping,
+                                cudaStream_t stream) {
+  return launch_step(scalars, words, mapping, stream, [&](auto hidden, auto coordinates, auto table) {
+    constexpr int H = decltype(hidden)::value, C = decltype(coordinates)::value, Bytes = decltype(table)::value;
+    return StepInstance<Bytes, StepScalars>{&step_kernel<H, C, Bytes>,
+                                            static_cast<size_t>(Packed<H>::bytes(scalars.config.layers))};
+  });
+}
+
+inline LaunchStatus launch_normalized_step(const NormalizedStepScalars& scalars, const std::vector<int64_t>& words,
+                                           StepMapping mapping, cudaStream_t stream) {
+  return launch_step(scalars, words, mapping, stream, [&](auto hidden, auto coordinates, auto table) {
+    constexpr int H = decltype(hidden)::value, C = decltype(coordinates)::value, Bytes = decltype(table)::value;
+    return StepInstance<Bytes, NormalizedStepScalars>{
+        &normalized_step_kernel<H, C, Bytes>,
+        static_cast<size_t>(Packed<H, kNormalizedFeatures>::bytes(scalars.config.layers))};
+  });
+}
+
+// Fills scalars.biases, [entries][hidden][4].
+inline LaunchStatus launch_tensor_biases(const NormalizedStepScalars& scalars, const std::vector<int64_t>& words,
+                                         int entries, cudaStream_t stream) {
+  StepArguments<kLargeTable, NormalizedStepScalars> arguments;
+  arguments.scalars = scalars;
+  if (!scalars.table.device) fill_inline(arguments.table, words);
+  return launch(&tensor_bias_kernel<kLargeTable>, entries, kBiasThreads, 0, stream, arguments);
 }
 
 }  // namespace l2l

@@ -1,5 +1,5 @@
-// phi in shared memory, as packed_layout.h has it. The first layer always has kMaxFeatures inputs for the gradient:
-// with one feature the other weight is zero.
+// phi in shared memory, as packed_layout.h has it. The first layer always has room for `Features` inputs that are made
+// of the gradient, kGradientFeatures without averages: with one feature the other weight is zero.
 #pragma once
 
 #include "../core/cell.h"
@@ -9,14 +9,15 @@
 
 namespace l2l {
 
-template <int H>
+template <int H, int Features = kGradientFeatures>
 struct Packed {
-  L2L_HOST_DEVICE static constexpr PackedLayout layout(int extra = 0) { return PackedLayout(H, kMaxFeatures + extra); }
+  static constexpr int kReadOuts = Features == kNormalizedFeatures ? kNormalizedReadOuts : 1;
+  L2L_HOST_DEVICE static constexpr PackedLayout layout(int extra = 0) { return PackedLayout(H, Features + extra); }
   // Of a network without extra inputs: quadruples of a unit, and before a layer.
   L2L_HOST_DEVICE static constexpr int unit(int layer) { return layout().unit(layer); }
   L2L_HOST_DEVICE static constexpr int layer(int layer) { return layout().layer(layer); }
   L2L_HOST_DEVICE static constexpr int out(int layers) { return layout().out(layers); }
-  L2L_HOST_DEVICE static constexpr int bytes(int layers, int extra = 0, int outputs = 1) {
+  L2L_HOST_DEVICE static constexpr int bytes(int layers, int extra = 0, int outputs = kReadOuts) {
     return (4 * layout(extra).floats(layers, outputs) + 15) / 16 * 16;
   }
 };
@@ -35,10 +36,10 @@ __device__ __forceinline__ void pack_matrix(const float* matrix, int columns, in
 }
 
 // All threads of the block take part; a barrier must follow.
-template <int H>
+template <int H, int Features = kGradientFeatures>
 __device__ __forceinline__ void pack_network(const Config& config, const float* phi, float4* packed) {
-  const PackedLayout layout = Packed<H>::layout(config.extra);
-  const int empty = kMaxFeatures - config.features();
+  const PackedLayout layout = Packed<H, Features>::layout(config.extra);
+  const int empty = Features - config.features();
   float* floats = reinterpret_cast<float*>(packed);
   for (int l = 0; l < config.layers; l++) {
     float* layer = floats + 4 * layout.layer(l);
@@ -49,8 +50,9 @@ __device__ __forceinline__ void pack_network(const Config& config, const float* 
   }
   if (empty > 0)
     for (int i = threadIdx.x; i < kGates * H; i += blockDim.x)
-      floats[4 * (i / kGates * layout.unit(0) + kMaxFeatures) + i % kGates] = 0.f;
-  for (int i = threadIdx.x; i < config.outputs * (H + 1); i += blockDim.x)
+      floats[4 * (i / kGates * layout.unit(0) + Features) + i % kGates] = 0.f;
+  const int read_outs = Features == kNormalizedFeatures ? kNormalizedReadOuts : config.outputs;
+  for (int i = threadIdx.x; i < read_outs * (H + 1); i += blockDim.x)
     floats[4 * layout.out(config.layers) + i] = read_out_scale(config, i) * phi[config.weight_out() + i];
 }
 

@@ -17,6 +17,8 @@ std::string label(const char* name, int64_t index) {
 
 // Denormal gradients count as zero, so e^p times the largest of them must be below float32's resolution.
 constexpr double kMaxP = 70.0;
+// Beyond, float32 would forget gradients that count: an average of 2^20 steps adds a millionth of each.
+constexpr double kMaxBeta = 1.0 - 0x1p-20;
 
 // ValueError unless the tensor's elements lie within its storage, which its owner may have freed or shrunk;
 // NotImplementedError if it carries a tangent, which would be lost.
@@ -116,6 +118,9 @@ void check_phases(const Config& config, const StepArguments& a) {
   TORCH_CHECK_VALUE(a.first_phase >= 0 && a.first_phase <= a.last_phase && a.last_phase <= config.layers + 1,
                     "first_phase, last_phase: expected 0 <= first <= last <= ", config.layers + 1, ", got ",
                     a.first_phase, ", ", a.last_phase);
+  const bool whole = a.first_phase == 0 && a.last_phase == config.layers + 1;
+  TORCH_CHECK_VALUE(config.averages() == 0 || whole, "first_phase, last_phase: expected 0 and ", config.layers + 1,
+                    " for a network with averages, got ", a.first_phase, " and ", a.last_phase);
 }
 
 void check_record(const StepArguments& a) {
@@ -155,14 +160,38 @@ void check_records(const SegmentArguments& a) {
   }
 }
 
+// Sets what only kinds with averages have; ValueError if it does not go together.
+void add_averages(const ConfigArguments& a, Config& config) {
+  const char* kind = kPreprocessNames[static_cast<int>(config.preprocess)];
+  const int averages = config.averages();
+  const size_t constants = 2 + averages;
+  TORCH_CHECK_VALUE(a.constants.size() == constants, "constants: expected p and output_scale",
+                    averages > 0 ? " and four betas" : "", ", got ", a.constants.size(), " numbers");
+  if (averages == 0) {
+    TORCH_CHECK_VALUE(config.tensor_inputs == 0, "tensor_inputs: expected 0 for preprocess='", kind, "', got ",
+                      config.tensor_inputs);
+    return;
+  }
+  const std::pair<const char*, int> none[] = {{"gac_cells", config.gac}, {"extra_inputs", config.extra}};
+  for (const auto& [name, value] : none)
+    TORCH_CHECK_VALUE(value == 0, name, ": expected 0 for preprocess='", kind, "', got ", value);
+  TORCH_CHECK_VALUE(config.outputs == 1, "num_outputs: expected 1 for preprocess='", kind, "', got ", config.outputs);
+  for (int k = 0; k < averages; k++) {
+    const double beta = a.constants[2 + k];
+    TORCH_CHECK_VALUE(beta >= 0.5 && beta <= kMaxBeta, "betas[", k, "]: expected a number in [0.5, ", kMaxBeta,
+                      "], got ", beta);
+    config.rates.of[k] = static_cast<float>(1.0 - beta);
+  }
+}
+
 }  // namespace
 
 Config make_config(const ConfigArguments& a) {
-  TORCH_CHECK_VALUE(a.sizes.size() == 5,
-                    "sizes: expected hidden_size, num_layers, gac_cells, extra_inputs, "
-                    "num_outputs, got ",
+  TORCH_CHECK_VALUE(a.sizes.size() == 5 || a.sizes.size() == 6,
+                    "sizes: expected hidden_size, num_layers, gac_cells, extra_inputs, num_outputs and perhaps "
+                    "tensor_inputs, got ",
                     a.sizes.size(), " numbers");
-  TORCH_CHECK_VALUE(a.constants.size() == 2, "constants: expected p and output_scale, got ", a.constants.size(),
+  TORCH_CHECK_VALUE(a.constants.size() >= 2, "constants: expected p and output_scale, got ", a.constants.size(),
                     " numbers");
   const auto in_range = [](const char* name, int64_t value, int64_t low, int64_t high, const char* what = "") {
     TORCH_CHECK_VALUE(value >= low && value <= high, name, ": expected ", low, "..", high, what, ", got ", value);
@@ -174,6 +203,7 @@ Config make_config(const ConfigArguments& a) {
   config.gac = in_range("gac_cells", a.sizes[2], 0, config.hidden, " (hidden_size)");
   config.extra = in_range("extra_inputs", a.sizes[3], 0, kMaxExtraInputs);
   config.outputs = in_range("num_outputs", a.sizes[4], 1, kMaxOutputs);
+  if (a.sizes.size() > 5) config.tensor_inputs = in_range("tensor_inputs", a.sizes[5], 0, kMaxTensorInputs);
   std::string names;
   int kind = 0;
   for (; kind < kPreprocessKinds && a.preprocess != kPreprocessNames[kind]; kind++)
@@ -188,6 +218,7 @@ Config make_config(const ConfigArguments& a) {
                     "output_scale: expected a finite number, got ", output_scale);
   config.p = static_cast<float>(p);
   config.output_scale = static_cast<float>(output_scale);
+  add_averages(a, config);
   return config;
 }
 
@@ -205,6 +236,35 @@ void check_coordinates(const at::Tensor& tensor, const char* name, int64_t index
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, label(name, index),
                    ": expected dtype float32, bfloat16 or float16, got ", dtype);
   check_memory(tensor, name, index);
+}
+
+Common CommonArguments::of(size_t k, size_t t) const {
+  const auto row = [&](const std::optional<at::Tensor>& rows) {
+    return rows ? rows->const_data_ptr<float>() + (t * ages.size() + k) * rows->size(-1) : nullptr;
+  };
+  return {ages[k] + static_cast<int64_t>(t), row(inputs), row(nominal)};
+}
+
+void check_common(const Config& config, const CommonArguments& a, size_t tensors, int64_t problems,
+                  const at::Tensor& phi, std::optional<size_t> steps) {
+  const bool averages = config.averages() > 0;
+  const size_t ages = averages ? tensors : 0;
+  TORCH_CHECK_VALUE(a.ages.size() == ages, "ages: expected ", ages, " numbers (one a tensor, of a network with ",
+                    "averages), got ", a.ages.size());
+  for (size_t k = 0; k < ages; k++)
+    TORCH_CHECK_VALUE(a.ages[k] >= 1, label("ages", k), ": expected a number of steps >= 1, got ", a.ages[k]);
+  TORCH_CHECK_VALUE(!averages || problems == 1, "num_problems: expected 1 for a network with averages, whose tensors ",
+                    "have one vector each, got ", problems);
+  const auto check = [&](const std::optional<at::Tensor>& rows, const char* name, int64_t size, bool needed) {
+    std::vector<int64_t> shape{static_cast<int64_t>(tensors), size};
+    if (steps) shape.insert(shape.begin(), static_cast<int64_t>(*steps));
+    TORCH_CHECK_VALUE(rows || !needed, name, ": expected a tensor of shape ", at::IntArrayRef(shape), ", got None");
+    if (!rows) return;
+    TORCH_CHECK_VALUE(size > 0, name, ": expected None for this network, got a tensor of shape ", rows->sizes());
+    check_dense(*rows, name, at::kFloat, shape, phi);
+  };
+  check(a.inputs, "tensor_inputs", config.tensor_inputs, config.tensor_inputs > 0);
+  check(a.nominal, "nominal", averages ? kNominal : 0, false);
 }
 
 void check_step_inputs(const Config& config, const at::Tensor& grad, const std::optional<at::Tensor>& extra,
@@ -254,6 +314,7 @@ void check_step(const Config& config, const StepArguments& a, int64_t alignment)
                         a.record->numel(), " elements, got offset ", a.record_tiles[k]);
   }
   check_extra(config, a.extra, {total}, a.phi);
+  check_common(config, a.common, a.params.size(), a.problems, a.phi);
   TORCH_CHECK_VALUE(a.out || config.outputs == 1, "out: expected a tensor of ", config.outputs, " rows, got None");
   if (a.out) {
     check_dense(*a.out, "out", at::kFloat, rows_of(config.outputs, {total}), a.phi);
@@ -263,7 +324,9 @@ void check_step(const Config& config, const StepArguments& a, int64_t alignment)
   const NamedTensor others[] = {{"out", tensor(a.out), true},
                                 {"means", tensor(a.means), true},
                                 {"sums", tensor(a.sums), true},
-                                {"extra", tensor(a.extra), false}};
+                                {"extra", tensor(a.extra), false},
+                                {"tensor_inputs", tensor(a.common.inputs), false},
+                                {"nominal", tensor(a.common.nominal), false}};
   check_aliasing(a.params, a.grads, a.states, a.phi, a.record, a.record_tiles, others);
 }
 
@@ -317,6 +380,7 @@ void check_segment(const Config& config, const SegmentArguments& a, int64_t alig
                     " tensors (one a step), got ", a.means.size());
   for (size_t t = 0; t < a.means.size(); t++)
     check_dense(a.means[t], "means", at::kFloat, {config.layers, a.problems, config.gac}, a.phi, t);
+  check_common(config, a.common, tensors, a.problems, a.phi, steps);
 }
 
 }  // namespace l2l

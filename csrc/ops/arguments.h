@@ -13,9 +13,9 @@ namespace l2l {
 
 // How every operator takes its configuration.
 struct ConfigArguments {
-  at::IntArrayRef sizes;  // hidden_size, num_layers, gac_cells, extra_inputs, num_outputs
+  at::IntArrayRef sizes;  // hidden_size, num_layers, gac_cells, extra_inputs, num_outputs, perhaps tensor_inputs
   std::string_view preprocess;
-  at::ArrayRef<double> constants;  // p, output_scale
+  at::ArrayRef<double> constants;  // p, output_scale, and betas where there are averages
 };
 
 // ValueError unless the sizes and constants are in range.
@@ -27,6 +27,20 @@ void check_phi(const Config& config, const at::Tensor& phi);
 
 // TypeError unless the tensor is a dense float32, bfloat16 or float16 tensor.
 void check_coordinates(const at::Tensor& tensor, const char* name, int64_t index = -1);
+
+// What all coordinates of a tensor have in common, see Common: rows [tensors, ...] of a step, [steps, tensors, ...] of
+// a segment.
+struct CommonArguments {
+  at::IntArrayRef ages;  // of every tensor; of a segment in its first step
+  const std::optional<at::Tensor>&inputs, &nominal;
+
+  // Of tensor k in step t, for a checked call of a network with averages.
+  Common of(size_t k, size_t t = 0) const;
+};
+
+// ValueError / TypeError unless there is what the network takes: nothing, if it has no averages. steps: of a segment.
+void check_common(const Config& config, const CommonArguments& arguments, size_t tensors, int64_t problems,
+                  const at::Tensor& phi, std::optional<size_t> steps = std::nullopt);
 
 // What the functional step is given, checked one by one.
 void check_step_inputs(const Config& config, const at::Tensor& grad, const std::optional<at::Tensor>& extra,
@@ -44,6 +58,7 @@ struct StepArguments {
   at::IntArrayRef record_tiles;
   const std::optional<at::Tensor>&extra, &out, &means, &sums;
   int64_t problems, first_phase, last_phase;
+  const CommonArguments& common;
 };
 
 // TypeError / ValueError unless it all fits together and what is written shares no memory.
@@ -62,6 +77,7 @@ struct SegmentArguments {
   const at::Tensor& phi;
   int64_t problems;
   at::TensorList grad_end_states;
+  const CommonArguments& common;
 };
 void check_segment(const Config& config, const SegmentArguments& arguments, int64_t alignment);
 

@@ -13,6 +13,13 @@
 
 namespace l2l {
 
+// What all coordinates of a tensor have in common in one step, on phi's device; empty for networks without averages.
+struct Common {
+  int64_t age = 0;                 // steps of the averages, this one included: >= 1
+  const float* inputs = nullptr;   // [tensor_inputs], or null
+  const float* nominal = nullptr;  // [kNominal], or null for the default
+};
+
 // One tensor of a step; it has coordinates. States and records are tiles.
 struct StepTensor {
   at::Tensor param;  // updated in place; undefined in the functional step
@@ -21,6 +28,7 @@ struct StepTensor {
   float* new_state;  // perhaps the same
   float* record;     // receives g, or null
   int64_t first;     // its first coordinate in the rows of extra inputs and outputs
+  Common common;
 };
 
 // With g = -grad if maximize else grad and u, new_state = phi(g, extra, state): param = param * decay + lr * u[0].
@@ -54,14 +62,16 @@ struct StepBackwardCall {
   const float *grad_out, *grad_new_state;  // [outputs][numel]; tiles
   at::Tensor grad_grad;                    // contiguous, of grad's dtype
   float *grad_extra, *grad_state, *grad_phi;
+  Common common;
 };
 
 struct SegmentTensor {
-  int64_t numel;          // > 0
-  int64_t record_tile;    // where its tiles start in a record
-  const float* state;     // before the first step
-  const float* grad_end;  // d loss / d state after the last step, or null for zero
-  float* grad_start;      // receives d loss / d state before the first step, or null
+  int64_t numel;               // > 0
+  int64_t record_tile;         // where its tiles start in a record
+  const float* state;          // before the first step
+  const float* grad_end;       // d loss / d state after the last step, or null for zero
+  float* grad_start;           // receives d loss / d state before the first step, or null
+  std::vector<Common> common;  // of the T steps; empty for networks without averages
 };
 
 // d loss / d phi of a recorded segment, see adjoint.h.

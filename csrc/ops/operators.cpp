@@ -41,17 +41,22 @@ const float* floats_of(const std::optional<at::Tensor>& tensor) {
 std::tuple<at::Tensor, at::Tensor> step(const at::Tensor& grad, const std::optional<at::Tensor>& extra,
                                         const at::Tensor& state, const at::Tensor& phi, at::IntArrayRef sizes,
                                         c10::string_view preprocess, at::ArrayRef<double> constants,
-                                        int64_t num_problems) {
+                                        int64_t num_problems, at::IntArrayRef ages,
+                                        const std::optional<at::Tensor>& tensor_inputs,
+                                        const std::optional<at::Tensor>& nominal) {
   const Config config = make_config({sizes, preprocess, constants});
   const Backend& backend = backend_of(phi, config);
   check_step_inputs(config, grad, extra, state, phi, num_problems, backend.alignment);
+  const CommonArguments common{ages, tensor_inputs, nominal};
+  check_common(config, common, 1, num_problems, phi);
   at::Tensor out = empty_rows(config.outputs, grad, phi), new_state = at::empty_like(state);
   if (grad.numel() == 0) return {out, new_state};
   StepCall call;
   call.config = config;
   call.phi = dense(phi);
   call.tensors.push_back(
-      {{}, grad.resolve_neg(), state.const_data_ptr<float>(), new_state.mutable_data_ptr<float>(), nullptr, 0});
+      {{}, grad.resolve_neg(), state.const_data_ptr<float>(), new_state.mutable_data_ptr<float>(), nullptr, 0, {}});
+  if (config.averages() > 0) call.tensors.back().common = common.of(0);
   call.total = grad.numel();
   call.extra = floats_of(extra);
   call.out = out.mutable_data_ptr<float>();
@@ -71,10 +76,13 @@ std::tuple<at::Tensor, at::Tensor> step(const at::Tensor& grad, const std::optio
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> step_backward(
     const at::Tensor& grad_out, const at::Tensor& grad_new_state, const at::Tensor& grad,
     const std::optional<at::Tensor>& extra, const at::Tensor& state, const at::Tensor& phi, at::IntArrayRef sizes,
-    c10::string_view preprocess, at::ArrayRef<double> constants, int64_t num_problems) {
+    c10::string_view preprocess, at::ArrayRef<double> constants, int64_t num_problems, at::IntArrayRef ages,
+    const std::optional<at::Tensor>& tensor_inputs, const std::optional<at::Tensor>& nominal) {
   const Config config = make_config({sizes, preprocess, constants});
   const Backend& backend = backend_of(phi, config);
   check_step_inputs(config, grad, extra, state, phi, num_problems, backend.alignment);
+  const CommonArguments common{ages, tensor_inputs, nominal};
+  check_common(config, common, 1, num_problems, phi);
   check_upstream(config, grad, phi, grad_out, grad_new_state, backend.alignment);
   at::Tensor grad_grad = empty_contiguous(grad, grad.sizes()), grad_extra = empty_rows(config.extra, grad, phi);
   at::Tensor grad_state = at::empty_like(state);
@@ -83,7 +91,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> step_backward(
   backend.step_backward({config, dense(phi), grad.resolve_neg(), grad.numel(), num_problems, floats_of(extra),
                          state.const_data_ptr<float>(), grad_out.const_data_ptr<float>(),
                          grad_new_state.const_data_ptr<float>(), grad_grad, grad_extra.mutable_data_ptr<float>(),
-                         grad_state.mutable_data_ptr<float>(), grad_phi.mutable_data_ptr<float>()});
+                         grad_state.mutable_data_ptr<float>(), grad_phi.mutable_data_ptr<float>(),
+                         config.averages() > 0 ? common.of(0) : Common{}});
   return {grad_grad, grad_extra, grad_state, grad_phi};
 }
 
@@ -92,11 +101,13 @@ void step_(at::TensorList params, at::TensorList grads, at::TensorList states, c
            double weight_decay, bool maximize, const std::optional<at::Tensor>& record, at::IntArrayRef record_tiles,
            const std::optional<at::Tensor>& extra, const std::optional<at::Tensor>& out, int64_t num_problems,
            const std::optional<at::Tensor>& means, const std::optional<at::Tensor>& sums, int64_t first_phase,
-           int64_t last_phase, bool check_only) {
+           int64_t last_phase, bool check_only, at::IntArrayRef ages, const std::optional<at::Tensor>& tensor_inputs,
+           const std::optional<at::Tensor>& nominal) {
   const Config config = make_config({sizes, preprocess, constants});
   const Backend& backend = backend_of(phi, config);
+  const CommonArguments common{ages, tensor_inputs, nominal};
   const StepArguments arguments{params, grads, states, phi,          record,      record_tiles, extra,
-                                out,    means, sums,   num_problems, first_phase, last_phase};
+                                out,    means, sums,   num_problems, first_phase, last_phase,   common};
   check_step(config, arguments, backend.alignment);
   if (check_only) return;
   mark_written(arguments);
@@ -109,7 +120,8 @@ void step_(at::TensorList params, at::TensorList grads, at::TensorList states, c
     params[k].mutable_data_ptr();  // materializes a lazy clone
     float* const recorded = record ? record->mutable_data_ptr<float>() + record_tiles[k] * kTile : nullptr;
     float* const state = states[k].mutable_data_ptr<float>();
-    call.tensors.push_back({params[k], grads[k].resolve_neg(), state, state, recorded, call.total});
+    call.tensors.push_back({params[k], grads[k].resolve_neg(), state, state, recorded, call.total, {}});
+    if (config.averages() > 0) call.tensors.back().common = common.of(k);
     call.total += params[k].numel();
   }
   if (call.tensors.empty()) {
@@ -134,25 +146,31 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> segment_backward(
     at::TensorList start_states, at::IntArrayRef numels, at::IntArrayRef record_tiles, at::TensorList records,
     at::TensorList means, at::ArrayRef<double> loss_weights, at::ArrayRef<double> lrs, at::ArrayRef<double> decays,
     const at::Tensor& phi, at::IntArrayRef sizes, c10::string_view preprocess, at::ArrayRef<double> constants,
-    int64_t num_problems, at::TensorList grad_end_states, bool need_grad_start) {
+    int64_t num_problems, at::TensorList grad_end_states, bool need_grad_start, at::IntArrayRef ages,
+    const std::optional<at::Tensor>& tensor_inputs, const std::optional<at::Tensor>& nominal) {
   const Config config = make_config({sizes, preprocess, constants});
   const Backend& backend = backend_of(phi, config);
+  const CommonArguments common{ages, tensor_inputs, nominal};
   check_segment(config,
                 {start_states, numels, record_tiles, records, means, loss_weights, lrs, decays, phi, num_problems,
-                 grad_end_states},
+                 grad_end_states, common},
                 backend.alignment);
 
+  const size_t steps = records.size() - 1;
   SegmentCall call{config, dense(phi), {}, {}, {}, num_problems, nullptr};
   std::vector<at::Tensor> grad_start_states;
   for (size_t k = 0; k < start_states.size(); k++) {
     if (need_grad_start) grad_start_states.push_back(at::empty_like(start_states[k]));
     if (numels[k] == 0) continue;
-    call.tensors.push_back({numels[k], record_tiles[k], start_states[k].const_data_ptr<float>(),
+    call.tensors.push_back({numels[k],
+                            record_tiles[k],
+                            start_states[k].const_data_ptr<float>(),
                             grad_end_states.empty() ? nullptr : grad_end_states[k].const_data_ptr<float>(),
-                            need_grad_start ? grad_start_states.back().mutable_data_ptr<float>() : nullptr});
+                            need_grad_start ? grad_start_states.back().mutable_data_ptr<float>() : nullptr,
+                            {}});
+    for (size_t t = 0; config.averages() > 0 && t < steps; t++) call.tensors.back().common.push_back(common.of(k, t));
   }
   if (call.tensors.empty()) return {at::zeros(phi.sizes(), phi.options()), grad_start_states};
-  const size_t steps = records.size() - 1;
   for (size_t t = 0; t <= steps; t++)
     call.steps.push_back({records[t].const_data_ptr<float>(), t > 0 ? static_cast<float>(loss_weights[t - 1]) : 0.f,
                           t < steps ? static_cast<float>(lrs[t]) : 0.f, t < steps ? static_cast<float>(decays[t]) : 0.f,

@@ -7,26 +7,30 @@
 #include "arguments.h"
 
 #define L2L_CONFIG "int[] sizes, str preprocess, float[] constants"
+// Symbolic ages: a compiled step must not be compiled anew for each.
+#define L2L_COMMON "SymInt[] ages=[], Tensor? tensor_inputs=None, Tensor? nominal=None"
 
 TORCH_LIBRARY(l2l_fast, m) {
   m.set_python_module("l2l_fast.kernels.operators");
-  m.def("step(Tensor grad, Tensor? extra, Tensor state, Tensor phi, " L2L_CONFIG
-        ", int num_problems) -> (Tensor out, Tensor new_state)");
+  m.def("step(Tensor grad, Tensor? extra, Tensor state, Tensor phi, " L2L_CONFIG ", int num_problems, " L2L_COMMON
+        ") -> (Tensor out, Tensor new_state)");
   m.def(
       "step_backward(Tensor grad_out, Tensor grad_new_state, Tensor grad, Tensor? extra, Tensor state, Tensor "
-      "phi, " L2L_CONFIG
-      ", int num_problems) -> (Tensor grad_grad, Tensor grad_extra, Tensor grad_state, Tensor grad_phi)");
+      "phi, " L2L_CONFIG ", int num_problems, " L2L_COMMON
+      ") -> (Tensor grad_grad, Tensor grad_extra, Tensor grad_state, Tensor grad_phi)");
   m.def("step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor phi, " L2L_CONFIG
         ", float lr, float weight_decay, bool maximize, Tensor(c!)? record, int[] record_tiles, Tensor? extra, "
         "Tensor(d!)? out, int num_problems, Tensor(e!)? means, Tensor(f!)? sums, int first_phase, int last_phase, "
-        "bool check_only) -> ()");
+        "bool check_only, " L2L_COMMON ") -> ()");
   m.def(
       "segment_backward(Tensor[] start_states, int[] numels, int[] record_tiles, Tensor[] records, Tensor[] means, "
       "float[] loss_weights, float[] lrs, float[] decays, Tensor phi, " L2L_CONFIG
-      ", int num_problems, Tensor[] grad_end_states, bool need_grad_start) "
+      ", int num_problems, Tensor[] grad_end_states, bool need_grad_start, " L2L_COMMON
+      ") "
       "-> (Tensor grad_phi, Tensor[] grad_start_states)");
   m.def("_check_apart(Tensor[] params, Tensor[] grads, Tensor[] states) -> ()");
   m.def("_vector_math(str function, Tensor x) -> Tensor");
+  m.def("_mean_squares(Tensor[] tensors) -> Tensor");
 }
 
 namespace {
@@ -44,7 +48,7 @@ void refuse_transforms(const c10::OperatorHandle& op, torch::jit::Stack*) {
 TORCH_LIBRARY_IMPL(l2l_fast, CompositeExplicitAutograd, m) { m.impl("_check_apart", &l2l::check_apart); }
 
 TORCH_LIBRARY_IMPL(l2l_fast, FuncTorchDynamicLayerFrontMode, m) {
-  for (const char* name : {"step", "step_backward", "step_", "segment_backward", "_vector_math"})
+  for (const char* name : {"step", "step_backward", "step_", "segment_backward", "_vector_math", "_mean_squares"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_transforms>());
 }
 

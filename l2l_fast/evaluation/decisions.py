@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels import checks
 from ..kernels.checks import positive_int
-from ..kernels.state import State
+from ..kernels.state import Averages, State
 from ..kernels.surroundings import own_loop
 from ..meta.assignment import names_by_network, optimizer_groups
 from ..meta.rollout import rollout
@@ -182,11 +182,18 @@ def _learned(net: CoordinatewiseLSTM, series: Tensor, grid: Tensor, steps: Seque
     made, proposed = [], []
     for t, grad in enumerate(series, start=1):
         if t in steps:
-            copies = State.from_logical([tuple(x.expand(len(grid), -1) for x in pair) for pair in state.to_logical()])
+            copies = State.from_logical([_expanded(part, len(grid)) for part in state.to_logical()])
             proposed.append(net(grid, copies)[0])
         update, state = net(grad.reshape(1), state)
         made.append(update)
     return torch.cat(made).cpu(), torch.stack(proposed).cpu()
+
+
+def _expanded(part: Any, count: int) -> Any:
+    """An entry of a logical state of one coordinate as that of ``count`` equal ones."""
+    if isinstance(part, Averages):
+        return part._replace(rows=part.rows.expand(count, -1))
+    return tuple(x.expand(count, -1) for x in part)
 
 
 def _adam(series: Tensor, grid: Tensor, steps: Sequence[int], lr: float) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,11 @@ Where coordinates communicate (``gac_cells > 0``), one step is one over all coor
 Andrychowicz et al. 2016): in every layer the new h of the first ``gac_cells`` cells is replaced by its mean over the
 problem, upward and in the new state; one that is not finite stays what it is and out of the mean. Coordinate i of a
 tensor belongs to problem ``i // (numel / num_problems)``; the padding of the state never counts.
+
+A network with normalized inputs (:mod:`l2l_fast.kernels.normalized`) takes three more arguments, which others must not
+have: ``ages``, one int per tensor, the steps that its moving averages are of, the present one included; if it has
+tensor_inputs, these, float32 ``[tensors, tensor_inputs]``; and ``nominal``, float32 ``[tensors, 5]``, or None for the
+default. All three are constants. It takes one problem. On CUDA there is its step, and no backward yet.
 """
 
 from __future__ import annotations
@@ -49,9 +54,19 @@ def _require_dense(name: str, tensor: Tensor) -> None:
 
 
 def step(
-    grad: Tensor, extra: Tensor | None, state: Tensor, phi: Tensor, config: Config, num_problems: int = 1
+    grad: Tensor,
+    extra: Tensor | None,
+    state: Tensor,
+    phi: Tensor,
+    config: Config,
+    num_problems: int = 1,
+    *,
+    ages: Sequence[int] = (),
+    tensor_inputs: Tensor | None = None,
+    nominal: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Functional step of one tensor: ``out, new_state = phi(grad, extra, state)``. Differentiable in all four.
+    """Functional step of one tensor: ``out, new_state = phi(grad, extra, state)``. Differentiable in all four; with
+    normalized inputs in the h and c of state, and in phi, and the gradients of all else are zero.
 
     Args:
         grad: float32, bfloat16 or float16, any shape and strides.
@@ -59,6 +74,7 @@ def step(
         state: float32 ``[tiles, config.rows, 64]``, the layout of :class:`l2l_fast.State`.
         phi: float32 ``[P]``, the order of :func:`l2l_fast.reference.unpack_phi`.
         num_problems: independent problems, the leading dimension of grad's coordinates.
+        ages, tensor_inputs, nominal: see above, of this tensor.
 
     Returns:
         float32 ``[num_outputs, *grad.shape]``, contiguous, the update (output_scale included) first; and the new state.
@@ -66,7 +82,8 @@ def step(
     _require_dense("grad", grad)
     if not grad.is_cpu:
         require_kernel("step", grad.device)
-    return torch.ops.l2l_fast.step(grad, extra, state, phi, *config.arguments, num_problems)
+    common = (ages, tensor_inputs, nominal)
+    return torch.ops.l2l_fast.step(grad, extra, state, phi, *config.arguments, num_problems, *common)
 
 
 def step_backward(
@@ -78,6 +95,10 @@ def step_backward(
     phi: Tensor,
     config: Config,
     num_problems: int = 1,
+    *,
+    ages: Sequence[int] = (),
+    tensor_inputs: Tensor | None = None,
+    nominal: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Vector-Jacobian product of :func:`step`, which recomputes the gates from the inputs of the step.
 
@@ -89,8 +110,9 @@ def step_backward(
         Gradients with respect to grad (its shape and dtype), extra (``[extra_inputs, *grad.shape]``, empty without
         extra inputs), state and phi (float32).
     """
+    common = (ages, tensor_inputs, nominal)
     return torch.ops.l2l_fast.step_backward(
-        grad_out, grad_new_state, grad, extra, state, phi, *config.arguments, num_problems
+        grad_out, grad_new_state, grad, extra, state, phi, *config.arguments, num_problems, *common
     )
 
 
@@ -113,6 +135,9 @@ def step_(
     sums: Tensor | None = None,
     phases: tuple[int, int] | None = None,
     check_only: bool = False,
+    ages: Sequence[int] = (),
+    tensor_inputs: Tensor | None = None,
+    nominal: Tensor | None = None,
 ) -> None:
     """In-place step of many tensors in one launch, averages over all of them.
 
@@ -139,6 +164,7 @@ def step_(
             those of other processes, sets ``means[last - 1]`` to their quotients and calls again with first = last
             and the same arguments (``out`` is required then).
         check_only: raise what the step would raise, and write nothing.
+        ages, tensor_inputs, nominal: see above, of every tensor.
     """
     if torch.is_grad_enabled() and any(param.requires_grad for param in params):
         raise RuntimeError("step_ writes to parameters that require grad: call it under torch.no_grad()")
@@ -149,7 +175,8 @@ def step_(
     first, last = phases or (0, config.num_layers + 1)
     tensors = (params, grads, states, phi, *config.arguments)
     options = (lr, weight_decay, maximize, record, record_tiles, extra, out, num_problems)
-    torch.ops.l2l_fast.step_.default(*tensors, *options, means, sums, first, last, check_only)
+    common = (ages, tensor_inputs, nominal)
+    torch.ops.l2l_fast.step_.default(*tensors, *options, means, sums, first, last, check_only, *common)
 
 
 def check_apart(params: list[Tensor], grads: list[Tensor], states: list[Tensor]) -> None:
@@ -183,6 +210,10 @@ def segment_backward(
     num_problems: int = 1,
     grad_end_states: Sequence[Tensor] = (),
     need_grad_start: bool = False,
+    *,
+    ages: Sequence[int] = (),
+    tensor_inputs: Tensor | None = None,
+    nominal: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradient of ``sum_{s=1..T} w_s f(theta_s)`` with respect to phi, the gradients of f held constant.
 
@@ -199,6 +230,8 @@ def segment_backward(
         config: without extra inputs and with one output; a network with memory goes through the functional step.
         grad_end_states: none, or one tensor per start state, added to the gradient of the state after step T.
         need_grad_start: whether to return the gradients of the start states.
+        ages: see above, of every tensor in the first step; each moves in every step. tensor_inputs, nominal: see above,
+            with those of the T steps: ``[T, tensors, ...]``.
 
     Returns:
         The gradient of phi ``[P]`` and those of the start states (an empty list unless asked for).
@@ -217,6 +250,9 @@ def segment_backward(
         num_problems,
         grad_end_states,
         need_grad_start,
+        ages,
+        tensor_inputs,
+        nominal,
     )
 
 
@@ -229,11 +265,28 @@ def vector_math(function: str, x: Tensor) -> Tensor:
     return torch.ops.l2l_fast._vector_math(function, x)
 
 
+def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """The mean square of each of some tensors of one device ``[tensors]``, float64, on that device; of none of its
+    coordinates it is 0, and one that is not finite counts as 0. On the CPU the same for any number of threads."""
+    if all(tensor.is_cpu and tensor.dtype in KERNEL_DTYPES for tensor in tensors):
+        return torch.ops.l2l_fast._mean_squares(list(tensors))
+    return torch.stack([_mean_square(tensor.detach().reshape(-1)) for tensor in tensors])
+
+
+def _mean_square(flat: Tensor) -> Tensor:
+    # In parts that no thread shares with another, on the CPU.
+    part = 1 << 14 if flat.is_cpu else max(flat.numel(), 1)
+    sums = [torch.where(x.isfinite(), x, 0.0).double().square().sum() for x in flat.split(part)]
+    return torch.stack(sums).sum() / max(flat.numel(), 1)
+
+
 # ---- fake kernels: shapes and dtypes for torch.compile, export and the meta device ----
 
 
-def _check_one_device(phi: Tensor, **tensors: Tensor | Sequence[Tensor] | None) -> None:
-    # One meta tensor among others brings the call here, where nothing would be computed.
+def _check_one_device(phi: Tensor, common: Sequence[Any] = (), **tensors: Tensor | Sequence[Tensor] | None) -> None:
+    # One meta tensor among others brings the call here, where nothing would be computed. common: ages, tensor_inputs,
+    # nominal, or the first of these.
+    tensors.update(zip(("tensor_inputs", "nominal"), common[1:]))
     for name, value in tensors.items():
         for tensor in (value,) if isinstance(value, Tensor) else value or ():
             if tensor.device != phi.device:
@@ -242,10 +295,19 @@ def _check_one_device(phi: Tensor, **tensors: Tensor | Sequence[Tensor] | None) 
 
 @torch.library.register_fake("l2l_fast::step")
 def _(
-    grad: Tensor, extra: Tensor | None, state: Tensor, phi: Tensor, sizes: Sequence[int], *options: Any
+    grad: Tensor,
+    extra: Tensor | None,
+    state: Tensor,
+    phi: Tensor,
+    sizes: Sequence[int],
+    preprocess: str,
+    constants: Sequence[float],
+    num_problems: int,
+    *common: Any,
 ) -> tuple[Tensor, Tensor]:
-    _check_one_device(phi, grad=grad, extra=extra, state=state)
-    out = torch.empty((sizes[-1], *grad.shape), dtype=torch.float32, device=grad.device)
+    _check_one_device(phi, common, grad=grad, extra=extra, state=state)
+    outputs = sizes[4]  # of Config.arguments
+    out = torch.empty((outputs, *grad.shape), dtype=torch.float32, device=grad.device)
     return out, torch.empty_like(state)
 
 
@@ -258,11 +320,16 @@ def _(
     state: Tensor,
     phi: Tensor,
     sizes: Sequence[int],
-    *options: Any,
+    preprocess: str,
+    constants: Sequence[float],
+    num_problems: int,
+    *common: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_one_device(phi, grad_out=grad_out, grad_new_state=grad_new_state, grad=grad, extra=extra, state=state)
+    upstream = {"grad_out": grad_out, "grad_new_state": grad_new_state}
+    _check_one_device(phi, common, **upstream, grad=grad, extra=extra, state=state)
     grad_grad = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    grad_extra = torch.empty((sizes[-2], *grad.shape), dtype=torch.float32, device=grad.device)
+    extra_inputs = sizes[3]
+    grad_extra = torch.empty((extra_inputs, *grad.shape), dtype=torch.float32, device=grad.device)
     return grad_grad, grad_extra, torch.empty_like(state), torch.empty_like(phi)
 
 
@@ -285,9 +352,12 @@ def _(
     num_problems: int,
     means: Tensor | None,
     sums: Tensor | None,
-    *phases: Any,
+    first_phase: int,
+    last_phase: int,
+    check_only: bool,
+    *common: Any,
 ) -> None:
-    _check_one_device(phi, params=params, grads=grads, states=states, record=record)
+    _check_one_device(phi, common, params=params, grads=grads, states=states, record=record)
     _check_one_device(phi, extra=extra, out=out, means=means, sums=sums)
 
 
@@ -302,16 +372,27 @@ def _(
     lrs: Sequence[float],
     decays: Sequence[float],
     phi: Tensor,
-    *options: Any,
+    sizes: Sequence[int],
+    preprocess: str,
+    constants: Sequence[float],
+    num_problems: int,
+    grad_end_states: list[Tensor],
+    need_grad_start: bool,
+    *common: Any,
 ) -> tuple[Tensor, list[Tensor]]:
-    grad_end_states, need_grad_start = options[-2:]
-    _check_one_device(phi, start_states=start_states, records=records, means=means, grad_end_states=grad_end_states)
+    ends = {"start_states": start_states, "grad_end_states": grad_end_states}
+    _check_one_device(phi, common, **ends, records=records, means=means)
     return torch.empty_like(phi), [torch.empty_like(s) for s in start_states] if need_grad_start else []
 
 
 @torch.library.register_fake("l2l_fast::_vector_math")
 def _(function: str, x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("l2l_fast::_mean_squares")
+def _(tensors: list[Tensor]) -> Tensor:
+    return torch.empty(len(tensors), dtype=torch.float64, device=tensors[0].device)
 
 
 # ---- autograd formulas ----
@@ -340,8 +421,10 @@ def _step_backward_vjp(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
     # Second derivatives of the LSTM itself are rare (a meta-loss that contains a meta-gradient), so they go through the
     # reference: differentiate its vector-Jacobian product once more.
     create_graph = torch.is_grad_enabled()
-    *arguments, num_problems = ctx.options
+    *arguments, num_problems, ages, tensor_inputs, nominal = ctx.options
     config = Config.from_arguments(*arguments)
+    age = (config.averages, ages[0] - 1) if config.averages else ()
+    common = [None if rows is None else rows[0] for rows in (tensor_inputs, nominal)]
     with torch.enable_grad():
         # Views, so that an input which depends on another one is not differentiated through it.
         saved = [
@@ -349,12 +432,14 @@ def _step_backward_vjp(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
             for x in ctx.saved_tensors
         ]
         grad_out, grad_new_state, grad, extra, state, phi = saved
-        logical = State(state, grad.numel(), config.hidden_size, config.num_layers).to_logical()
-        out, new_logical = reference.lstm_step(grad, logical, phi, config, num_problems, extra)
+        logical = State(state, grad.numel(), config.hidden_size, config.num_layers, *age).to_logical()
+        out, new_logical = reference.lstm_step(grad, logical, phi, config, num_problems, extra, *common)
         out = out.reshape(grad_out.shape)
         outputs = [out, State.from_logical(new_logical).data]
         wanted = [x for x in (grad, extra, state, phi) if x is not None]
-        first = torch.autograd.grad(outputs, wanted, [grad_out.to(out.dtype), grad_new_state], create_graph=True)
+        first = torch.autograd.grad(
+            outputs, wanted, [grad_out.to(out.dtype), grad_new_state], create_graph=True, materialize_grads=True
+        )
         given = [g for g, x in zip(grad_outputs, (grad, extra, state, phi)) if x is not None]
         inputs = [x for x in saved if x is not None]
         grads = iter(torch.autograd.grad(first, inputs, given, create_graph=create_graph, allow_unused=True))

@@ -2,22 +2,25 @@
 
 Nothing here is fast and nothing is clever: it is meant to be read beside Andrychowicz et al. 2016, "Learning to
 learn by gradient descent by gradient descent" (section 2.1 for the coordinatewise LSTM, equation 3 for the meta-loss,
-appendix A for the preprocessing, appendix D for global averaging cells). States are logical: one pair ``(h, c)`` per
-layer, each ``[numel, hidden_size]``.
+appendix A for the preprocessing, appendix D for global averaging cells; inputs and output of the kind "normalized" are
+in :mod:`l2l_fast.kernels.normalized`). States are logical: one pair ``(h, c)`` per layer, each
+``[numel, hidden_size]``, and the moving averages, where a network has them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import normalized
 from .config import FEATURES
 from .products import product
 from .renamed import takes_groups
+from .state import Averages
 
 if TYPE_CHECKING:
     from .config import Config
@@ -26,22 +29,25 @@ if TYPE_CHECKING:
 
 
 class Weights(NamedTuple):
-    """phi, taken apart: ``(weight_ih, weight_hh, bias)`` per layer, then the read-out."""
+    """phi, taken apart: ``(weight_ih, weight_hh, bias)`` per layer, then the read-out, then the weights of the inputs
+    per tensor."""
 
     layers: list[tuple[Tensor, Tensor, Tensor]]
     weight_out: Tensor
     bias_out: Tensor
+    weight_tensor: Tensor
 
 
 def input_size(preprocess: str) -> int:
-    """Number of inputs of the first layer: two features for log_sign, the gradient itself for identity."""
+    """Number of inputs of the first layer: two features for log_sign, the gradient itself for identity, five for
+    normalized."""
     return FEATURES[preprocess]
 
 
 def phi_size(config: Config) -> int:
     """Length P of the flat parameter vector phi."""
     hidden = config.hidden_size
-    total = config.num_outputs * (hidden + 1)
+    total = config.read_outs * (hidden + 1) + 4 * hidden * config.tensor_inputs
     for k in range(config.num_layers):
         inputs = config.inputs(k)
         total += 4 * hidden * (inputs + hidden + 1)
@@ -50,8 +56,8 @@ def phi_size(config: Config) -> int:
 
 def unpack_phi(phi: Tensor, config: Config) -> Weights:
     """Split the flat vector phi ``[P]`` into views: weight_ih [4H, in], weight_hh [4H, H], bias [4H] per layer,
-    weight_out [O, H], bias_out [O] (O = num_outputs). Gate rows are in the order i, f, g, o; the extra inputs' columns
-    of the first weight_ih come after those of the preprocessed gradient."""
+    weight_out [O, H], bias_out [O] (O = config.read_outs), weight_tensor [4H, tensor_inputs]. Gate rows are in the
+    order i, f, g, o; the extra inputs' columns of the first weight_ih come after those of the preprocessed gradient."""
     hidden, position = config.hidden_size, 0
 
     def take(*shape: int) -> Tensor:
@@ -64,7 +70,8 @@ def unpack_phi(phi: Tensor, config: Config) -> Weights:
     for k in range(config.num_layers):
         inputs = config.inputs(k)
         layers.append((take(4 * hidden, inputs), take(4 * hidden, hidden), take(4 * hidden)))
-    return Weights(layers, take(config.num_outputs, hidden), take(config.num_outputs))
+    read_out = take(config.read_outs, hidden), take(config.read_outs)
+    return Weights(layers, *read_out, take(4 * hidden, config.tensor_inputs))
 
 
 def preprocess_gradient(grad: Tensor, preprocess: str, p: float) -> Tensor:
@@ -105,18 +112,24 @@ def lstm_step(
     config: Config,
     num_problems: int = 1,
     extra: Tensor | None = None,
+    tensor_inputs: Tensor | None = None,
+    nominal: Tensor | None = None,
 ) -> tuple[Tensor, LogicalState]:
     """One step of the coordinatewise LSTM with the weights in the flat vector ``phi``.
 
     Args:
         grad: any shape, a real floating-point dtype.
-        logical_state: one pair (h, c) per layer, each ``[numel, hidden_size]``.
+        logical_state: one pair (h, c) per layer, each ``[numel, hidden_size]``; then, of a network with normalized
+            inputs, its :class:`l2l_fast.kernels.state.Averages` before this step.
         phi: ``[P]``, in the order of :func:`unpack_phi`.
         config: hidden_size, num_layers, preprocess, p, output_scale, and those of :class:`l2l_fast.GacConfig`.
         num_problems: independent problems side by side: the averages of global averaging cells run over
             ``numel / num_problems`` consecutive coordinates each. Several tensors: see :func:`join`. Called ``groups``
             before 0.2, here and elsewhere, which is understood with a DeprecationWarning.
         extra: ``[extra_inputs, *grad.shape]``; None without extra inputs.
+        tensor_inputs: ``[config.tensor_inputs]``, what all coordinates have in common, a constant; None if there are
+            none. nominal: ``[5]``, see :mod:`l2l_fast.kernels.normalized`, a constant; None for its default, and for
+            all other kinds.
 
     Returns:
         The update, of grad's shape and dtype (with several outputs: all of them, ``[num_outputs, *grad.shape]``, the
@@ -124,6 +137,7 @@ def lstm_step(
         grad or state, whichever is wider, and at least in float32.
     """
     numel, hidden = grad.numel(), config.hidden_size
+    logical_state, averages = split_averages(logical_state, numel, config)
     if len(logical_state) != config.num_layers:
         raise ValueError(f"logical_state: expected {config.num_layers} (h, c) pairs, got {len(logical_state)}")
     for k, (h, c) in enumerate(logical_state):
@@ -137,14 +151,23 @@ def lstm_step(
     expected = (config.extra_inputs, *grad.shape) if config.extra_inputs else None
     if (None if extra is None else tuple(extra.shape)) != expected:
         raise ValueError(f"extra: expected shape {expected}, got {None if extra is None else tuple(extra.shape)}")
+    check_common(config, num_problems, tensor_inputs, nominal)
     dtype = torch.promote_types(torch.promote_types(grad.dtype, logical_state[0][0].dtype), torch.float32)
 
     weights = unpack_phi(phi.to(dtype), config)
-    x = preprocess_gradient(grad.to(dtype).reshape(-1), config.preprocess, config.p)
+    flat = grad.to(dtype).reshape(-1)
+    if averages is None:
+        x = preprocess_gradient(flat, config.preprocess, config.p)
+    else:
+        assert config.betas is not None
+        averages = normalized.advance(flat, averages, config.betas)
+        x = normalized.features(flat, averages, config.betas)
     if extra is not None:
         x = torch.cat([x, extra.to(dtype).reshape(extra.shape[0], numel).T], dim=1)
-    new_state = []
-    for (weight_ih, weight_hh, bias), (h, c) in zip(weights.layers, logical_state, strict=True):
+    new_state: LogicalState = []
+    for k, ((weight_ih, weight_hh, bias), (h, c)) in enumerate(zip(weights.layers, logical_state, strict=True)):
+        if k == 0 and tensor_inputs is not None:
+            bias = bias + weights.weight_tensor @ tensor_inputs.detach().to(dtype)
         gates = product(x, weight_ih.T) + product(h.to(dtype), weight_hh.T) + bias
         i, f, g, o = gates.chunk(4, dim=1)
         c = torch.sigmoid(f) * c.to(dtype) + torch.sigmoid(i) * torch.tanh(g)
@@ -152,10 +175,46 @@ def lstm_step(
         new_state.append((h, c))
         x = h
     outputs = product(x, weights.weight_out.T) + weights.bias_out
+    if averages is not None:
+        nominal = flat.new_tensor(normalized.NOMINAL) if nominal is None else nominal.detach()
+        n = normalized.direction(flat, averages, config.betas or (), nominal)
+        update = normalized.update(outputs, n, nominal, config.output_scale)
+        return update.reshape(grad.shape).to(grad.dtype), [*new_state, averages]
     if config.num_outputs == 1:
         return (config.output_scale * outputs).reshape(grad.shape).to(grad.dtype), new_state
     update = config.output_scale * outputs[:, :1]
     return torch.cat([update, outputs[:, 1:]], dim=1).T.reshape(config.num_outputs, *grad.shape), new_state
+
+
+def split_averages(
+    logical_state: Sequence[Any], numel: int, config: Config
+) -> tuple[Sequence[tuple[Tensor, Tensor]], Averages | None]:
+    """The pairs (h, c) of a logical state, and its moving averages if the network has them; ValueError if it should
+    have them and has not, or the other way round."""
+    found = logical_state[-1] if logical_state and isinstance(logical_state[-1], Averages) else None
+    expected = (numel, config.averages) if config.averages else None
+    got = None if found is None else tuple(found.rows.shape)
+    if got != expected:
+        raise ValueError(f"logical_state: expected averages of shape {expected} at its end, got {got}")
+    return (logical_state, None) if found is None else (logical_state[:-1], found)
+
+
+def check_common(config: Config, num_problems: int, tensor_inputs: Tensor | None, nominal: Tensor | None) -> None:
+    """ValueError unless what all coordinates of a tensor have in common is there, where the network takes it, and of
+    its shape."""
+    if config.averages and num_problems != 1:
+        raise ValueError(
+            f'num_problems: expected 1 for preprocess="normalized", whose tensors have one vector each, got '
+            f"{num_problems}; give every problem tensors of its own"
+        )
+    for name, value, size in (
+        ("tensor_inputs", tensor_inputs, config.tensor_inputs),
+        ("nominal", nominal, len(normalized.NOMINAL) if config.averages else 0),
+    ):
+        expected = (size,) if size and not (name == "nominal" and value is None) else None
+        got = None if value is None else tuple(value.shape)
+        if got != expected:
+            raise ValueError(f"{name}: expected shape {expected}, got {got}")
 
 
 @takes_groups()
@@ -165,10 +224,12 @@ def step(
     logical_state: Sequence[tuple[Tensor, Tensor]],
     num_problems: int = 1,
     extra: Tensor | None = None,
+    tensor_inputs: Tensor | None = None,
+    nominal: Tensor | None = None,
 ) -> tuple[Tensor, LogicalState]:
     """``update, new_logical_state = phi(grad, logical_state)`` (equation 1 and section 2.1), differentiable in
     everything, any number of times. Arguments and results as :func:`lstm_step`, with the weights of ``net``."""
-    return lstm_step(grad, logical_state, net.phi(), net.config, num_problems, extra)
+    return lstm_step(grad, logical_state, net.phi(), net.config, num_problems, extra, tensor_inputs, nominal)
 
 
 @takes_groups()
@@ -192,7 +253,9 @@ def separate(joined: Tensor, numels: Sequence[int], num_problems: int = 1) -> li
 
 @takes_groups()
 def join_states(states: Sequence[LogicalState], num_problems: int = 1) -> LogicalState:
-    """:func:`join` for logical states."""
+    """:func:`join` for logical states. Averages are of one age: a network that has them steps every tensor alone."""
+    if len(states) == 1:
+        return states[0]
     return [
         (join([state[k][0] for state in states], num_problems), join([state[k][1] for state in states], num_problems))
         for k in range(len(states[0]))
@@ -202,6 +265,8 @@ def join_states(states: Sequence[LogicalState], num_problems: int = 1) -> Logica
 @takes_groups()
 def separate_states(joined: LogicalState, numels: Sequence[int], num_problems: int = 1) -> list[LogicalState]:
     """:func:`separate` for a logical state."""
+    if len(numels) == 1:
+        return [joined]
     parts = [(separate(h, numels, num_problems), separate(c, numels, num_problems)) for h, c in joined]
     return [[(h[k], c[k]) for h, c in parts] for k in range(len(numels))]
 
@@ -217,6 +282,8 @@ def segment_backward(
     config: Config,
     grad_end_states: Sequence[LogicalState] | None = None,
     num_problems: int = 1,
+    tensor_inputs: Tensor | None = None,
+    nominal: Tensor | None = None,
 ) -> tuple[Tensor, list[LogicalState]]:
     """Gradient of the meta-loss of one unrolled segment (equation 3 with the gradients of f held constant).
 
@@ -234,9 +301,11 @@ def segment_backward(
         phi: ``[P]`` flat parameters. config: as in :func:`lstm_step`, without extra inputs and with one output.
         grad_end_states: optional, one logical state per tensor: dL/d(state after step T) from elsewhere.
         num_problems: as in :func:`lstm_step`.
+        tensor_inputs, nominal: those of :func:`lstm_step`, ``[T, tensors, ...]``.
 
     Returns:
         ``dL/dphi`` ``[P]`` and, per tensor, dL/d(start state) as a logical state; both in phi's / the states' dtype.
+        Moving averages are constants: their gradients, given or returned, are zero.
     """
     steps = len(grads) - 1
     if steps < 1:
@@ -247,11 +316,15 @@ def segment_backward(
     if config.extra_inputs or config.num_outputs != 1:
         raise ValueError(f"config: expected no extra inputs and one output, got {config}")
     phi = phi.detach().requires_grad_()
-    leaves = [[part.detach().requires_grad_() for pair in state for part in pair] for state in start_states]
+    pairs = [state[: config.num_layers] for state in start_states]
+    leaves = [[part.detach().requires_grad_() for pair in state for part in pair] for state in pairs]
     outputs: list[Tensor] = []
     upstream: list[Tensor] = []
     with torch.enable_grad():
-        states = [list(zip(parts[::2], parts[1::2], strict=True)) for parts in leaves]
+        states: list[LogicalState] = [
+            [*zip(parts[::2], parts[1::2], strict=True), *start[config.num_layers :]]
+            for parts, start in zip(leaves, start_states, strict=True)
+        ]
         for t in range(steps):
             moving = [k for k, g in enumerate(grads[t]) if g is not None]
             # Without global averages a tensor's steps depend on no other tensor's.
@@ -259,21 +332,28 @@ def segment_backward(
                 parts = [grads[t][k].detach().reshape(-1) for k in together]  # type: ignore[union-attr]
                 numels = [part.numel() for part in parts]
                 state = join_states([states[k] for k in together], num_problems)
-                update, state = lstm_step(join(parts, num_problems), state, phi, config, num_problems)
+                common = [None if rows is None else rows[t, together[0]] for rows in (tensor_inputs, nominal)]
+                update, state = lstm_step(join(parts, num_problems), state, phi, config, num_problems, None, *common)
                 outputs += separate(update, numels, num_problems)
                 for k, new in zip(together, separate_states(state, numels, num_problems), strict=True):
                     upstream.append(_adjoint(k, t, grads, loss_weights, decays).reshape(-1) * lrs[t])
                     states[k] = new
     if grad_end_states is not None:
-        outputs += [part for state in states for pair in state for part in pair]
-        upstream += [part for state in grad_end_states for pair in state for part in pair]
+        outputs += [part for state in states for pair in state[: config.num_layers] for part in pair]
+        upstream += [part for state in grad_end_states for pair in state[: config.num_layers] for part in pair]
     flat = [leaf for parts in leaves for leaf in parts]
     grad_phi, *grad_flat = torch.autograd.grad(
         outputs, [phi, *flat], upstream, allow_unused=True, materialize_grads=True
     )
     each = 2 * config.num_layers
     parts_of = [grad_flat[k * each : (k + 1) * each] for k in range(len(start_states))]
-    return grad_phi, [list(zip(parts[::2], parts[1::2], strict=True)) for parts in parts_of]
+    return grad_phi, [
+        [
+            *zip(parts[::2], parts[1::2], strict=True),
+            *(Averages(torch.zeros_like(rows), age) for rows, age in start[config.num_layers :]),
+        ]
+        for parts, start in zip(parts_of, start_states, strict=True)
+    ]
 
 
 def _adjoint(

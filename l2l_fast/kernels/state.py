@@ -1,24 +1,35 @@
 """The recurrent state of the learned optimizer and its blocked memory layout.
 
-Every coordinate owns ``2 * num_layers * hidden_size`` numbers: h and c of each layer. They are stored in tiles of 64
-coordinates, ``[tiles, 2 * num_layers * hidden_size, 64]``, so that one row of one tile is contiguous for SIMD lanes
-and GPU warps, and one tile is a contiguous block of memory. Lane j of tile i is coordinate ``64 * i + j`` of the tensor
-in row-major (logical) order, whatever its strides; the lanes past the last coordinate are padding and never reach a
-result. The layout is private: everything outside the kernels talks through :meth:`State.to_logical` and
-:meth:`State.from_logical`.
+Every coordinate owns ``2 * num_layers * hidden_size`` numbers: h and c of each layer; and, of networks with normalized
+inputs, the moving averages of its gradient. They are stored in tiles of 64 coordinates, ``[tiles, numbers, 64]``, so
+that one row of one tile is contiguous for SIMD lanes and GPU warps, and one tile is a contiguous block of memory. Lane
+j of tile i is coordinate ``64 * i + j`` of the tensor in row-major (logical) order, whatever its strides; the lanes
+past the last coordinate are padding and never reach a result. The layout is private: everything outside the kernels
+talks through :meth:`State.to_logical` and :meth:`State.from_logical`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 TILE = 64
-LogicalState = list[tuple[Tensor, Tensor]]
+
+
+class Averages(NamedTuple):
+    """The moving averages of one tensor's gradients, the last entry of the logical state of a network that has them:
+    ``rows`` ``[numel, 4]`` (:mod:`l2l_fast.kernels.normalized`), and how many steps they are of."""
+
+    rows: Tensor
+    age: int
+
+
+LogicalState = list[Any]
+"""One pair ``(h, c)`` per layer, each ``[numel, hidden_size]``; then :class:`Averages`, if the network has them."""
 
 
 def num_tiles(numel: int) -> int:
@@ -30,10 +41,13 @@ class State:
     """Recurrent state of the coordinatewise LSTM for one tensor of ``numel`` coordinates.
 
     Args:
-        data: ``[ceil(numel / 64), 2 * num_layers * hidden_size, 64]``, float32 (float64 only for the reference path).
+        data: ``[ceil(numel / 64), 2 * num_layers * hidden_size + averages, 64]``, float32 (float64 only for the
+            reference path).
         numel: number of coordinates.
         hidden_size: H, units per layer.
         num_layers: number of LSTM layers.
+        averages: rows of moving averages, :attr:`Config.averages`.
+        age: steps that the averages are of; 0 where there are none.
 
     Raises:
         TypeError: ``data`` is not a float32 or float64 tensor.
@@ -47,21 +61,30 @@ class State:
     numel: int
     hidden_size: int
     num_layers: int
+    averages: int = 0
+    age: int = 0
 
-    def __init__(self, data: Tensor, numel: int, hidden_size: int, num_layers: int) -> None:
+    def __init__(
+        self, data: Tensor, numel: int, hidden_size: int, num_layers: int, averages: int = 0, age: int = 0
+    ) -> None:
         if not isinstance(data, Tensor) or data.dtype not in (torch.float32, torch.float64):
             got = data.dtype if isinstance(data, Tensor) else type(data).__name__
             raise TypeError(f"data: expected a float32 or float64 tensor, got {got}")
-        expected = (num_tiles(numel), 2 * num_layers * hidden_size, TILE)
+        expected = (num_tiles(numel), 2 * num_layers * hidden_size + averages, TILE)
         if tuple(data.shape) != expected:
+            more = f", averages={averages}" if averages else ""
             raise ValueError(
                 f"data: expected shape {expected} for numel={numel}, hidden_size={hidden_size}, "
-                f"num_layers={num_layers}, got {tuple(data.shape)}"
+                f"num_layers={num_layers}{more}, got {tuple(data.shape)}"
             )
+        if age < 0 or (age and not averages):
+            raise ValueError(f"age: expected a number >= 0, and 0 without averages, got {age}")
         self.data = data
         self.numel = numel
         self.hidden_size = hidden_size
         self.num_layers = num_layers
+        if averages:
+            self.averages, self.age = averages, age
 
     @classmethod
     def zeros(
@@ -71,35 +94,42 @@ class State:
         num_layers: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        averages: int = 0,
     ) -> State:
         """The all-zero state that every coordinate starts from (Andrychowicz et al. 2016 do not train it)."""
         if numel < 0:
             raise ValueError(f"numel: expected a number >= 0, got {numel}")
-        shape = (num_tiles(numel), 2 * num_layers * hidden_size, TILE)
-        return cls(torch.zeros(shape, device=device, dtype=dtype), numel, hidden_size, num_layers)
+        shape = (num_tiles(numel), 2 * num_layers * hidden_size + averages, TILE)
+        return cls(torch.zeros(shape, device=device, dtype=dtype), numel, hidden_size, num_layers, averages)
 
     @classmethod
-    def from_logical(cls, layers: Sequence[tuple[Tensor, Tensor]]) -> State:
-        """Build a state from one ``(h, c)`` pair per layer, each ``[numel, hidden_size]``. Differentiable.
+    def from_logical(cls, layers: Sequence[Any]) -> State:
+        """Build a state from one ``(h, c)`` pair per layer, each ``[numel, hidden_size]``, and perhaps
+        :class:`Averages` behind them. Differentiable.
 
         Raises:
             TypeError: not a sequence of pairs of float32 or float64 tensors of one dtype.
             ValueError: no layers, or shapes or devices that differ.
         """
-        pairs = _check_logical(layers)
+        averages = layers[-1] if isinstance(layers, Sequence) and layers and type(layers[-1]) is Averages else None
+        pairs = _check_logical(layers if averages is None else layers[:-1])
         numel, hidden_size = pairs[0][0].shape
-        rows = torch.cat([part for pair in pairs for part in pair], dim=1)
+        parts = [part for pair in pairs for part in pair] + ([] if averages is None else [averages.rows])
+        rows = torch.cat(parts, dim=1)
         tiles = num_tiles(numel)
         padded = torch.nn.functional.pad(rows, (0, 0, 0, tiles * TILE - numel))
         data = padded.view(tiles, TILE, rows.shape[1]).transpose(1, 2).contiguous()
-        return cls(data, numel, hidden_size, len(pairs))
+        more = () if averages is None else (averages.rows.shape[1], averages.age)
+        return cls(data, numel, hidden_size, len(pairs), *more)
 
     def to_logical(self) -> LogicalState:
-        """One ``(h, c)`` pair per layer, each ``[numel, hidden_size]``, free of padding. Differentiable copy."""
+        """One ``(h, c)`` pair per layer, each ``[numel, hidden_size]``, free of padding, and :class:`Averages`, if
+        there are any. Differentiable copy."""
         # contiguous() always copies here; reshape() alone would hand out views of a state of one tile.
         rows = self.data.transpose(1, 2).contiguous().view(-1, self.data.shape[1])[: self.numel]
-        parts = rows.split(self.hidden_size, dim=1)
-        return [(parts[2 * k], parts[2 * k + 1]) for k in range(self.num_layers)]
+        parts = rows[:, : rows.shape[1] - self.averages].split(self.hidden_size, dim=1)
+        pairs: LogicalState = [(parts[2 * k], parts[2 * k + 1]) for k in range(self.num_layers)]
+        return [*pairs, Averages(rows[:, -self.averages :], self.age)] if self.averages else pairs
 
     @property
     def device(self) -> torch.device:
@@ -122,21 +152,22 @@ class State:
         return self._like(self.data.to(*args, **kwargs))
 
     def _like(self, data: Tensor) -> State:
-        return State(data, self.numel, self.hidden_size, self.num_layers)
+        return State(data, *_flatten(self)[1])
 
     def __repr__(self) -> str:
+        more = f"averages={self.averages}, age={self.age}, " if self.averages else ""
         return (
-            f"State(numel={self.numel}, hidden_size={self.hidden_size}, num_layers={self.num_layers}, "
+            f"State(numel={self.numel}, hidden_size={self.hidden_size}, num_layers={self.num_layers}, {more}"
             f"dtype={self.dtype}, device={str(self.device)!r})"
         )
 
 
-def _check_logical(layers: Sequence[tuple[Tensor, Tensor]]) -> LogicalState:
+def _check_logical(layers: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
     if isinstance(layers, (Tensor, str)) or not isinstance(layers, Sequence):
         raise TypeError(f"layers: expected a sequence of (h, c) pairs, got {type(layers).__name__}")
     if len(layers) == 0:
         raise ValueError("layers: expected at least one (h, c) pair, got none")
-    pairs: LogicalState = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for k, pair in enumerate(layers):
         if isinstance(pair, Tensor) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise TypeError(f"layers[{k}]: expected a pair (h, c), got {type(pair).__name__}")
@@ -160,20 +191,23 @@ def _check_logical(layers: Sequence[tuple[Tensor, Tensor]]) -> LogicalState:
     return pairs
 
 
-def _flatten(state: State) -> tuple[list[Any], tuple[int, int, int]]:
-    return [state.data], (state.numel, state.hidden_size, state.num_layers)
+def _flatten(state: State) -> tuple[list[Any], tuple[int, ...]]:
+    more = (state.averages, state.age) if state.averages else ()
+    return [state.data], (state.numel, state.hidden_size, state.num_layers, *more)
 
 
-def _flatten_with_keys(state: State) -> tuple[list[tuple[Any, Any]], tuple[int, int, int]]:
+def _flatten_with_keys(state: State) -> tuple[list[tuple[Any, Any]], tuple[int, ...]]:
     leaves, context = _flatten(state)
     return [(pytree.GetAttrKey("data"), leaves[0])], context
 
 
-def _unflatten(leaves: Any, context: tuple[int, int, int]) -> State:
+def _unflatten(leaves: Any, context: tuple[int, ...]) -> State:
     # No checks: tree_map may put anything in the leaf's place.
     state = State.__new__(State)
     (state.data,) = leaves
-    state.numel, state.hidden_size, state.num_layers = context
+    state.numel, state.hidden_size, state.num_layers, *more = context
+    if more:
+        state.averages, state.age = more
     return state
 
 

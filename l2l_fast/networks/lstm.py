@@ -14,10 +14,10 @@ from torch._utils import _flatten_dense_tensors
 from torch.autograd import forward_ad
 
 from ..kernels import checks, operators, reference
-from ..kernels.config import FEATURES, Config
 from ..kernels.renamed import takes_groups
 from ..kernels.state import State
 from . import effective, files
+from .configuration import checked_config
 from .files import FILE_FORMAT as FILE_FORMAT
 from .files import PLAIN_VERSION as FILE_VERSION  # noqa: F401
 from .files import load as load
@@ -33,22 +33,30 @@ class CoordinatewiseLSTM(nn.Module):
     Args:
         hidden_size: units per layer, 4..64 (the paper: 20).
         num_layers: 1..4 (the paper: 2).
-        preprocess: ``"log_sign"`` (appendix A: two inputs per coordinate) or ``"identity"`` (the raw gradient).
+        preprocess: ``"log_sign"`` (appendix A: two inputs per coordinate), ``"identity"`` (the raw gradient) or
+            ``"normalized"`` (five inputs without a scale, made of the gradient and its moving averages, and an update
+            that is Adam's times a bounded gain plus a bounded correction: :mod:`l2l_fast.kernels.normalized`).
         p: constant of log_sign; gradients below ``e^-p`` enter linearly. In (0, 70].
-        output_scale: the read-out is multiplied by it (the paper's MNIST experiments: 0.1).
+        output_scale: the update is multiplied by it (the paper's MNIST experiments: 0.1); the learning rate of the
+            Adam that a new normalized network is.
         gac_cells: global averaging cells, 0..hidden_size (appendix D): the outgoing activations of the first so many
             cells of every layer are replaced by their mean over all coordinates, upward and as the next recurrent
             input; their c stays per coordinate.
         extra_inputs: inputs per coordinate beside the gradient, 0..16, not preprocessed.
         num_outputs: outputs per coordinate, 1..16; the first is the update, and only that is scaled by output_scale.
+        tensor_inputs: inputs that all coordinates of a tensor have in common, 0..16, of a normalized network.
+        betas: decay rates of its moving averages m1, m2, v1, v2, in [0.5, 1 - 2^-20]; by default 0.9, 0.99, 0.95 and
+            0.999.
         device, dtype: of the parameters.
 
     Parameters, named as in :class:`torch.nn.LSTM` (gate rows i, f, g, o; one bias per layer): ``weight_ih_l{k}``
     [4H, in], ``weight_hh_l{k}`` [4H, H], ``bias_l{k}`` [4H], and the read-out ``weight_out`` [num_outputs, H],
-    ``bias_out`` [num_outputs].
+    ``bias_out`` [num_outputs] (of a normalized network two rows, gain and correction, at first zero); with
+    tensor_inputs also ``weight_tensor`` [4H, tensor_inputs], a part of the first layer's bias.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range; the message names it.
+        TypeError, ValueError: an argument of the wrong type or out of range, or a normalized network with gac_cells,
+            extra_inputs or several outputs, or another one with tensor_inputs or betas; the message names it.
     """
 
     def __init__(
@@ -62,13 +70,14 @@ class CoordinatewiseLSTM(nn.Module):
         extra_inputs: int = 0,
         num_outputs: int = 1,
         *,
+        tensor_inputs: int = 0,
+        betas: Sequence[float] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.config = _check_config(
-            hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs
-        )
+        sizes = (hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs)
+        self.config = checked_config(*sizes, tensor_inputs, betas)
         hidden = self.config.hidden_size
         names = []
         for k in range(self.config.num_layers):
@@ -79,9 +88,15 @@ class CoordinatewiseLSTM(nn.Module):
             ):
                 self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
                 names.append(name)
-        self.weight_out = nn.Parameter(torch.empty((self.num_outputs, hidden), device=device, dtype=dtype))
-        self.bias_out = nn.Parameter(torch.empty(self.num_outputs, device=device, dtype=dtype))
-        self._names = (*names, "weight_out", "bias_out")  # in the order of phi
+        read_outs = self.config.read_outs
+        self.weight_out = nn.Parameter(torch.empty((read_outs, hidden), device=device, dtype=dtype))
+        self.bias_out = nn.Parameter(torch.empty(read_outs, device=device, dtype=dtype))
+        names += ["weight_out", "bias_out"]
+        if self.tensor_inputs:
+            shape = (4 * hidden, self.tensor_inputs)
+            self.weight_tensor = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            names.append("weight_tensor")
+        self._names = tuple(names)  # in the order of phi
         self.reset_parameters()
 
     @property
@@ -117,6 +132,14 @@ class CoordinatewiseLSTM(nn.Module):
         return self.config.num_outputs
 
     @property
+    def tensor_inputs(self) -> int:
+        return self.config.tensor_inputs
+
+    @property
+    def betas(self) -> tuple[float, ...] | None:
+        return self.config.betas
+
+    @property
     def communicates(self) -> bool:
         """Whether a coordinate's update depends on other coordinates: then all of an optimizee are one step."""
         return self.gac_cells > 0
@@ -130,14 +153,15 @@ class CoordinatewiseLSTM(nn.Module):
 
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-able: what files and checkpoints store. Those of a plain network do not
-        name extra_inputs and num_outputs."""
+        name extra_inputs and num_outputs; only those of a normalized one name tensor_inputs and betas."""
         return {**self.config.asdict(), "gac_cells": self.gac_cells}
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise as the authors' code does: a normal truncated at two standard deviations, std
         ``1 / sqrt(in + H)`` for weights and biases of the LSTM layers and ``1 / sqrt(H)`` for the read-out, whose bias
-        is zero. The forget-gate bias of 1, which that code adds at run time, is part of the trainable bias here."""
+        is zero. The forget-gate bias of 1, which that code adds at run time, is part of the trainable bias here. The
+        whole read-out of a normalized network is zero: it begins as Adam."""
         hidden = self.hidden_size
         for weight_ih, weight_hh, bias in self._layers():
             std = 1.0 / math.sqrt(weight_ih.shape[1] + hidden)
@@ -145,8 +169,14 @@ class CoordinatewiseLSTM(nn.Module):
                 nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
             bias[hidden : 2 * hidden] += 1.0
         std = 1.0 / math.sqrt(hidden)
-        nn.init.trunc_normal_(self.weight_out, std=std, a=-2 * std, b=2 * std, generator=generator)
+        if self.config.averages:
+            nn.init.zeros_(self.weight_out)
+        else:
+            nn.init.trunc_normal_(self.weight_out, std=std, a=-2 * std, b=2 * std, generator=generator)
         nn.init.zeros_(self.bias_out)
+        if self.tensor_inputs:
+            std = 1.0 / math.sqrt(self.tensor_inputs + hidden)
+            nn.init.trunc_normal_(self.weight_tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
 
     def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         names = ("weight_ih_l", "weight_hh_l", "bias_l")
@@ -164,7 +194,8 @@ class CoordinatewiseLSTM(nn.Module):
         """The zero state of ``numel`` coordinates (on the network's device by default)."""
         if device is None:
             device = self.weight_out.device
-        return State.zeros(numel, self.hidden_size, self.num_layers, device=device, dtype=dtype)
+        averages = self.config.averages
+        return State.zeros(numel, self.hidden_size, self.num_layers, device=device, dtype=dtype, averages=averages)
 
     # ---- the same three for all networks, those with a memory included ----
 
@@ -197,9 +228,16 @@ class CoordinatewiseLSTM(nn.Module):
 
     @takes_groups(stacklevel=4)  # through torch's __call__
     def forward(
-        self, grad: Tensor, state: State, num_problems: int = 1, extra: Tensor | None = None
+        self,
+        grad: Tensor,
+        state: State,
+        num_problems: int = 1,
+        extra: Tensor | None = None,
+        tensor_inputs: Tensor | Sequence[float] | None = None,
+        nominal: Tensor | Sequence[float] | None = None,
     ) -> tuple[Tensor, State]:
-        """``update, new_state = phi(grad, state)``: functional, differentiable in grad, state, extra and parameters.
+        """``update, new_state = phi(grad, state)``: functional, differentiable in grad, state, extra and parameters; of
+        a normalized network in h and c of the state and parameters alone, all else is a constant.
 
         Args:
             grad: any shape and strides, real floating point. float32, bfloat16 and float16 run in the fused kernel in
@@ -210,6 +248,8 @@ class CoordinatewiseLSTM(nn.Module):
                 optimizee of several tensors is one ``grad`` of all its coordinates, see
                 :func:`l2l_fast.reference.join`.
             extra: ``[extra_inputs, *grad.shape]``, float32 (float64 beside a float64 grad or state); None without.
+            tensor_inputs: of a network with tensor_inputs, so many numbers; None without.
+            nominal: of a normalized network, five numbers: gain, mu, nu, lam, correction; default 0, 0, 0, 0, 0.5.
 
         Returns:
             update, of grad's shape and dtype, and the new state. ``theta + update`` is the next iterate. With several
@@ -218,16 +258,19 @@ class CoordinatewiseLSTM(nn.Module):
         Raises:
             TypeError: grad is not real floating point or is sparse; state is not a :class:`State`.
             ValueError: state is for another number of coordinates or another network; num_problems does not divide it;
-                extra is missing, superfluous or of the wrong shape; devices differ.
+                extra, tensor_inputs or nominal are missing, superfluous or of the wrong shape; devices differ; a
+                normalized network with several problems.
             NotImplementedError: no kernel for the device in this build.
         """
         checks.check_gradient("grad", grad)
         if not isinstance(state, State):
             raise TypeError(f"state: expected l2l_fast.State, got {type(state).__name__}")
-        if (state.numel, state.hidden_size, state.num_layers) != (grad.numel(), self.hidden_size, self.num_layers):
+        sizes = (grad.numel(), self.hidden_size, self.num_layers, self.config.averages)
+        if (state.numel, state.hidden_size, state.num_layers, state.averages) != sizes:
+            more = f"averages={self.config.averages}, " if self.config.averages != state.averages else ""
             raise ValueError(
                 f"state: expected numel={grad.numel()}, hidden_size={self.hidden_size}, num_layers={self.num_layers}, "
-                f"got {state!r}"
+                f"{more}got {state!r}"
             )
         if not grad.device == state.device == self.weight_out.device:
             raise ValueError(
@@ -237,15 +280,27 @@ class CoordinatewiseLSTM(nn.Module):
         checks.check_problems(num_problems, grad.numel())
         checks.check_extra(extra, self.extra_inputs, grad)
         wide = grad.dtype == torch.float64 or state.dtype == torch.float64
+        common = [
+            None
+            if value is None
+            else torch.as_tensor(value, dtype=torch.float64 if wide else torch.float32, device=grad.device).contiguous()
+            for value in (tensor_inputs, nominal)
+        ]
+        reference.check_common(self.config, num_problems, *common)
         if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
-            update, logical = reference.step(self, grad, state.to_logical(), num_problems, extra)
+            update, logical = reference.step(self, grad, state.to_logical(), num_problems, extra, *common)
             return update, State.from_logical(logical)
         phi = self.phi().float()
         extra = None if extra is None else extra.float().contiguous()
-        update, data = operators.step(grad, extra, state.data, phi, self.config, num_problems)
+        rows = [None if value is None else value.unsqueeze(0) for value in common]
+        age = state.age + 1 if state.averages else 0
+        update, data = operators.step(
+            *(grad, extra, state.data, phi, self.config, num_problems),
+            **{"ages": [age], "tensor_inputs": rows[0], "nominal": rows[1]} if age else {},
+        )
         if self.num_outputs == 1:
             update = update.view(grad.shape).to(grad.dtype)
-        return update, State(data, state.numel, state.hidden_size, state.num_layers)
+        return update, State(data, state.numel, state.hidden_size, state.num_layers, state.averages, age)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.config.asdict().items())
@@ -269,7 +324,7 @@ class CoordinatewiseLSTM(nn.Module):
 
     def to_lstm_cells(self) -> tuple[list[nn.LSTMCell], nn.Linear]:
         """The same network as one :class:`torch.nn.LSTMCell` per layer and a :class:`torch.nn.Linear`
-        (H -> num_outputs).
+        (H -> num_outputs, of a normalized network H -> 2).
 
         Copies. The cells' second bias is zero; preprocessing and output_scale are not part of them.
 
@@ -281,9 +336,14 @@ class CoordinatewiseLSTM(nn.Module):
                 f"gac_cells: torch.nn.LSTMCell has no means over coordinates, so a network with gac_cells="
                 f"{self.gac_cells} cannot be written as LSTM cells; expected 0"
             )
+        if self.tensor_inputs:
+            raise ValueError(
+                f"tensor_inputs: torch.nn.LSTMCell has no inputs in common, so a network with tensor_inputs="
+                f"{self.tensor_inputs} cannot be written as LSTM cells; expected 0"
+            )
         place: dict[str, Any] = {"device": self.weight_out.device, "dtype": self.weight_out.dtype}
         cells = []
-        linear = nn.utils.skip_init(nn.Linear, self.hidden_size, self.num_outputs, **place)
+        linear = nn.utils.skip_init(nn.Linear, self.hidden_size, self.config.read_outs, **place)
         with torch.no_grad():
             for weight_ih, weight_hh, bias in self._layers():
                 cell = nn.utils.skip_init(nn.LSTMCell, weight_ih.shape[1], self.hidden_size, **place)
@@ -312,7 +372,8 @@ class CoordinatewiseLSTM(nn.Module):
         weights.
 
         The two biases of each cell are added. Raises ValueError if the sizes do not chain up (2 -> H for log_sign or
-        1 -> H for identity, plus extra_inputs, then H -> H, then H -> num_outputs), TypeError for other modules.
+        1 -> H for identity or 5 -> H for normalized, plus extra_inputs, then H -> H, then H -> num_outputs, or H -> 2
+        for normalized), TypeError for other modules.
         """
         cells = list(cells)
         for k, cell in enumerate(cells):
@@ -343,9 +404,9 @@ class CoordinatewiseLSTM(nn.Module):
                     f"cells[{k}]: expected input_size, hidden_size = {expected}, got "
                     f"{(cell.input_size, cell.hidden_size)} (preprocess={preprocess!r})"
                 )
-        if (linear.in_features, linear.out_features) != (hidden, net.num_outputs):
+        if (linear.in_features, linear.out_features) != (hidden, net.config.read_outs):
             raise ValueError(
-                f"linear: expected Linear({hidden}, {net.num_outputs}), got "
+                f"linear: expected Linear({hidden}, {net.config.read_outs}), got "
                 f"Linear({linear.in_features}, {linear.out_features})"
             )
         with torch.no_grad():
@@ -382,29 +443,3 @@ def _is_transformed(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
-
-
-def _check_config(
-    hidden_size: Any,
-    num_layers: Any,
-    preprocess: Any,
-    p: Any,
-    output_scale: Any,
-    gac_cells: Any,
-    extra_inputs: Any,
-    num_outputs: Any,
-) -> Config:
-    # What is kept are plain Python numbers, whatever came: they go into JSON, pickles and the operators' schemas.
-    hidden_size = checks.integer("hidden_size", hidden_size, 4, 64)
-    num_layers = checks.integer("num_layers", num_layers, 1, 4)
-    gac_cells = checks.integer("gac_cells", gac_cells, 0, hidden_size)
-    extra_inputs = checks.integer("extra_inputs", extra_inputs, 0, 16)
-    num_outputs = checks.integer("num_outputs", num_outputs, 1, 16)
-    preprocess = checks.choice("preprocess", preprocess, tuple(FEATURES))
-    # Both are used in float32. The kernels count denormal gradients as zero: e^p must leave those negligible.
-    limits = torch.finfo(torch.float32)
-    p = checks.real("p", p, limits.tiny, 70.0, expected="a number in (0, 70]")
-    output_scale = checks.real(
-        "output_scale", output_scale, -limits.max, limits.max, expected="a finite float32 number"
-    )
-    return Config(hidden_size, num_layers, preprocess, p, output_scale, gac_cells, extra_inputs, num_outputs)

@@ -18,9 +18,10 @@ from ..kernels.state import TILE, num_tiles
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
 from . import joint
-from .checks import check_devices, check_plain, number, truth
+from .checks import check_devices, check_plain, check_total_steps, number, truth
 from .joint import Reduce
-from .state import NUMEL_KEY, STATE_KEY, tiles_of
+from .state import NUMEL_KEY, STATE_KEY, age_of, tiles_of
+from .tensor_features import Common, TensorFeatures, common_of
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -49,12 +50,19 @@ class Batch(NamedTuple):
     num_problems: int = 1
     memory: Memory | None = None
     reduce: Reduce | None = None
+    common: Common = Common()  # of the fused tensors
+    exact_common: Common = Common()
 
-    def exact_steps(self) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
-        """The exact tensors (there are some), those that step together in one list."""
+    def exact_steps(self) -> list[tuple[list[tuple[Tensor, Tensor, Tensor]], Common]]:
+        """The exact tensors (there are some), those that step together in one list, and what they have in common."""
         if self.joint:
-            return [self.exact]
-        return [[each] for each in self.exact]
+            return [(self.exact, Common())]
+        return [([each], self.exact_common.of([k])) for k, each in enumerate(self.exact)]
+
+    def ages(self) -> list[tuple[Tensor, int]]:
+        """The parameters with averages, and their ages after the step."""
+        moving = [*self.params, *(param for param, _, _ in self.exact)]
+        return list(zip(moving, [*self.common.ages, *self.exact_common.ages]))
 
 
 def gather(
@@ -63,9 +71,10 @@ def gather(
     phi: Tensor,
     state: Mapping[Tensor, Mapping[str, Any]],
     reduce: Reduce | None,
+    tensor_features: TensorFeatures | None = None,
 ) -> Batch:
     """What a parameter group does in a step, checked as far as Python sees it; ``state`` is the optimizer's, which is
-    only read.
+    only read. tensor_features: see :func:`l2l_fast.optim.tensor_features.common_of`.
 
     Raises:
         TypeError, ValueError, NotImplementedError: an option, gradient, parameter or state that does not fit.
@@ -115,7 +124,23 @@ def gather(
             states.append(tiles)
         else:
             batch.exact.append((param, grad, tiles))
-    return batch
+    return _with_common(group, batch, state, tensor_features) if config.averages else batch
+
+
+def _with_common(
+    group: Mapping[str, Any],
+    batch: Batch,
+    state: Mapping[Tensor, Mapping[str, Any]],
+    tensor_features: TensorFeatures | None,
+) -> Batch:
+    """The batch with what a network with averages has to know of every tensor."""
+    total_steps = check_total_steps(group["total_steps"])
+
+    def common(params: Sequence[Tensor]) -> Common:
+        ages = [age_of(state.get(param, _EMPTY), batch.config) + 1 for param in params]
+        return common_of(params, ages, batch.config, total_steps, tensor_features)
+
+    return batch._replace(common=common(batch.params), exact_common=common([param for param, _, _ in batch.exact]))
 
 
 def _with_others(

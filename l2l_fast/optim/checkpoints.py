@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..networks.lstm import CoordinatewiseLSTM
 from . import joint
-from .checks import check_group_problems, number, plain, truth
+from .checks import check_group_problems, check_total_steps, number, plain, truth
 from .joint import Reduce
 from .registry import check_same_network, digest, take_in_renamed
 from .state import STATE_KEY, check_structure, modernized, pack_entry, unpack_entry
@@ -77,12 +77,14 @@ def unpack(
     for new, old, network in zip(groups, param_groups, networks, strict=True):
         check_same_network(new["network"], network, "state_dict")
         take_in_renamed(new)
-        new.setdefault("num_problems", old["num_problems"])  # written before there was this option
+        for name in ("num_problems", "total_steps"):
+            new.setdefault(name, old[name])  # written before there was this option
         owners.update((key, (param, new, network)) for key, param in zip(new["params"], old["params"], strict=True))
         new.update({"params": old["params"], "network": old["network"]})
         for name in ("lr", "weight_decay"):
             number(name, new[name])
         truth("maximize", new["maximize"])
+        check_total_steps(new["total_steps"])
         check_group_problems(new, network, reduce)
         if "param_names" in old:
             new.setdefault("param_names", old["param_names"])

@@ -24,7 +24,7 @@ from .joint import Reduce
 if TYPE_CHECKING:
     from .batch import Batch
 
-OPTIONS = ("network", "lr", "weight_decay", "maximize", "num_problems")
+OPTIONS = ("network", "lr", "weight_decay", "maximize", "num_problems", "total_steps")
 # What schedulers and users keep in a group beside the optimizer's own options.
 BOOKKEEPING = {
     *("params", "param_names", "name", "names", "group_name"),
@@ -80,6 +80,7 @@ def check_new_options(group: Mapping[str, Any], given: Mapping[str, Any]) -> Non
     for name in ("lr", "weight_decay"):
         if number(name, group[name]) < 0:
             raise ValueError(f"{name}: expected a finite number >= 0, got {group[name]}")
+    check_total_steps(group["total_steps"])
     if not isinstance(group["maximize"], bool):
         raise TypeError(f"maximize: expected a bool, got {group['maximize']!r}")
     unknown = sorted(str(key) for key in set(given) - {*OPTIONS, *BOOKKEEPING})
@@ -89,6 +90,11 @@ def check_new_options(group: Mapping[str, Any], given: Mapping[str, Any]) -> Non
             f"its options are {', '.join(map(repr, OPTIONS))}",
             stacklevel=4,
         )
+
+
+def check_total_steps(value: Any) -> int | None:
+    """The number of steps of a run as a plain int, None if it is not known; TypeError or ValueError for others."""
+    return value if value is None else checks.integer("total_steps", value, 1)
 
 
 def check_parameters(group: Mapping[str, Any]) -> None:
@@ -121,7 +127,12 @@ def check_plain(tensor: Tensor, group: Mapping[str, Any], k: int, what: str) -> 
 
 def check_group_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
     """Raise ValueError unless every parameter holds the group's number of problems side by side."""
-    check_problems(group["num_problems"], 0)
+    problems = check_problems(group["num_problems"], 0)
+    if network.config.averages and problems != 1:
+        raise ValueError(
+            f'num_problems: expected 1 for a network with preprocess="normalized", whose tensors have one age and one '
+            f"vector of inputs each, got {problems}; give every problem parameters of its own"
+        )
     if not network.communicates:
         return
     for param in group["params"]:

@@ -22,6 +22,7 @@ from .state import as_state, modernized
 
 if TYPE_CHECKING:
     from .batch import Batch
+    from .tensor_features import Common
 
 Reduce = Callable[[Tensor], Any]
 
@@ -105,6 +106,7 @@ def fused_step(
         record=gradients,
         record_tiles=places,
         check_only=check_only,
+        **batch.common._asdict(),
     )
     if not check_only:
         begun()
@@ -165,16 +167,18 @@ def _joint_step(
 
 
 @torch.no_grad()
-def exact_step(batch: Batch, together: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+def exact_step(batch: Batch, together: Sequence[tuple[Tensor, Tensor, Tensor]], common: Common) -> None:
     """One step of those exact tensors (parameter, gradient, state) that are one, through the reference in float64."""
     with without_autocast(batch.phi.device):
         numels, num_problems = [param.numel() for param, _, _ in together], batch.num_problems
         sign = -1.0 if batch.maximize else 1.0
         grad = reference.join([sign * grad.reshape(-1).double() for _, grad, _ in together], num_problems)
-        states = [as_state(tiles, param.numel(), batch.config) for param, _, tiles in together]
+        age = common.ages[0] - 1 if common.ages else 0  # a network with averages steps every tensor alone
+        states = [as_state(tiles, param.numel(), batch.config, age) for param, _, tiles in together]
+        rows = [None if each is None else each[0].double() for each in common[1:]]
         state = reference.join_states([each.to_logical() for each in states], num_problems)
         extra = None if batch.memory is None else batch.memory.read(batch.memory.reads).flatten(1)
-        out, state = reference.lstm_step(grad, state, batch.phi.double(), batch.config, num_problems, extra)
+        out, state = reference.lstm_step(grad, state, batch.phi.double(), batch.config, num_problems, extra, *rows)
         out = out.view(batch.config.num_outputs, grad.numel())
         update = out[0] if extra is None or not batch.network.add_read else out[0] + extra[0]
         updates = reference.separate(update, numels, num_problems)

@@ -24,7 +24,11 @@ from .registry import Registry, check_network, take_in_renamed
 from .segment import Segment
 from .segment_checks import check_recordable
 from .segment_sampling import Sampling
-from .state import NUMEL_KEY, STATE_KEY, as_state, is_live, modernized, tiles_of
+from .state import AGE_KEY, NUMEL_KEY, STATE_KEY, age_of, as_state, is_live, modernized, tiles_of
+from .tensor_features import TensorFeatures
+
+# What load_state_dict leaves alone and pickles keep; those of earlier releases may lack it.
+_KEPT = {"_registry": Registry, "_kept": Kept, "_failure": lambda: None, "_tensor_features": lambda: None}
 
 
 class LearnedOptimizer(Optimizer):
@@ -49,6 +53,10 @@ class LearnedOptimizer(Optimizer):
         process_group: of ``torch.distributed``, if the coordinates are sharded over its processes: global averages then
             run over all of them. Or a function that adds up a float64 tensor over the processes in place. Every process
             must take every step, also one whose parameters have no gradients.
+        total_steps: how many steps the run will have, for networks with inputs per tensor, of which the progress is
+            one; None: not known, which they are told. An option of a parameter group.
+        tensor_features: for such networks, ``(param, age, total_steps) -> (tensor_inputs, nominal)``, asked for every
+            parameter before each of its steps, the age-th. Default: those of :mod:`l2l_fast.optim.tensor_features`.
 
     Raises:
         TypeError: a network, option or parameter of an unsupported type (parameters must be dense and real floating
@@ -70,13 +78,18 @@ class LearnedOptimizer(Optimizer):
         maximize: bool = False,
         num_problems: int = 1,
         process_group: Any = None,
+        total_steps: int | None = None,
+        tensor_features: TensorFeatures | None = None,
     ) -> None:
+        if tensor_features is not None and not callable(tensor_features):
+            raise TypeError(f"tensor_features: expected a function, got {type(tensor_features).__name__}")
+        self._tensor_features = tensor_features
         self._segment: Segment | None = None
         self._registry = Registry()
         self._kept = Kept(process_group)
         self._failure: str | None = None
         defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
-        defaults["num_problems"] = num_problems
+        defaults.update(num_problems=num_problems, total_steps=total_steps)
         super().__init__(params, defaults)
         if process_group is not None and not any(network.communicates for network in self.networks):
             warnings.warn(
@@ -144,10 +157,10 @@ class LearnedOptimizer(Optimizer):
         """
         for group in self.param_groups:
             if any(param is each for each in group["params"]):
-                config = self._registry.network_of(group).config
+                config, entry = self._registry.network_of(group).config, self.state.get(param, {})
                 dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-                tiles = tiles_of(self.state.get(param, {}), param, config, dtype)
-                return None if tiles is None else as_state(tiles, param.numel(), config)
+                tiles = tiles_of(entry, param, config, dtype)
+                return None if tiles is None else as_state(tiles, param.numel(), config, age_of(entry, config))
         raise KeyError(f"param: not a parameter of this optimizer, of shape {tuple(param.shape)}")
 
     @torch._disable_dynamo
@@ -175,7 +188,7 @@ class LearnedOptimizer(Optimizer):
         # Rebuilt every step: a copy of 20 kB costs less than a cache that could go stale.
         phis = {id(network): network.phi() for network in dict.fromkeys(networks)}
         batches = [
-            gather(group, network, phis[id(network)], self.state, self._kept.reduce)
+            gather(group, network, phis[id(network)], self.state, self._kept.reduce, self._tensor_features)
             for group, network in zip(self.param_groups, networks, strict=True)
         ]
         segment = self._segment
@@ -184,7 +197,7 @@ class LearnedOptimizer(Optimizer):
         if segment is None:
             if batches and batches[0].lr == 0.0 and only_make_state(batches, self.state):
                 for group, batch in zip(self.param_groups, batches, strict=True):
-                    self._keep(batch)
+                    self._keep(batch, steps=0)
                     if batch.memory is not None:
                         self._keep_memory(group, batch.memory)
                 return loss
@@ -224,18 +237,20 @@ class LearnedOptimizer(Optimizer):
             if segment is not None:
                 segment.keep_means(group, means)
         if batch.exact:
-            for together in batch.exact_steps():
+            for together, common in batch.exact_steps():
                 self._keep(batch)
-                joint.exact_step(batch, together)
+                joint.exact_step(batch, together, common)
         if batch.memory is not None:
             self._keep_memory(group, batch.memory)
 
     def _keep_memory(self, group: dict[str, Any], memory: Memory) -> None:
         self.state[group["params"][0]].update(memory.entries())
 
-    def _keep(self, batch: Batch) -> None:
+    def _keep(self, batch: Batch, steps: int = 1) -> None:
         # Only once the kernel has taken them: a step that is refused leaves the state as it was, too.
         self._begun = True
+        for param, age in batch.ages():
+            self.state[param][AGE_KEY] = age - 1 + steps
         for param, tiles in batch.fresh:
             self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: param.numel()})
         batch.fresh.clear()
@@ -312,7 +327,8 @@ class LearnedOptimizer(Optimizer):
             for param in group["params"]:
                 entry = self.state.get(param, {})
                 if is_live(entry):
-                    states[param] = as_state(entry[STATE_KEY], param.numel(), network.config)
+                    age = age_of(entry, network.config)
+                    states[param] = as_state(entry[STATE_KEY], param.numel(), network.config, age)
         result = self._segment.backward(states, weights, grad_end_states, return_grad_start_states)
         self._segment = None
         return result
@@ -323,7 +339,8 @@ class LearnedOptimizer(Optimizer):
         """As :meth:`torch.optim.Optimizer.state_dict`: plain data, which ``torch.load(weights_only=True)`` reads.
 
         Each parameter's entry holds ``"lstm_state"``, of shape ``param.shape + (2 * num_layers * hidden_size,)`` (per
-        layer h, then c), independent of tiles, device and threads. A snapshot: later steps do not change it. Of the
+        layer h, then c; of a normalized network four more, its moving averages, with their age in ``"lstm_age"``),
+        independent of tiles, device and threads. A snapshot: later steps do not change it. Of the
         networks only a description and a digest of the weights are stored, to be compared on loading (save them with
         :meth:`CoordinatewiseLSTM.save`). An open segment is not stored. What others keep in ``state`` (wrappers of
         optimizers) is stored as it is. After a step that failed half-way it says so, and will not be loaded."""
@@ -364,21 +381,21 @@ class LearnedOptimizer(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"_registry": self._registry, "_kept": self._kept, "_failure": self._failure}
-        return {**super().__getstate__(), **kept}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in _KEPT}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._segment = None  # a copy starts outside any segment
         take_in_renamed(self.defaults)
         self.defaults.setdefault("num_problems", 1)
-        # What load_state_dict leaves alone, and pickles of earlier releases do not have.
-        for name, make in (("_registry", Registry), ("_kept", Kept), ("_failure", lambda: None)):
+        self.defaults.setdefault("total_steps", None)
+        for name, make in _KEPT.items():
             if name not in self.__dict__:
                 self.__dict__[name] = make()
         for group in self.param_groups:
             take_in_renamed(group)
             group.setdefault("num_problems", 1)
+            group.setdefault("total_steps", None)
             self._registry.network_of(group)
         for key, entry in self.state.items():
             self.state[key] = modernized(entry)

@@ -108,6 +108,13 @@ def digest(network: CoordinatewiseLSTM) -> str:
     return hashlib.sha256(phi.numpy().tobytes()).hexdigest()[:16]
 
 
+def _is_same(former: Any, value: Any) -> bool:
+    """Whether an option of a checkpoint, of whatever type, is the ``value`` of today."""
+    if isinstance(value, list):
+        return type(former) in (list, tuple) and list(former) == value
+    return type(former) in (bool, int, float, str) and former == value
+
+
 def check_same_network(saved: Mapping[str, Any], network: CoordinatewiseLSTM, name: str) -> None:
     """Raise ValueError if a state saved with the network described by ``saved`` means nothing to ``network``; warn if
     the optimizer will merely go on differently."""
@@ -116,7 +123,7 @@ def check_same_network(saved: Mapping[str, Any], network: CoordinatewiseLSTM, na
     former.setdefault("type", "NTMBFGS" if former.get("extra_inputs") else "CoordinatewiseLSTM")
     former.setdefault("gac_cells", 0)
     for key, value in identity(network).items():
-        if key not in former or (type(former[key]) in (bool, int, float, str) and former[key] == value):
+        if key not in former or _is_same(former[key], value):
             continue
         difference = f"{name}: saved with a network of {key}={former[key]!r}, now {key}={value!r}"
         if key in STRUCTURE:

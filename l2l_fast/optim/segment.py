@@ -63,7 +63,7 @@ class Segment:
         a network that no segment can hold."""
         self.check_whole()
         witness = None
-        started: list[tuple[Tensor, Tensor, Config]] = []
+        started: list[tuple[Tensor, Tensor, Config, int]] = []
         for group, batch in batches:
             check_recordable("step, with a segment open", batch.network, batch.reduce, self.sampling)
             moving = [*zip(batch.params, batch.grads, batch.states, strict=True), *batch.exact]
@@ -78,11 +78,12 @@ class Segment:
                 if self.owners.setdefault(param, id(group)) != id(group):
                     raise RuntimeError("step: a parameter's group was replaced during the segment")
                 witness = witness or (param, grad)
-            started.extend((param, state, batch.config) for param, _, state in moving)
-        for param, state, config in started:
+            ages = [age - 1 for _, age in batch.ages()] or [0] * len(moving)
+            started.extend((param, state, batch.config, age) for (param, _, state), age in zip(moving, ages))
+        for param, state, config, age in started:
             if param not in self.start_states:
-                self.start_states[param] = as_state(state.clone(), param.numel(), config)
-        self._moving = [(param, state) for param, state, _ in started]
+                self.start_states[param] = as_state(state.clone(), param.numel(), config, age)
+        self._moving = [(param, state) for param, state, _, _ in started]
         if witness is not None:
             self._watch(*witness)
         self._broken = True  # until end_step
@@ -100,7 +101,8 @@ class Segment:
         exact = {param: (-grad if batch.maximize else grad.clone()).to(torch.float64) for param, grad, _ in batch.exact}
         decay = 1.0 - batch.lr * batch.weight_decay
         sign = -1.0 if batch.maximize else 1.0
-        tape.steps.append(Step(self.num_steps, batch.params, gradients, exact, batch.lr, decay, sign))
+        common = {"common": batch.common, "exact_common": batch.exact_common}
+        tape.steps.append(Step(self.num_steps, batch.params, gradients, exact, batch.lr, decay, sign, **common))
         return gradients, tiles
 
     def keep_means(self, group: dict[str, Any], means: Tensor | None) -> None:

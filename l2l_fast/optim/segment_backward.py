@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..kernels import operators, reference
+from ..kernels import normalized, operators, reference
 from ..kernels.state import TILE, State
 from .tape import Part, Tape
 
@@ -34,7 +34,7 @@ def part_backward(tape: Tape, part: Part, given: Given) -> tuple[Tensor, list[St
 
 def like(state: State, data: Tensor) -> State:
     """A state of the same sizes with other contents."""
-    return State(data, state.numel, state.hidden_size, state.num_layers)
+    return state._like(data)
 
 
 def _by_the_operator(tape: Tape, part: Part, given: Given) -> tuple[Tensor, list[State]]:
@@ -60,6 +60,7 @@ def _by_the_operator(tape: Tape, part: Part, given: Given) -> tuple[Tensor, list
         tape.num_problems,
         _injected(params, given),
         given.need_grad_start,
+        **common_arguments(tape, part, params),
     )
     return grad_phi, [like(start, data) for start, data in zip(starts, grad_starts)]
 
@@ -76,14 +77,17 @@ def _through_reference(tape: Tape, part: Part, given: Given) -> tuple[Tensor, li
     ends = [
         given.end_grads.get(param, like(start, torch.zeros_like(start.data))) for param, start in zip(params, starts)
     ]
+    common = common_arguments(tape, part, params)
+    common.pop("ages", None)  # the states know them
     grad_phi, grad_starts = reference.segment_backward(
-        [[(h.double(), c.double()) for h, c in start.to_logical()] for start in starts],
+        [start.to(torch.float64).to_logical() for start in starts],
         grads,
         *coefficients(tape, part, given.w),
         tape.phi.double(),
         tape.config,
-        [[(h.double(), c.double()) for h, c in end.to_logical()] for end in ends],
+        [end.to(torch.float64).to_logical() for end in ends],
         tape.num_problems,
+        **common,
     )
     if not given.need_grad_start:
         return grad_phi, []
@@ -97,6 +101,22 @@ def coefficients(tape: Tape, part: Part, w: Sequence[float]) -> tuple[list[float
     steps = [tape.steps[index] for index in part.indices]
     loss_weights = [step.sign * w[step.t - 1] for step in steps[1:]] + [w[-1]]
     return loss_weights, [step.lr for step in steps], [step.decay for step in steps]
+
+
+def common_arguments(tape: Tape, part: Part, params: Sequence[Tensor]) -> dict[str, Any]:
+    """ages, tensor_inputs and nominal of some parameters of a part in its steps, as
+    :func:`l2l_fast.kernels.operators.segment_backward` takes them; none for networks without averages."""
+    if not tape.config.averages:
+        return {}
+    steps = [tape.steps[index].common_of(params, part.exact) for index in part.indices]
+    default = torch.tensor(normalized.NOMINAL, dtype=torch.float32, device=tape.phi.device).expand(len(params), -1)
+    inputs = [step.tensor_inputs for step in steps if step.tensor_inputs is not None]
+    nominal = [default if step.nominal is None else step.nominal for step in steps]
+    return {
+        "ages": steps[0].ages,
+        "tensor_inputs": torch.stack(inputs) if inputs else None,
+        "nominal": torch.stack(nominal),
+    }
 
 
 def _injected(params: Sequence[Tensor], given: Given) -> list[Tensor]:

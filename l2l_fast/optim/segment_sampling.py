@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..kernels import checks, operators
 from ..kernels.state import TILE, State
-from .segment_backward import Given, coefficients, part_backward
+from .segment_backward import Given, coefficients, common_arguments, part_backward
 from .tape import Part, Tape
 
 SMALL = 16  # a tensor of at most so many tiles is never sampled
@@ -85,5 +85,6 @@ def _part(tape: Tape, part: Part, given: Given, chosen: Tensor) -> Tensor:
         *coefficients(tape, part, given.w),
         tape.phi.float(),
         tape.config,
+        **common_arguments(tape, part, [param]),
     )
     return grad_phi

@@ -3,11 +3,12 @@
 ``optimizer.state[param]["lstm_state"]`` has two forms under one name, as torch's tools look in a checkpoint for what
 they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_fast.kernels.state`), with ``"numel"``
 beside it. In a checkpoint it is of the parameter's shape and one more dimension with the numbers of a coordinate: h and
-c of the first layer, h and c of the second, ...; independent of tiles, device and threads, and sharded as the parameter
-is. Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved form is
-understood there, too. With a memory, what it holds is beside the state of the group's first parameter, under the names
-of ``Memory.KEYS``. Everything else in an entry belongs to others (wrappers keep counters and copies there) and is
-neither read nor lost.
+c of the first layer, h and c of the second, ..., then the moving averages, if the network has some; independent of
+tiles, device and threads, and sharded as the parameter is. With averages, the steps that they are of are beside it, as
+``"lstm_age"``. Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved
+form is understood there, too. With a memory, what it holds is beside the state of the group's first parameter, under
+the names of ``Memory.KEYS``. Everything else in an entry belongs to others (wrappers keep counters and copies there)
+and is neither read nor lost.
 """
 
 from __future__ import annotations
@@ -21,17 +22,34 @@ from torch import Tensor
 
 from ..kernels.checks import as_int
 from ..kernels.config import Config
-from ..kernels.state import TILE, State, num_tiles
-from ..networks.memory import Memory, as_digits
+from ..kernels.state import TILE, Averages, State, num_tiles
+from ..networks.memory import Memory, as_digits, from_digits
 
 STATE_KEY = "lstm_state"
 # Marks the live form, whose tiles cannot tell how many of their last 64 coordinates there are.
 NUMEL_KEY = "numel"
+# Live an int; saved in the digits of a memory's count, which survive a conversion to the parameter's dtype.
+AGE_KEY = "lstm_age"
 
 
-def as_state(tiles: Tensor, numel: int, config: Config) -> State:
+def as_state(tiles: Tensor, numel: int, config: Config, age: int = 0) -> State:
     """The tiles of a parameter as a :class:`State`, which shares their memory."""
-    return State(tiles, numel, config.hidden_size, config.num_layers)
+    return State(tiles, numel, config.hidden_size, config.num_layers, config.averages, age)
+
+
+def age_of(entry: Mapping[str, Any], config: Config) -> int:
+    """The steps that the averages in an entry are of, in whatever form it is; 0 without a state or without averages.
+
+    Raises:
+        ValueError: there are averages, but no such number.
+    """
+    if not config.averages or entry.get(STATE_KEY) is None:
+        return 0
+    value = entry.get(AGE_KEY)
+    age = from_digits(value) if isinstance(value, Tensor) and value.dim() == 1 else as_int(value)
+    if age is None or age < 0:
+        raise ValueError(f"state: expected a number of steps >= 0 as {AGE_KEY!r} beside {STATE_KEY!r}, got {value!r}")
+    return age
 
 
 def tiles_of(entry: Mapping[str, Any], param: Tensor, config: Config, dtype: torch.dtype) -> Tensor | None:
@@ -81,8 +99,10 @@ def from_saved(saved: Any, param: Tensor, config: Config) -> State:
     if saved.layout != torch.strided or not saved.is_floating_point():
         raise TypeError(f"state_dict: expected a dense real {STATE_KEY!r}, got {saved.dtype}, {saved.layout}")
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-    parts = saved.detach().to(param.device, dtype).reshape(numel, rows).split(config.hidden_size, dim=1)
-    return State.from_logical(list(zip(parts[::2], parts[1::2], strict=True)))
+    numbers = saved.detach().to(param.device, dtype).reshape(numel, rows)
+    parts = numbers[:, : rows - config.averages].split(config.hidden_size, dim=1)
+    averages = [Averages(numbers[:, rows - config.averages :], 0)] if config.averages else []
+    return State.from_logical([*zip(parts[::2], parts[1::2], strict=True), *averages])
 
 
 def to_saved(tiles: Tensor, param: Tensor) -> Tensor:
@@ -101,6 +121,8 @@ def pack_entry(entry: Any, param: Tensor) -> Any:
     for key, value in entry.items():
         if key == STATE_KEY and live:
             packed[key] = to_saved(value, param)
+        elif key == AGE_KEY and as_int(value) is not None:
+            packed[key] = as_digits(value)
         elif key in Memory.KEYS and isinstance(value, Tensor):
             packed[key] = value.detach().clone()
         elif key != NUMEL_KEY or not live:
@@ -113,12 +135,15 @@ def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: Config, has_me
     memory are the optimizer's own here, and left out. Elsewhere they are another's, or left over from a network that
     the group had before."""
     own = {STATE_KEY, *(Memory.KEYS if has_memory else ()), *((NUMEL_KEY,) if is_live(entry) else ())}
+    own |= {AGE_KEY} if config.averages else set()
     unpacked = {key: copy.deepcopy(value) for key, value in entry.items() if key not in own}
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     tiles = tiles_of(entry, param, config, dtype)
     if tiles is not None:
         unpacked[STATE_KEY] = tiles.to(param.device, copy=tiles is entry.get(STATE_KEY))
         unpacked[NUMEL_KEY] = param.numel()
+        if config.averages:
+            unpacked[AGE_KEY] = age_of(entry, config)
     return unpacked
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..kernels.config import Config
 from ..kernels.state import TILE, num_tiles
 from ..networks.lstm import CoordinatewiseLSTM
+from .tensor_features import Common
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Step:
     decay: float
     sign: float
     means: Tensor | None = None  # of the global averaging cells, [num_layers, num_problems, gac_cells]
+    common: Common = Common()  # of params
+    exact_common: Common = Common()  # of exact
 
     def gradient(self, param: Tensor, tiles: Mapping[Tensor, int]) -> Tensor:
         """What was kept of the gradient of one parameter, flat."""
@@ -33,6 +36,11 @@ class Step:
             return self.exact[param].reshape(-1)
         assert self.gradients is not None
         return self.gradients[TILE * tiles[param] :][: param.numel()]
+
+    def common_of(self, params: Iterable[Tensor], exact: bool) -> Common:
+        """What some of the tensors of this step had in common, each with its own coordinates."""
+        places = {id(param): k for k, param in enumerate(self.exact if exact else self.params)}
+        return (self.exact_common if exact else self.common).of([places[id(param)] for param in params])
 
 
 class Part(NamedTuple):

@@ -96,6 +96,45 @@ int step(const int64_t* sizes, const float* scalars, const float* phi, const int
   return run_step(call, builder, memory.workspace(), nullptr, static_cast<StepMapping>(options[2]));
 }
 
+// A network with normalized inputs. The stream as of `step`, and behind every tensor's strides its age and the
+// addresses of its inputs and of its nominal vector. sizes: hidden, layers, tensor_inputs. options: maximize, in place,
+// mapping. scalars: output_scale, lr, decay, the four rates.
+int normalized_step(const int64_t* sizes, const float* scalars, const float* phi, const int64_t* options,
+                    int64_t tensors, const int64_t* stream) {
+  Config config;
+  config.hidden = static_cast<int>(sizes[0]);
+  config.layers = static_cast<int>(sizes[1]);
+  config.preprocess = Preprocess::normalized;
+  config.tensor_inputs = static_cast<int>(sizes[2]);
+  config.output_scale = scalars[0];
+  for (int k = 0; k < kAverages; k++) config.rates.of[k] = scalars[3 + k];
+  TableBuilder<NormalizedStepEntry> builder;
+  int64_t tiles = 0, total = 0;
+  for (int64_t k = 0; k < tensors; k++) {
+    const int64_t dims = stream[7];
+    const int64_t* shape = stream + 8;
+    const int64_t* common = shape + 3 * dims;
+    int64_t numel = 1;
+    for (int64_t d = 0; d < dims; d++) numel *= shape[d];
+    if (numel > 0) {
+      tiles += tiles_for(numel);
+      const View param = view_from(builder, stream, dims, shape, shape + dims);
+      const View grad = view_from(builder, stream + 2, dims, shape, shape + 2 * dims);
+      builder.add({{tiles, numel, param, grad, pointer<float>(stream[4]), pointer<float>(stream[5]),
+                    pointer<float>(stream[6]), total},
+                   make_correction(config, common[0]),
+                   pointer<float>(common[1]),
+                   pointer<float>(common[2])});
+      total += numel;
+    }
+    stream = common + 3;
+  }
+  Memory memory;
+  const NormalizedStepScalars call{
+      {config, {}, phi, 0, scalars[1], scalars[2], options[0] != 0, options[1] != 0, TableRef{}}, nullptr};
+  return run_normalized_step(call, builder, memory.workspace(), nullptr, static_cast<StepMapping>(options[2]));
+}
+
 // Per tensor: numel, record tile, state, gradient of the end state, gradient of the start state. Per step and for
 // theta_T: record in `records`, weight, lr, decay in `coefficients`. averages: none, or an address per step.
 int segment_backward(const int64_t* sizes, const float* scalars, const float* phi, int64_t tensors,

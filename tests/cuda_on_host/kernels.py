@@ -122,6 +122,47 @@ class Kernels:
             *(None, None, None, None),
         )
 
+    def normalized_step(
+        self,
+        sizes: tuple[int, int, int],
+        output_scale: float,
+        betas: Sequence[float],
+        phi: np.ndarray,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        states: Sequence[DeviceArray],
+        ages: Sequence[int],
+        inputs: np.ndarray | None = None,
+        nominal: np.ndarray | None = None,
+        *,
+        new_states: Sequence[DeviceArray] | None = None,
+        records: Sequence[int] | None = None,
+        lr: float = 1.0,
+        decay: float = 1.0,
+        maximize: bool = False,
+        in_place: bool = True,
+        mapping: int = AUTOMATIC,
+    ) -> None:
+        """``sizes``: hidden, layers, tensor_inputs; ``inputs`` and ``nominal``: a row per tensor; ``records``: an
+        address per tensor."""
+        rows = [None if each is None else self.library.array(each.astype(np.float32)) for each in (inputs, nominal)]
+        stream: list[int] = []
+        for k, (param, grad) in enumerate(zip(params, grads)):
+            stream += [param.array.pointer, param.dtype, grad.array.pointer, grad.dtype, states[k].pointer]
+            stream += [(new_states or states)[k].pointer, records[k] if records else 0, len(param.shape)]
+            stream += [*param.shape, *param.strides, *grad.strides, ages[k]]
+            stream += [0 if row is None else row.pointer + 4 * size * k for row, size in zip(rows, (sizes[2], 5))]
+        rates = [1.0 - beta for beta in betas]
+        self.library.call(
+            "normalized_step",
+            np.array(sizes, np.int64),
+            np.array([output_scale, lr, decay, *rates], np.float32),
+            self.library.array(phi.astype(np.float32)),
+            np.array([maximize, in_place, mapping], np.int64),
+            len(params),
+            np.array(stream, np.int64),
+        )
+
     def segment_backward(
         self,
         config: Config,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,11 +18,14 @@ PLAIN = ("step", "step_backward", "step_", "segment_backward")
 # The same operators of a network whose coordinates communicate: two problems, averaging cells and, but for segments,
 # extra inputs and several outputs.
 COMMUNICATING = tuple(f"{name} (communicating)" for name in PLAIN)
-OPERATORS = (*PLAIN, *COMMUNICATING, "_vector_math")
+# And of one with normalized inputs, which takes what all coordinates of a tensor have in common.
+NORMALIZED = tuple(f"{name} (normalized)" for name in PLAIN)
+OPERATORS = (*PLAIN, *COMMUNICATING, *NORMALIZED, "_vector_math")
 
 # How the operators take a configuration.
 SIZES = ("hidden_size", "num_layers", "gac_cells", "extra_inputs", "num_outputs")
 CONSTANTS = ("p", "output_scale")
+PER_TENSOR, BETAS = 3, (0.9, 0.99, 0.95, 0.999)  # of the normalized ones, behind the others
 
 
 def name_of(operator: str) -> str:
@@ -32,6 +34,8 @@ def name_of(operator: str) -> str:
 
 def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
     """Arguments by name that the operator accepts. Those of the configuration are its fields, see ``call``."""
+    if operator in NORMALIZED:
+        return _normalized_call(name_of(operator), seed)
     name, communicating = name_of(operator), operator in COMMUNICATING
     if name == "_vector_math":
         return {"function": "exp2", "x": structured_gradient((70,))}
@@ -39,7 +43,7 @@ def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
     if communicating and name != "segment_backward":
         options |= {"extra_inputs": 2, "num_outputs": 3}
     net = random_network(seed, hidden_size=5, num_layers=2, **options)
-    config, problems = asdict(net.config), 2 if communicating else 1
+    config, problems = _fields(net), 2 if communicating else 1
     grad, state, phi = structured_gradient((70,), seed=seed), blocked_state(net, 70, seed), phi_of(net).clone()
     means = [structured_gradient((2, 2, 2), seed=seed + k).clamp(-1, 1) for k in (7, 8)] if communicating else []
 
@@ -93,15 +97,45 @@ def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
     return arguments
 
 
+def _fields(net: l2l.CoordinatewiseLSTM) -> dict[str, Any]:
+    return {name: getattr(net, name) for name in (*SIZES[:2], "preprocess", *CONSTANTS, *SIZES[2:])}
+
+
+def _normalized_call(name: str, seed: int) -> dict[str, Any]:
+    net = random_network(seed, hidden_size=5, preprocess="normalized", tensor_inputs=PER_TENSOR, betas=BETAS)
+    arguments = {**valid_call(name, seed), **_fields(net), "phi": phi_of(net).clone()}
+    for key, value in arguments.items():
+        if "state" in key:
+            several = isinstance(value, list)
+            states = [_with_averages(state) for state in (value if several else [value])]
+            arguments[key] = states if several else states[0]
+    tensors = 2 if name in ("step_", "segment_backward") else 1
+    shape = (2, tensors) if name == "segment_backward" else (tensors,)
+    random = torch.Generator().manual_seed(seed + 20)
+    return {
+        **arguments,
+        "ages": [5, 2][:tensors],
+        "tensor_inputs": torch.randn(*shape, PER_TENSOR, generator=random),
+        "nominal": torch.rand(*shape, 5, generator=random),
+    }
+
+
+def _with_averages(state: Tensor) -> Tensor:
+    return torch.cat([state, state[:, :2], state[:, 2:4].abs() + 0.1], dim=1)
+
+
 def call(operator: str, arguments: dict[str, Any]) -> list[Tensor]:
     """Runs the operator itself, without the Python layer; returns all tensors that it returned or wrote."""
     function = getattr(OPS, name_of(operator))
     taken = dict(arguments)
     if "hidden_size" in taken:
         taken |= {"sizes": [taken[name] for name in SIZES], "constants": [taken[name] for name in CONSTANTS]}
+    if operator in NORMALIZED:
+        taken["sizes"], taken["constants"] = [*taken["sizes"], PER_TENSOR], [*taken["constants"], *BETAS]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = function(*(taken[argument.name] for argument in function.default._schema.arguments))
+        schema = function.default._schema.arguments
+        result = function(*(taken.get(each.name, each.default_value) for each in schema))
     if name_of(operator) == "step_":
         written = ("params", "states", "record", "out", "means", "sums")
         return tensors([arguments[name] for name in written])
@@ -200,7 +234,7 @@ TENSORS: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
 
 INTEGERS = (-(2**63), -(2**31), -1, 0, 1, 2, 3, 4, 6, 20, 64, 65, 2**31, 2**32 + 5, 2**63 - 1, 2**70, 1.5, "5", None)
 FLOATS = (math.nan, math.inf, -math.inf, 0.0, -1.0, 71.0, 1e300, -1e300, 1e-310, 10**400, "1.0", None, 1j)
-STRINGS = ("", "identity", "log_sign", "LOG_SIGN", "log_sign ", "log_sign\0", "exp3", 3, None)
+STRINGS = ("", "identity", "log_sign", "normalized", "LOG_SIGN", "log_sign ", "log_sign\0", "exp3", 3, None)
 BOOLEANS = (True, 2, 0.5, "yes", None)
 # Times 64 * 4 bytes these wrap around 64 bits, to small numbers or to far away.
 OFFSETS = (-(2**63), -(2**58), -1, 1, 2, 4, 2**31, 2**40, 2**56, 2**57 + 2**40, 2**58, 2**58 + 1, 2**63 - 1)

@@ -67,6 +67,7 @@ def tensor_cases():
 def may_pass(operator: str, name: str, kind: str) -> bool:
     """Whether a tensor of this kind can mean something valid in this place."""
     shapes = ("dimension", "element", "0-dim", "zero-size")
+    operator = operator.removesuffix(" (normalized)")
     if operator == "_vector_math" and (kind == "meta" or any(part in kind for part in shapes)):
         return True
     if kind == "one element more":  # 71 coordinates fit the tiles of 70; a record may be too large
@@ -95,6 +96,8 @@ def test_a_strange_tensor(operator, name, kind):
         return strange.clone(memory_format=torch.contiguous_format)
 
     make = calls.TENSORS[kind][0]
+    if (name, kind) == ("nominal", "None"):
+        pytest.skip("means the default")
     if operator == "_vector_math" and "2^" in kind:
         pytest.skip("asks for a copy of that size")
     arguments = with_strange(make)
@@ -135,24 +138,26 @@ def test_a_strange_number_or_string(operator, name, strange):
     arguments = calls.valid_call(operator)
     usual, functional = arguments[name], calls.name_of(operator) in ("step", "step_backward")
     arguments[name] = strange
+    alone = operator in calls.NORMALIZED  # no cells, and one problem
     accepted = {
         "p": isinstance(strange, float) and 0 < strange <= 70 and strange > 1e-38,
         "output_scale": isinstance(strange, float) and abs(strange) < 1e38,
         "lr": isinstance(strange, float),
         "weight_decay": isinstance(strange, float),
-        "preprocess": strange == "log_sign",
+        "preprocess": strange == usual,
         "hidden_size": strange == usual,
         "num_layers": strange == usual,
         "maximize": not isinstance(strange, str),  # PyTorch makes a bool of numbers and of None
         "need_grad_start": not isinstance(strange, str),
         "function": False,
         # No weight depends on how many cells are averaged.
-        "gac_cells": strange in ((0, 1, 2, 3, 4) if functional else (usual,)),
+        "gac_cells": strange in ((0, 1, 2, 3, 4) if functional and not alone else (usual,)),
         "extra_inputs": strange == usual,
         "num_outputs": strange == usual,
-        "num_problems": strange in ((1, 2) if functional or operator == "segment_backward" else (usual,)),
-        "first_phase": strange in (0, 1, 2, 3),
-        "last_phase": strange in (0, 1, 2, 3),
+        "num_problems": strange
+        in ((1, 2) if (functional or operator == "segment_backward") and not alone else (usual,)),
+        "first_phase": strange in ((usual,) if alone else (0, 1, 2, 3)),
+        "last_phase": strange in ((usual,) if alone else (0, 1, 2, 3)),
         "check_only": not isinstance(strange, str),
     }[name]
     if accepted:
@@ -166,6 +171,7 @@ def test_a_strange_number_or_string(operator, name, strange):
             "gac_cells": ("means",),
             "num_problems": ("means", "params", "numels", "grad"),
             "last_phase": ("first_",),
+            "preprocess": ("constants",),
         }
         refuses(operator, arguments, name, "phi", *others.get(name, ()))
 
@@ -201,13 +207,13 @@ def test_lists_of_different_lengths(operator, name, change):
     refuses(operator, arguments, name, *related.get(name, ()))
 
 
-@pytest.mark.parametrize("number", [0, 4, 6])
+@pytest.mark.parametrize("number", [0, 4, 7])
 @pytest.mark.parametrize("operator", [*calls.PLAIN, *calls.COMMUNICATING])
 def test_a_configuration_of_another_length(operator, number, monkeypatch):
     arguments = calls.valid_call(operator)
-    names = (*calls.SIZES, "num_outputs")[:number]
+    names = (*calls.SIZES, "num_outputs", "num_outputs")[:number]
     monkeypatch.setattr(calls, "SIZES", names)
-    refuses(operator, arguments, "sizes: expected hidden_size, num_layers, gac_cells, extra_inputs, num_outputs, got")
+    refuses(operator, arguments, "sizes: expected hidden_size, num_layers, gac_cells, extra_inputs, num_outputs and")
     monkeypatch.undo()
     monkeypatch.setattr(calls, "CONSTANTS", (*calls.CONSTANTS, "p")[: number // 2])
     if number != 4:
@@ -347,14 +353,16 @@ def test_several_strange_arguments(data):
     arguments = calls.valid_call(operator)
     for name in data.draw(st.lists(st.sampled_from(list(arguments)), min_size=1, max_size=3, unique=True)):
         value = arguments[name]
-        first = value[0] if isinstance(value, list) and value else value
+        first, unprintable = value[0] if isinstance(value, list) and value else value, False
         if isinstance(first, torch.Tensor):
-            strange = calls.TENSORS[data.draw(st.sampled_from(list(calls.TENSORS)))][0](first)
+            kind = data.draw(st.sampled_from(list(calls.TENSORS)))
+            strange, unprintable = calls.TENSORS[kind][0](first), kind in ("freed", "shrunk")
         elif isinstance(first, str):
             strange = data.draw(st.sampled_from(calls.STRINGS))
         else:
             strange = data.draw(st.sampled_from((*calls.INTEGERS, *calls.FLOATS, *calls.OFFSETS, *calls.BOOLEANS)))
-        if isinstance(value, list) and data.draw(st.booleans()):
+        # PyTorch itself crashes when it complains of such a tensor in the place of a list, and prints it.
+        if isinstance(value, list) and (data.draw(st.booleans()) or unprintable):
             count = data.draw(st.integers(0, 3))
             strange = [strange if data.draw(st.booleans()) else first for _ in range(count)]
         arguments[name] = strange

@@ -86,14 +86,14 @@ void check_step(const Kernels& kernels, const Case& test, const l2l::PackedNetwo
   std::uniform_real_distribution<float> uniform(-1, 1);
   Exact<float> inputs((size_t)config.features() * kTile), extra((size_t)config.extra * kTile);
   for (size_t i = 0; i < extra.size(); i++) extra[i] = uniform(random);
-  kernels.features(net.network(), grads.data(), inputs.data());
+  kernels.features(net.network(), {}, grads.data(), nullptr, nullptr, inputs.data());
   Exact<float> all((size_t)config.inputs(0) * kTile), state(start.size()), out_of_place(start.size());
   std::copy(inputs.data(), inputs.data() + inputs.size(), all.data());
   std::copy(extra.data(), extra.data() + extra.size(), all.data() + inputs.size());
   std::copy(start.data(), start.data() + start.size(), state.data());
   Exact<float> outputs((size_t)config.outputs * kTile), other_outputs(outputs.size());
-  kernels.step(net.network(), all.data(), start.data(), out_of_place.data(), other_outputs.data());
-  kernels.step(net.network(), all.data(), state.data(), state.data(), outputs.data());
+  kernels.step(net.network(), {}, all.data(), start.data(), out_of_place.data(), other_outputs.data());
+  kernels.step(net.network(), {}, all.data(), state.data(), state.data(), outputs.data());
 
   naive::Vector new_state(start.size()), expected(outputs.size());
   for (int lane = 0; lane < kTile; lane++) {
@@ -140,16 +140,17 @@ void check_case(const Kernels& kernels, const Case& test, unsigned seed) {
   if (!config.is_plain()) return;
 
   // Back through the steps.
-  Exact<double> sums(l2l::PackedLayout(config).floats(config.layers, config.outputs));
+  Exact<double> sums(l2l::PackedLayout(config).floats(config));
   std::fill(sums.data(), sums.data() + sums.size(), 0.0);
   Exact<float> grad_state(start.size()), grad_grads((size_t)test.steps * kTile), grad_phi(phi.size());
   Exact<char> scratch(kernels.backward_scratch(config, test.steps) + 3);
   float* aligned = reinterpret_cast<float*>(scratch.data() + 3);  // malloc's alignment plus 4, exact at the end
-  kernels.backward(
-      net.network(),
-      {test.steps, grad_rows.data(), grad_updates.data(), start.data(), test.end_gradient ? end.data() : nullptr,
-       test.need_state ? grad_state.data() : nullptr, test.need_grads ? grad_grads.data() : nullptr, sums.data()},
-      aligned);
+  const std::vector<l2l::TensorStep> nothing(test.steps);
+  kernels.backward(net.network(),
+                   {test.steps, grad_rows.data(), nothing.data(), grad_updates.data(), start.data(),
+                    test.end_gradient ? end.data() : nullptr, test.need_state ? grad_state.data() : nullptr,
+                    test.need_grads ? grad_grads.data() : nullptr, sums.data()},
+                   aligned);
   l2l::unpack_gradient(config, sums.data(), grad_phi.data());
 
   // The same, naively.
@@ -215,6 +216,71 @@ void check_segment_lengths(const Kernels& kernels) {
   }
 }
 
+// Networks with normalized inputs, of which the oracle is in Python: every buffer has its exact size here, so that an
+// access beside one shows, and everything that comes out is a number.
+void check_normalized(const Kernels& kernels, const Config& config, int steps, unsigned seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  const auto filled = [&](size_t size) {
+    Exact<float> x(size);
+    for (size_t i = 0; i < size; i++) x[i] = uniform(random);
+    return x;
+  };
+  const Exact<float> phi = filled(config.phi_size()), inputs = filled(config.tensor_inputs);
+  const Exact<float> bias = filled((size_t)l2l::kGates * config.hidden), updates = filled((size_t)steps * kTile);
+  const Exact<float> start = filled((size_t)config.rows() * kTile), end = filled(start.size());
+  const l2l::PackedNetwork net(config, phi.data());
+  l2l::TensorStep tensor{inputs.data(), config.tensor_inputs > 0 ? bias.data() : nullptr, {}, {}};
+  std::vector<l2l::TensorStep> tensors;
+  std::vector<Exact<float>> grads;
+  std::vector<const float*> rows;
+  for (int t = 0; t < steps; t++) {
+    tensor.correction = l2l::make_correction(config, 1 + t);
+    tensors.push_back(tensor);
+    grads.push_back(filled(kTile));
+  }
+  for (const auto& row : grads) rows.push_back(row.data());
+
+  Exact<float> x((size_t)config.features() * kTile), out((size_t)config.read_outs() * kTile);
+  const size_t averages = (size_t)config.average_row() * kTile;
+  Exact<float> after(start.size());
+  kernels.features(net.network(), tensors[0], rows[0], start.data() + averages, after.data() + averages, x.data());
+  kernels.step(net.network(), tensors[0], x.data(), start.data(), after.data(), out.data());
+  kernels.update(net.network(), tensors[0], rows[0], after.data() + averages, x.data(), out.data());
+
+  Exact<double> sums(l2l::PackedLayout(config).floats(config));
+  std::fill(sums.data(), sums.data() + sums.size(), 0.0);
+  Exact<float> grad_state(start.size()), grad_grads(updates.size()), grad_phi(phi.size());
+  Exact<char> scratch(kernels.backward_scratch(config, steps) + 3);
+  kernels.backward(net.network(),
+                   {steps, rows.data(), tensors.data(), updates.data(), start.data(), end.data(), grad_state.data(),
+                    grad_grads.data(), sums.data()},
+                   reinterpret_cast<float*>(scratch.data() + 3));
+  l2l::unpack_gradient(config, sums.data(), grad_phi.data());
+  for (const Exact<float>* each : {&after, &grad_state, &grad_grads, &grad_phi}) {
+    checks++;
+    bool finite = true;
+    for (size_t i = 0; i < each->size(); i++) finite = finite && std::isfinite((*each)[i]);
+    if (finite) continue;
+    failures++;
+    std::printf("%s: normalized, hidden=%d layers=%d inputs=%d steps=%d: not a number\n", kernels.name, config.hidden,
+                config.layers, config.tensor_inputs, steps);
+  }
+}
+
+void check_normalized_sizes(const Kernels& kernels) {
+  unsigned seed = 1;
+  for (int hidden : {4, 7, 20, 33, 64})
+    for (int layers : {1, 2})
+      for (int inputs : {0, 1, l2l::kMaxTensorInputs})
+        for (int steps : {1, 3, 45}) {
+          Config config{hidden, layers, l2l::Preprocess::normalized};
+          config.tensor_inputs = inputs;
+          config.rates = {{0.1f, 0.01f, 0.05f, 0.001f}};
+          check_normalized(kernels, config, steps, seed++);
+        }
+}
+
 void check_vector_functions(const Kernels& kernels) {
   for (int n = 0; n <= 2 * kernels.lanes + 1; n++)
     for (auto function : {l2l::VectorFunction::exp2, l2l::VectorFunction::sigmoid_scaled,
@@ -243,6 +309,7 @@ int main(int argc, char** argv) {
     l2l::set_instruction_set(name);
     check_network_sizes(l2l::kernels());
     check_segment_lengths(l2l::kernels());
+    check_normalized_sizes(l2l::kernels());
     check_vector_functions(l2l::kernels());
     std::printf("%s: %d comparisons so far, %d failures\n", name.c_str(), checks, failures);
   }

@@ -30,10 +30,12 @@ struct Scratch {
   int steps;                                            // per chunk
   long features, states, gates, tanh_c;                 // [steps][...], states [steps + 1][...]
   long feature_size, state_size, gate_size, cell_size;  // of one step
-  long checkpoints;                                     // [chunks][state_size]
-  long dh, dc;                                          // [layers][hidden rounded up][kSub], [layers][hidden][kSub]
-  long dx;                                              // [4][kSub]: d features
-  long dh_layer;                                        // size of one layer in dh
+  long upstream_size;
+  long checkpoints;  // [chunks][state_size]
+  long dh, dc;       // [layers][hidden rounded up][kSub], [layers][hidden][kSub]
+  long dx;           // [4][kSub]: d features
+  long upstream;     // [steps][read_outs][kSub], of networks with averages
+  long dh_layer;     // size of one layer in dh
   long total;
 
   Scratch(const Config& c, int all_steps) {
@@ -41,7 +43,8 @@ struct Scratch {
     state_size = (long)c.rows() * kSub;
     gate_size = 4L * c.layers * c.hidden * kSub;
     cell_size = (long)c.layers * c.hidden * kSub;
-    const long step = feature_size + state_size + gate_size + cell_size;
+    upstream_size = c.averages() > 0 ? (long)c.read_outs() * kSub : 0;
+    const long step = feature_size + state_size + gate_size + cell_size + upstream_size;
     const long fitting = (long)(kScratchBudget / sizeof(float)) / step;
     steps = fitting < 1 ? 1 : fitting < all_steps ? (int)fitting : all_steps;
     const long chunks = (all_steps + steps - 1) / steps;
@@ -54,21 +57,22 @@ struct Scratch {
     dh = checkpoints + chunks * state_size;
     dc = dh + c.layers * dh_layer;
     dx = dc + c.layers * cell_size;
-    total = dx + 4 * kSub;
+    upstream = dx + 4 * kSub;
+    total = upstream + steps * upstream_size;
   }
 };
 
 static size_t backward_scratch(const Config& config, int steps) { return sizeof(float) * Scratch(config, steps).total; }
 
-// Units [j, j + Units) of one layer, keeping the activations.
+// Units [j, j + Units) of one layer, keeping the activations. bias: [hidden][4] in the place of w's, or null.
 template <int Units>
-static L2L_ALWAYS_INLINE void forward_units(const LayerWeights& w, int hidden, int j, const float* x, int inputs,
-                                            const float* h, const float* c, float* new_h, float* new_c, float* gates,
-                                            float* tanh_c) {
+static L2L_ALWAYS_INLINE void forward_units(const LayerWeights& w, const float* bias, int hidden, int j, const float* x,
+                                            int inputs, const float* h, const float* c, float* new_h, float* new_c,
+                                            float* gates, float* tanh_c) {
   for (long lane = 0; lane < kSub; lane += kWidth) {
     Wide<kVectors> a[Units][4];
-    gate_preactivations<Units, kVectors>(w.forward + 4L * j * (1 + inputs + hidden), {x + lane, kSub}, inputs,
-                                         {h + lane, kSub}, hidden, a);
+    gate_preactivations<Units, kVectors>(w.forward + 4L * j * (1 + inputs + hidden), bias ? bias + 4L * j : nullptr,
+                                         {x + lane, kSub}, inputs, {h + lane, kSub}, hidden, a);
     // The units' lanes side by side: one unit alone would leave the multipliers waiting.
     constexpr int N = Units * kVectors;
     Wide<N> i, f, g, o, cell;
@@ -99,20 +103,21 @@ static L2L_ALWAYS_INLINE void forward_units(const LayerWeights& w, int hidden, i
 }
 
 // One step of all layers: x are its features; state -> new_state, gates [layers][4 * hidden][kSub], tanh_c.
-static void forward_step(const Network& net, const float* x, const float* state, float* new_state, float* gates,
-                         float* tanh_c) {
+static void forward_step(const Network& net, const TensorStep& tensor, const float* x, const float* state,
+                         float* new_state, float* gates, float* tanh_c) {
   const int hidden = net.config.hidden;
   for (int l = 0; l < net.config.layers; l++) {
     const int inputs = net.config.inputs(l);
+    const float* bias = l == 0 ? tensor.bias : nullptr;
     const long h = (long)net.config.h_row(l) * kSub, c = (long)net.config.c_row(l) * kSub;
     float* layer_gates = gates + 4L * l * hidden * kSub;
     float* layer_tanh = tanh_c + (long)l * hidden * kSub;
     int j = 0;
     for (; j + kUnits <= hidden; j += kUnits)
-      forward_units<kUnits>(net.layer[l], hidden, j, x, inputs, state + h, state + c, new_state + h, new_state + c,
-                            layer_gates, layer_tanh);
+      forward_units<kUnits>(net.layer[l], bias, hidden, j, x, inputs, state + h, state + c, new_state + h,
+                            new_state + c, layer_gates, layer_tanh);
     for (; j < hidden; j++)
-      forward_units<1>(net.layer[l], hidden, j, x, inputs, state + h, state + c, new_state + h, new_state + c,
+      forward_units<1>(net.layer[l], bias, hidden, j, x, inputs, state + h, state + c, new_state + h, new_state + c,
                        layer_gates, layer_tanh);
     x = new_state + h;
   }
@@ -185,9 +190,22 @@ static L2L_ALWAYS_INLINE void layer_weight_gradients(const Config& config, int l
     row_sums<kSubVectors>({gates.data + 4L * j * gates.stride, gates.step, gates.stride}, steps, out + j * unit);
 }
 
-// d phi of a chunk: `gates` now holds gate gradients.
-static void chunk_weight_gradients(const Network& net, const Scratch& s, const float* base, const float* grad_updates,
-                                   int steps, double* grad_phi) {
+// d of the weights of the inputs per tensor: in every step the sums over the lanes, times what was the same for all.
+static void tensor_weight_gradients(const Config& config, StepRows gates, const TensorStep* tensor, int steps,
+                                    double* out) {
+  for (int t = 0; t < steps; t++)
+    for (int j = 0; j < config.hidden; j++) {
+      double sums[4] = {};
+      row_sums<kSubVectors>({gates.data + t * gates.step + 4L * j * gates.stride, 0, gates.stride}, 1, sums);
+      double* quadruple = out + 4L * j * config.tensor_inputs;
+      for (int k = 0; k < config.tensor_inputs; k++, quadruple += 4)
+        L2L_UNROLL for (int g = 0; g < 4; g++) quadruple[g] += sums[g] * (double)tensor[t].inputs[k];
+    }
+}
+
+// d phi of a chunk: `gates` now holds gate gradients. upstream: of the rows of the read-out.
+static void chunk_weight_gradients(const Network& net, const Scratch& s, const float* base, StepRows upstream,
+                                   const TensorStep* tensor, int steps, double* grad_phi) {
   const Config& config = net.config;
   const int hidden = config.hidden;
   for (int l = 0; l < config.layers; l++) {
@@ -198,17 +216,42 @@ static void chunk_weight_gradients(const Network& net, const Scratch& s, const f
     const StepRows previous{base + s.states + (long)config.h_row(l) * kSub, s.state_size, kSub};
     layer_weight_gradients(config, l, gates, below, previous, steps, grad_phi);
   }
-  // The read-out: update = weight_out . h + bias_out.
+  // The read-out: weight_out . h + bias_out.
   const float* last = base + s.states + s.state_size + (long)config.h_row(config.layers - 1) * kSub;
   double* out = grad_phi + 4L * PackedLayout(config).out(config.layers);
-  for (int j = 0; j <= hidden; j++) {
-    vf sum{};
-    for (int t = 0; t < steps; t++)
-      L2L_UNROLL for (int v = 0; v < kSubVectors; v++) {
-        const vf du = load(grad_updates + (long)t * kTile + v * kLanes);
-        sum += j < hidden ? du * load(last + t * s.state_size + j * kSub + v * kLanes) : du;
-      }
-    out[j] += (double)sum_lanes(sum, vf{}, vf{}, vf{})[0];
+  const int read_outs = config.read_outs();
+  for (int r = 0; r < read_outs; r++)
+    for (int j = 0; j <= hidden; j++) {
+      vf sum{};
+      for (int t = 0; t < steps; t++)
+        L2L_UNROLL for (int v = 0; v < kSubVectors; v++) {
+          const vf d = load(upstream.data + t * upstream.step + r * upstream.stride + v * kLanes);
+          sum += j < hidden ? d * load(last + t * s.state_size + j * kSub + v * kLanes) : d;
+        }
+      out[j < hidden ? r * hidden + j : read_outs * hidden + r] += (double)sum_lanes(sum, vf{}, vf{}, vf{})[0];
+    }
+  if (config.tensor_inputs > 0)
+    tensor_weight_gradients(config, {base + s.gates, s.gate_size, kSub}, tensor, steps,
+                            out + read_outs * (hidden + 1));
+}
+
+// Of networks with averages: d loss / d read-out [2][kSub], from that of the update, as the head computes it from the
+// new state.
+static void read_out_gradients(const Network& net, const TensorStep& tensor, const float* grad, const float* features,
+                               const float* new_state, const float* du, float* out) {
+  const Config& config = net.config;
+  const float* h = new_state + (long)config.h_row(config.layers - 1) * kSub;
+  for (int v = 0; v < kSub; v += kLanes) {
+    Wide<1> row[kNormalizedReadOuts];
+    for (int r = 0; r < kNormalizedReadOuts; r++) {
+      vf sum = broadcast(net.bias_out[r]);
+      for (int j = 0; j < config.hidden; j++) sum += net.weight_out[r * config.hidden + j] * load(h + j * kSub + v);
+      row[r].v[0] = sum;
+    }
+    const Wide<1> n = direction(tensor, grad + v, new_state + (long)config.average_row() * kSub + v, kSub,
+                                features + kLogRatio * kSub + v);
+    normalized_update_backward<Math<1>>(tensor.nominal, config.output_scale, n, load_wide<1>(du + v), row[0], row[1]);
+    for (int r = 0; r < kNormalizedReadOuts; r++) store_wide(out + r * kSub + v, row[r]);
   }
 }
 
@@ -218,7 +261,8 @@ static void copy_rows(const float* from, long from_stride, float* to, long to_st
 
 static void backward_sub_tile(const Network& net, const BackwardTile& tile, int lane, const Scratch& s, float* base) {
   const Config& config = net.config;
-  const int hidden = config.hidden, layers = config.layers;
+  const int hidden = config.hidden, layers = config.layers, read_outs = config.read_outs();
+  const long averages = (long)config.average_row() * kSub;
   const int chunks = (tile.steps + s.steps - 1) / s.steps;
   float* dh = base + s.dh;
   float* dc = base + s.dc;
@@ -227,8 +271,11 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
   const auto forward = [&](int first, int steps) __attribute__((always_inline)) {
     for (int t = 0; t < steps; t++) {
       float* x = base + s.features + t * s.feature_size;
-      features(net, tile.grads[first + t] + lane, kSub, x, kSub);
-      forward_step(net, x, state(t), state(t + 1), base + s.gates + t * s.gate_size, base + s.tanh_c + t * s.cell_size);
+      const TensorStep& tensor = tile.tensor[first + t];
+      features(net, tensor, tile.grads[first + t] + lane, kSub, state(t) + averages, state(t + 1) + averages, kSub, x,
+               kSub);
+      forward_step(net, tensor, x, state(t), state(t + 1), base + s.gates + t * s.gate_size,
+                   base + s.tanh_c + t * s.cell_size);
     }
   };
 
@@ -257,14 +304,27 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
     __builtin_memcpy(state(0), base + s.checkpoints + chunk * s.state_size, sizeof(float) * s.state_size);
     forward(first, steps);
 
+    // Of the rows of the read-out: of the update itself, unless that is made of them.
+    StepRows upstream{tile.grad_updates + (long)first * kTile + lane, kTile, kTile};
+    if (config.averages() > 0) {
+      upstream = {base + s.upstream, s.upstream_size, kSub};
+      for (int t = 0; t < steps; t++)
+        read_out_gradients(net, tile.tensor[first + t], tile.grads[first + t] + lane,
+                           base + s.features + t * s.feature_size, state(t + 1),
+                           tile.grad_updates + (long)(first + t) * kTile + lane,
+                           base + s.upstream + t * s.upstream_size);
+    }
+
     for (int t = steps - 1; t >= 0; t--) {
       float* top = dh + (layers - 1) * s.dh_layer;
-      const float* du = tile.grad_updates + (long)(first + t) * kTile + lane;
-      for (int j = 0; j < hidden; j++)
-        L2L_UNROLL for (int v = 0; v < kSubVectors; v++) {
-          float* at = top + j * kSub + v * kLanes;
-          store(at, load(at) + load(du + v * kLanes) * net.weight_out[j]);
-        }
+      for (int r = 0; r < read_outs; r++) {
+        const float* d = upstream.data + t * upstream.step + r * upstream.stride;
+        for (int j = 0; j < hidden; j++)
+          L2L_UNROLL for (int v = 0; v < kSubVectors; v++) {
+            float* at = top + j * kSub + v * kLanes;
+            store(at, load(at) + load(d + v * kLanes) * net.weight_out[r * hidden + j]);
+          }
+      }
       for (int l = layers - 1; l >= 0; l--) {
         float* gates = base + s.gates + t * s.gate_size + 4L * l * hidden * kSub;
         float* dh_l = dh + l * s.dh_layer;
@@ -273,21 +333,26 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
         input_gradients<false>(net.layer[l].backward_h, gates, hidden, hidden, dh_l);
         if (l > 0) input_gradients<true>(net.layer[l].backward_input, gates, hidden, hidden, dh_l - s.dh_layer);
       }
-      if (tile.grad_grads) {
+      if (tile.grad_grads && config.averages() > 0) {
+        __builtin_memset(tile.grad_grads + (long)(first + t) * kTile + lane, 0, sizeof(float) * kSub);
+      } else if (tile.grad_grads) {
         float* dx = base + s.dx;
         input_gradients<false>(net.layer[0].backward_input, base + s.gates + t * s.gate_size, hidden, config.features(), dx);
         gradients_of_features(net, tile.grads[first + t] + lane, dx, kSub, kSub,
                               tile.grad_grads + (long)(first + t) * kTile + lane);
       }
     }
-    chunk_weight_gradients(net, s, base, tile.grad_updates + (long)first * kTile + lane, steps, tile.grad_phi);
+    chunk_weight_gradients(net, s, base, upstream, tile.tensor + first, steps, tile.grad_phi);
   }
 
-  if (tile.grad_state)
+  if (tile.grad_state) {
     for (int l = 0; l < layers; l++) {
       copy_rows(dh + l * s.dh_layer, kSub, tile.grad_state + (long)config.h_row(l) * kTile + lane, kTile, hidden);
       copy_rows(dc + (long)l * hidden * kSub, kSub, tile.grad_state + (long)config.c_row(l) * kTile + lane, kTile, hidden);
     }
+    for (int k = 0; k < config.averages(); k++)  // constants
+      __builtin_memset(tile.grad_state + (long)(config.average_row() + k) * kTile + lane, 0, sizeof(float) * kSub);
+  }
 }
 
 static void backward(const Network& net, const BackwardTile& tile, float* scratch) {

@@ -62,9 +62,9 @@ static void layer_backward(const Network& net, int layer, const LayerBackward* t
 
       int j = 0;
       for (; j + kUnits <= hidden; j += kUnits)
-        forward_units<kUnits>(w, hidden, j, x, inputs, h, rest(s.c), rest(s.new_h), rest(s.new_c), gates, rest(s.tanh_c));
+        forward_units<kUnits>(w, nullptr, hidden, j, x, inputs, h, rest(s.c), rest(s.new_h), rest(s.new_c), gates, rest(s.tanh_c));
       for (; j < hidden; j++)
-        forward_units<1>(w, hidden, j, x, inputs, h, rest(s.c), rest(s.new_h), rest(s.new_c), gates, rest(s.tanh_c));
+        forward_units<1>(w, nullptr, hidden, j, x, inputs, h, rest(s.c), rest(s.new_h), rest(s.new_c), gates, rest(s.tanh_c));
       backward_cells(hidden, gates, rest(s.tanh_c), rest(s.c), rest(s.dh), rest(s.dc));
       input_gradients<false>(w.backward_h, gates, hidden, hidden, rest(s.dh));
       copy_rows(rest(s.dh), kSub, tile.dh + lane, kTile, hidden);
@@ -80,7 +80,7 @@ static void layer_backward(const Network& net, int layer, const LayerBackward* t
 }
 
 static void read_out_backward(const Network& net, const float* h, const float* grad_out, float* dh, double* grad_phi) {
-  const int hidden = net.config.hidden, outputs = net.config.outputs;
+  const int hidden = net.config.hidden, outputs = net.config.read_outs();
   double* out = grad_phi + 4L * PackedLayout(net.config).out(net.config.layers);
   for (int o = 0; o < outputs; o++) {
     const float* d = grad_out + (long)o * kTile;

@@ -26,6 +26,9 @@ struct Math {
   static L2L_ALWAYS_INLINE V abs(V x) {
     return map(x, [](vf a) L2L_LAMBDA { return (vf)((vi)a & 0x7fffffff); });
   }
+  static L2L_ALWAYS_INLINE V sqrt(V x) {
+    return map(x, [](vf a) L2L_LAMBDA { return L2L_ISA::sqrt(a); });
+  }
   static L2L_ALWAYS_INLINE V copysign_one(V x) {
     return map(x, [](vf a) L2L_LAMBDA { return (vf)(((vi)a & (int32_t)0x80000000) | 0x3f800000); });
   }

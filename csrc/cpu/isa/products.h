@@ -20,14 +20,16 @@ struct Rows {
 };
 
 // Pre-activations of the 4 gates of Units consecutive units for Vectors vectors of coordinates.
-//   weights [Units][1 + inputs + hidden][4], the bias first; x has `inputs` rows, h has `hidden`.
+//   weights [Units][1 + inputs + hidden][4], the bias first; x has `inputs` rows, h has `hidden`. bias: [Units][4] in
+//   the place of theirs, or null.
 template <int Units, int Vectors>
-static L2L_ALWAYS_INLINE void gate_preactivations(const float* __restrict weights, Rows x, int inputs, Rows h,
-                                                  int hidden, Wide<Vectors> (&a)[Units][4]) {
-  const long unit = 4L * (1 + inputs + hidden);
+static L2L_ALWAYS_INLINE void gate_preactivations(const float* __restrict weights, const float* __restrict bias, Rows x,
+                                                  int inputs, Rows h, int hidden, Wide<Vectors> (&a)[Units][4]) {
+  const long unit = 4L * (1 + inputs + hidden), bias_unit = bias ? 4 : unit;
+  if (!bias) bias = weights;
   L2L_UNROLL for (int u = 0; u < Units; u++)
     L2L_UNROLL for (int g = 0; g < 4; g++)
-      L2L_UNROLL for (int v = 0; v < Vectors; v++) a[u][g].v[v] = broadcast(weights[u * unit + g]);
+      L2L_UNROLL for (int v = 0; v < Vectors; v++) a[u][g].v[v] = broadcast(bias[u * bias_unit + g]);
   weights += 4;
 
   const auto accumulate = [&](const float* row) __attribute__((always_inline)) {

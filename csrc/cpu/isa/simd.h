@@ -7,7 +7,11 @@
 
 #include <stdint.h>
 #if defined(__x86_64__)
+// GCC 12 takes the undefined vectors inside its own AVX-512 intrinsics for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #define L2L_ALWAYS_INLINE inline __attribute__((always_inline))
@@ -44,6 +48,20 @@ static L2L_ALWAYS_INLINE vf max(float bound, vf x) {
   return (vf)((below & (vi)broadcast(bound)) | (~below & (vi)x));
 }
 #endif
+
+// Of x >= 0 and NaN.
+static L2L_ALWAYS_INLINE vf sqrt(vf x) {
+#if L2L_LANES == 16
+  return (vf)_mm512_sqrt_ps((__m512)x);
+#elif L2L_LANES == 8
+  return (vf)_mm256_sqrt_ps((__m256)x);
+#elif defined(__x86_64__)
+  return (vf)_mm_sqrt_ps((__m128)x);
+#else
+  for (int i = 0; i < kLanes; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
 
 #if L2L_LANES != 16
 // The nearest integer of |x| < 2^22; of a NaN a multiple of 2^31, so that no payload bits reach what is made of it.

@@ -5,7 +5,7 @@
 // transcendentals, 320 bytes of state read and 320 written; weights (20 kB) and the tile (20 kB) stay in the L1 cache.
 #pragma once
 
-#include "../kernels.h"
+#include "features.h"
 #include "products.h"
 
 namespace l2l {
@@ -14,39 +14,15 @@ namespace L2L_ISA {
 // Accumulators: 4 gates x kStepVectors, in 32 registers (AVX-512) or 16.
 constexpr int kStepVectors = kLanes == 16 ? 4 : 2;
 
-// The features of `lanes` gradients, rows `stride` apart.
-static L2L_ALWAYS_INLINE void features(const Network& net, const float* grad, int lanes, float* out, long stride) {
-  for (int v = 0; v < lanes; v += kLanes) {
-    Wide<1> x[kMaxFeatures];
-    features_of<Math<1>>(net.features, load_wide<1>(grad + v), x);
-    for (int k = 0; k < net.config.features(); k++) store_wide(out + k * stride + v, x[k]);
-  }
-}
-
-static void tile_features(const Network& net, const float* grad, float* out) { features(net, grad, kTile, out, kTile); }
-
-// d loss / d gradient of `lanes` gradients, from rows of d features that are `stride` apart.
-static L2L_ALWAYS_INLINE void gradients_of_features(const Network& net, const float* grad, const float* grad_features,
-                                                    long stride, int lanes, float* grad_grad) {
-  for (int v = 0; v < lanes; v += kLanes) {
-    Wide<1> d[kMaxFeatures] = {};
-    for (int k = 0; k < net.config.features(); k++) d[k] = load_wide<1>(grad_features + k * stride + v);
-    store_wide(grad_grad + v, features_backward<Math<1>>(net.features, load_wide<1>(grad + v), d));
-  }
-}
-
-static void tile_features_backward(const Network& net, const float* grad, const float* grad_features,
-                                   float* grad_grad) {
-  gradients_of_features(net, grad, grad_features, kTile, kTile, grad_grad);
-}
-
 static void layer_forward(const LayerForward& f) {
   constexpr int width = kStepVectors * kLanes;
   for (int j = 0; j < f.hidden; j++) {
     const float* weights = f.weights + 4L * j * (1 + f.inputs + f.recurrent);
+    const float* bias = f.bias ? f.bias + 4L * j : nullptr;
     for (int lane = 0; lane < kTile; lane += width) {
       Wide<kStepVectors> a[1][4];
-      gate_preactivations<1, kStepVectors>(weights, {f.x + lane, kTile}, f.inputs, {f.h + lane, kTile}, f.recurrent, a);
+      gate_preactivations<1, kStepVectors>(weights, bias, {f.x + lane, kTile}, f.inputs, {f.h + lane, kTile},
+                                           f.recurrent, a);
       const long at = (long)j * kTile + lane;
       Wide<kStepVectors> cell = load_wide<kStepVectors>(f.c + at);
       const Wide<kStepVectors> out = cell_step<Math<kStepVectors>>(a[0][0], a[0][1], a[0][2], a[0][3], cell);
@@ -56,10 +32,10 @@ static void layer_forward(const LayerForward& f) {
   }
 }
 
-// [outputs][64] from the h of the last layer.
+// [read_outs][64] from the h of the last layer.
 static void read_out(const Network& net, const float* h, float* out) {
   const int hidden = net.config.hidden;
-  for (int o = 0; o < net.config.outputs; o++)
+  for (int o = 0; o < net.config.read_outs(); o++)
     for (int lane = 0; lane < kTile; lane += kLanes) {
       vf u = broadcast(net.bias_out[o]);
       for (int j = 0; j < hidden; j++) u += net.weight_out[o * hidden + j] * load(h + (long)j * kTile + lane);
@@ -67,7 +43,8 @@ static void read_out(const Network& net, const float* h, float* out) {
     }
 }
 
-static void step(const Network& net, const float* inputs, const float* state, float* new_state, float* out) {
+static void step(const Network& net, const TensorStep& tensor, const float* inputs, const float* state,
+                 float* new_state, float* out) {
   const Config& config = net.config;
   const int hidden = config.hidden;
   // New h of a layer: all its units still read the old h, so in place it waits here.
@@ -76,8 +53,8 @@ static void step(const Network& net, const float* inputs, const float* state, fl
   for (int l = 0; l < config.layers; l++) {
     const long h = (long)config.h_row(l) * kTile, c = (long)config.c_row(l) * kTile;
     float* new_h = state == new_state ? waiting : new_state + h;
-    layer_forward(
-        {net.layer[l].forward, hidden, below, config.inputs(l), state + h, hidden, state + c, new_state + c, new_h});
+    layer_forward({net.layer[l].forward, l == 0 ? tensor.bias : nullptr, hidden, below, config.inputs(l), state + h,
+                   hidden, state + c, new_state + c, new_h});
     if (new_h == waiting) __builtin_memcpy(new_state + h, waiting, sizeof(float) * kTile * hidden);
     below = new_state + h;
   }

@@ -1,0 +1,98 @@
+"""Networks of the kind "normalized": inputs without a scale, and an update that is Adam's where the head is zero.
+
+The oracle of ``csrc/core/normalized.h``, in plain PyTorch; :mod:`l2l_fast.kernels.reference` has what lies between. Of
+a coordinate's gradients g_1 ... g_t, with betas (b1, b2, b3, b4), the state keeps
+
+    m1, m2 = sum_s (1 - b) b^(t-s) g_s               with b = b1, b2
+    r1, r2 = sqrt(sum_s (1 - b) b^(t-s) g_s^2)       with b = b3, b4
+
+The second moments are kept as their roots: the square of a gradient leaves the range of float32 above 1e19 and below
+1e-19, its root mean square never does. A hat is the correction of Adam (Kingma & Ba 2015, algorithm 1): m / (1 - b^t)
+and r / sqrt(1 - b^t). With q = max(r1^, 1e-30), which alone bounds the range of scales (eps 1e-60 beside v; 1e-8 beside
+sqrt(v) or 1e-6 would break the invariance for gradients that do occur), the inputs of the first layer are
+
+    g / q,  m1^ / q,  m2^ / q,  each clipped to [-5, 5];  the product of the latter two / 5;
+    ln(q / max(r2^, 1e-30)), clipped to [-3, 3]
+
+and of a gradient that was always zero all five are zero. m~ and g~ are those of RNNProp (Lv et al. 2017). The head has
+two rows (a, o), and every tensor and step five numbers, ``nominal`` = (gain, mu, nu, lam, correction):
+
+    n      = -[m1^ + mu (m2^ - m1^) + nu (g - m1^)] / (r2^ + 1e-8) * (r2^ / r1^)^lam,  clipped to [-20, 20]
+    update = output_scale * (exp(clip(a + gain, -8, 3)) n + correction tanh(o))
+
+with the ratio of the last input, clip included; n points downhill, as updates are added. So an update is at most
+output_scale (20 e^3 + |correction|); n of Adam with its usual betas is at most 7.3. A nominal term times a bounded
+gain, plus a bounded correction: STAR (Harrison et al. 2022). With a = o = 0 and the default ``NOMINAL`` it is
+bias-corrected Adam with betas (b1, b4) and eps 1e-8.
+
+Magnitudes above 2^125, infinite ones included, count as 2^125; a NaN stays a NaN in its own coordinate. Everything here
+is made of gradients, which are constants in the meta-gradient: no derivative goes through it. It is computed in
+float64, whatever the dtypes are: a beta of 0.999 that is rounded to float32 changes 1 - beta by a part in 10^5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .state import Averages
+
+LARGEST = 2.0**125  # a gradient; its square root mean and what is made of it stay below float32's largest number
+SMALLEST = 1e-30  # root mean square that gradients are divided by
+FEATURE_BOUND, LOG_RATIO_BOUND, DIRECTION_BOUND = 5.0, 3.0, 20.0
+GAIN_BOUNDS = (-8.0, 3.0)
+EPS = 1e-8  # of Adam
+NOMINAL = (0.0, 0.0, 0.0, 0.0, 0.5)
+"""gain, mu, nu, lam, correction: what a tensor is given where nothing else is said."""
+
+
+def advance(grad: Tensor, averages: Averages, betas: Sequence[float]) -> Averages:
+    """The moving averages after one more gradient ``[numel]``, in its dtype."""
+    g, rows = _constant(grad).unsqueeze(1), averages.rows.detach().double()
+    b = torch.tensor(betas, dtype=torch.float64, device=g.device)
+    first = b[:2] * rows[:, :2] + (1 - b[:2]) * g
+    root = (b[2:] * rows[:, 2:].square() + (1 - b[2:]) * g.square()).sqrt()
+    return Averages(torch.cat([first, root], dim=1).to(grad.dtype), averages.age + 1)
+
+
+def _constant(grad: Tensor) -> Tensor:
+    return grad.detach().double().clamp(-LARGEST, LARGEST)
+
+
+def _hats(averages: Averages, betas: Sequence[float]) -> tuple[Tensor, ...]:
+    """m1^, m2^, r1^, r2^."""
+    corrections = [1.0 / (1.0 - beta**averages.age) for beta in betas]
+    factors = [*corrections[:2], *(math.sqrt(correction) for correction in corrections[2:])]
+    return tuple(row * factor for row, factor in zip(averages.rows.double().unbind(1), factors, strict=True))
+
+
+def _log_ratio(r1: Tensor, r2: Tensor) -> Tensor:
+    bound = math.exp(LOG_RATIO_BOUND)
+    return (r1.clamp_min(SMALLEST) / r2.clamp_min(SMALLEST)).clamp(1 / bound, bound).log()
+
+
+def features(grad: Tensor, averages: Averages, betas: Sequence[float]) -> Tensor:
+    """Inputs of the first layer ``[numel, 5]`` from a gradient ``[numel]`` and the averages that it is already in."""
+    m1, m2, r1, r2 = _hats(averages, betas)
+    q = r1.clamp_min(SMALLEST)
+    x0, x1, x2 = ((value / q).clamp(-FEATURE_BOUND, FEATURE_BOUND) for value in (_constant(grad), m1, m2))
+    return torch.stack([x0, x1, x2, x1 * x2 / FEATURE_BOUND, _log_ratio(r1, r2)], dim=1).to(grad.dtype)
+
+
+def direction(grad: Tensor, averages: Averages, betas: Sequence[float], nominal: Tensor) -> Tensor:
+    """n ``[numel]``, for ``nominal`` ``[5]``."""
+    m1, m2, r1, r2 = _hats(averages, betas)
+    _, mu, nu, lam, _ = nominal.double()
+    u0, u1, u2 = (value / (r2 + EPS) for value in (_constant(grad), m1, m2))
+    n = -(u1 + mu * (u2 - u1) + nu * (u0 - u1)) * torch.exp(-lam * _log_ratio(r1, r2))
+    return n.clamp(-DIRECTION_BOUND, DIRECTION_BOUND).to(grad.dtype)
+
+
+def update(read_out: Tensor, n: Tensor, nominal: Tensor, output_scale: float) -> Tensor:
+    """The update ``[numel]`` from the head's rows ``[numel, 2]`` and the direction; differentiable in the former."""
+    gain, _, _, _, correction = nominal.to(read_out.dtype)
+    a, o = read_out.unbind(1)
+    return output_scale * (torch.exp((a + gain).clamp(*GAIN_BOUNDS)) * n + correction * torch.tanh(o))
