@@ -70,6 +70,20 @@ def test_the_files_in_the_package(name):
             assert needed <= record["score"].keys() <= known
 
 
+def test_an_experiment_may_measure_the_optimizer_of_another(tmp_path):
+    content = {"name": "other", "about": "A.", "source": "S", "trained_as": "mnist"}
+    content["settings"] = [{"name": "a", "title": "A"}]
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(content))
+    found, mnist = experiments.load(path), experiments.load("mnist")
+    for name in ("pretrained", "problem", "networks", "training", "episodes", "candidates"):
+        assert getattr(found, name) == getattr(mnist, name), name
+    assert found.name == "other" and found.selection == () and [each.name for each in found.settings] == ["a"]
+    path.write_text(json.dumps({**content, "trained_as": "nothing"}))
+    with pytest.raises(ValueError, match="trained_as: expected one of .*, got 'nothing'"):
+        experiments.load(path)
+
+
 def test_a_small_experiment_from_end_to_end(tmp_path):
     pytest.importorskip("matplotlib")
     experiment = small(tmp_path)

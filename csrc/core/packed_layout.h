@@ -32,12 +32,28 @@ struct PackedLayout {
   }
 };
 
-// Where in phi the gate `gate` of quadruple k of a unit comes from, in a layout without empty places.
+// Where a layer's parts of phi are: whoever packs a whole layer looks them up once.
+struct PhiLayer {
+  int hidden, inputs, weight_ih, weight_hh, bias;
+
+  L2L_HOST_DEVICE PhiLayer(const Config& c, int layer)
+      : hidden(c.hidden),
+        inputs(c.inputs(layer)),
+        weight_ih(c.weight_ih(layer)),
+        weight_hh(c.weight_hh(layer)),
+        bias(c.bias(layer)) {}
+
+  // Where in phi the gate `gate` of quadruple k of a unit comes from, in a layout without empty places.
+  L2L_HOST_DEVICE int index(int unit, int k, int gate) const {
+    const int row = gate * hidden + unit;
+    return k == 0        ? bias + row
+           : k <= inputs ? weight_ih + row * inputs + k - 1
+                         : weight_hh + row * hidden + k - 1 - inputs;
+  }
+};
+
 L2L_HOST_DEVICE int phi_index(const Config& c, int layer, int unit, int k, int gate) {
-  const int row = gate * c.hidden + unit, inputs = c.inputs(layer);
-  return k == 0        ? c.bias(layer) + row
-         : k <= inputs ? c.weight_ih(layer) + row * inputs + k - 1
-                       : c.weight_hh(layer) + row * c.hidden + k - 1 - inputs;
+  return PhiLayer(c, layer).index(unit, k, gate);
 }
 
 // The same of input k per tensor.

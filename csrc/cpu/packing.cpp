@@ -28,13 +28,14 @@ PackedNetwork::PackedNetwork(const Config& config, const float* phi) {
 
   for (int l = 0; l < config.layers; l++) {
     const int inputs = config.inputs(l), unit = layout.unit(l);
+    const PhiLayer from(config, l);
     float* forward = take(static_cast<size_t>(rows) * unit);
     float* backward_input = take(static_cast<size_t>(rows) * round_up_4(inputs));
     float* backward_h = take(static_cast<size_t>(rows) * round_up_4(hidden));
     for (int j = 0; j < hidden; j++)
       for (int k = 0; k < unit; k++)
         for (int g = 0; g < kGates; g++) {
-          const float w = phi[phi_index(config, l, j, k, g)];
+          const float w = phi[from.index(j, k, g)];
           forward[(static_cast<size_t>(j) * unit + k) * kGates + g] = gate_scale(g) * w;
           if (k == 0) continue;
           float* backward = k <= inputs ? backward_input : backward_h;
@@ -57,12 +58,14 @@ PackedNetwork::PackedNetwork(const Config& config, const float* phi) {
 
 void unpack_gradient(const Config& config, const double* sums, float* grad_phi) {
   const PackedLayout layout(config);
-  for (int l = 0; l < config.layers; l++)
+  for (int l = 0; l < config.layers; l++) {
+    const PhiLayer to(config, l);
+    const int unit = layout.unit(l);
+    const double* from = sums + kGates * layout.layer(l);
     for (int j = 0; j < config.hidden; j++)
-      for (int k = 0; k < layout.unit(l); k++)
-        for (int g = 0; g < kGates; g++)
-          grad_phi[phi_index(config, l, j, k, g)] =
-              static_cast<float>(sums[kGates * (layout.layer(l) + j * layout.unit(l) + k) + g]);
+      for (int k = 0; k < unit; k++)
+        for (int g = 0; g < kGates; g++) grad_phi[to.index(j, k, g)] = static_cast<float>(*from++);
+  }
   const double* out = sums + kGates * layout.out(config.layers);
   const int read_out = config.read_outs() * (config.hidden + 1);
   for (int i = 0; i < read_out; i++)

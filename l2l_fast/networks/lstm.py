@@ -265,9 +265,10 @@ class CoordinatewiseLSTM(nn.Module):
         checks.check_gradient("grad", grad)
         if not isinstance(state, State):
             raise TypeError(f"state: expected l2l_fast.State, got {type(state).__name__}")
-        sizes = (grad.numel(), self.hidden_size, self.num_layers, self.config.averages)
+        averages = self.config.averages
+        sizes = (grad.numel(), self.hidden_size, self.num_layers, averages)
         if (state.numel, state.hidden_size, state.num_layers, state.averages) != sizes:
-            more = f"averages={self.config.averages}, " if self.config.averages != state.averages else ""
+            more = f"averages={averages}, " if averages != state.averages else ""
             raise ValueError(
                 f"state: expected numel={grad.numel()}, hidden_size={self.hidden_size}, num_layers={self.num_layers}, "
                 f"{more}got {state!r}"
@@ -292,15 +293,16 @@ class CoordinatewiseLSTM(nn.Module):
             return update, State.from_logical(logical)
         phi = self.phi().float()
         extra = None if extra is None else extra.float().contiguous()
-        rows = [None if value is None else value.unsqueeze(0) for value in common]
-        age = state.age + 1 if state.averages else 0
-        update, data = operators.step(
-            *(grad, extra, state.data, phi, self.config, num_problems),
-            **{"ages": [age], "tensor_inputs": rows[0], "nominal": rows[1]} if age else {},
-        )
+        arguments, age = (grad, extra, state.data, phi, self.config, num_problems), 0
+        if averages:
+            age = state.age + 1
+            inputs, nominal = (None if value is None else value.unsqueeze(0) for value in common)
+            update, data = operators.step(*arguments, ages=[age], tensor_inputs=inputs, nominal=nominal)
+        else:
+            update, data = operators.step(*arguments)
         if self.num_outputs == 1:
             update = update.view(grad.shape).to(grad.dtype)
-        return update, State(data, state.numel, state.hidden_size, state.num_layers, state.averages, age)
+        return update, State(data, state.numel, state.hidden_size, state.num_layers, averages, age)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.config.asdict().items())

@@ -61,6 +61,8 @@ class Batch(NamedTuple):
 
     def ages(self) -> list[tuple[Tensor, int]]:
         """The parameters with averages, and their ages after the step."""
+        if not self.config.averages:
+            return []
         moving = [*self.params, *(param for param, _, _ in self.exact)]
         return list(zip(moving, [*self.common.ages, *self.exact_common.ages]))
 

@@ -120,6 +120,22 @@ def test_a_pair_multiplies_its_losses_by_all_perturbations_since_its_start():
     assert found == [pytest.approx(expected, rel=1e-4)]
 
 
+def test_the_estimates_of_pairs_are_averaged():
+    protocol, found = Protocol.make(UNROLL, UNROLL, None, False), {}
+    for pairs in (1, 2):
+        net, generator, found[pairs] = network(), torch.Generator().manual_seed(7), []
+
+        def step(net=net, grads=found[pairs]) -> None:
+            grads.append(flat(net))
+            net.zero_grad()
+
+        for _ in range(2 // pairs):  # one segment only: both pairs of two are of the same age
+            PES(pairs=pairs).episode(Quadratic(dim=3, batch=2).sample(0), net, protocol, step, generator)
+    (together,), (first, second) = found[2], found[1]
+    torch.testing.assert_close(together, (first + second) / 2)
+    assert not torch.allclose(first, second)
+
+
 @pytest.mark.parametrize(("pairs", "updates"), [(1, 3), (2, 4), (3, 5), (6, 5)])
 def test_pairs_are_staggered_over_the_episode(pairs, updates):
     calls = []

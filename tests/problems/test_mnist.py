@@ -151,3 +151,12 @@ def test_the_held_out_error_is_the_share_of_wrong_test_images(standardize) -> No
     assert torch.equal(task.generator.get_state(), state) and all(p.grad is None for p in task.parameters())
     for split in ("validation", "test"):
         assert problem.sample(3, split).held_out_error() is None
+
+
+def test_default_initialisation_is_uniform_within_the_root_of_the_fan_in() -> None:
+    task = MNIST(hidden=(30,), init_std="default", data="mnist-10k-embedded").sample(0)
+    for layer, fan_in in enumerate((784, 30)):
+        bound = fan_in**-0.5
+        weight, bias = (getattr(task, f"{kind}_l{layer}").detach() for kind in ("weight", "bias"))
+        assert 0.95 * bound < weight.abs().max() <= bound and bias.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)

@@ -19,6 +19,8 @@ from ..baselines import NAMES
 _FOLDER = Path(__file__).parent
 _PAPER = "paper_curves.json"
 _TRAINING_SCALES = "training_scales"
+_TRAINED_AS = "trained_as"
+_TRAINING = ("pretrained", "problem", "networks", "training", "episodes", "candidates")
 _FOLDERS = ("conv", "neural-art")  # problems whose data is a folder of their own
 
 
@@ -181,7 +183,7 @@ def load(name: str | os.PathLike[str]) -> Experiment:
         raise ValueError(f"experiment: expected one of {available()} or a .json file, got {text!r}")
     path = Path(text) if text.endswith(".json") else _FOLDER / f"{text}.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _with_training(json.loads(path.read_text(encoding="utf-8")))
         content = _fields(Experiment, content, "experiment")
         content["candidates"] = tuple(Candidate.parse(each) for each in _list("candidates", content["candidates"]))
         content["settings"] = tuple(Setting.parse(each) for each in _list("settings", content["settings"]))
@@ -199,6 +201,20 @@ def load(name: str | os.PathLike[str]) -> Experiment:
     for each in experiment.selection:
         experiment.setting(each)
     return experiment
+
+
+def _with_training(content: Any) -> Any:
+    """An experiment that says ``"trained_as": NAME`` measures the optimizer of another one in the package on other
+    tasks: how that is trained is written down there alone."""
+    if not isinstance(content, dict) or _TRAINED_AS not in content:
+        return content
+    other = content[_TRAINED_AS]
+    if not checks.chosen(other, available()):
+        raise ValueError(f"{_TRAINED_AS}: expected one of {available()}, got {other!r}")
+    training = json.loads((_FOLDER / f"{other}.json").read_text(encoding="utf-8"))
+    found = {**{key: training[key] for key in _TRAINING}, "selection": [], **content}
+    del found[_TRAINED_AS]
+    return found
 
 
 def paper_curves(name: str) -> dict[str, tuple[list[int], list[float]]]:

@@ -58,9 +58,8 @@ def measure(
         ValueError: there is no pretrained optimizer, no such release or setting; the ledger is damaged, or has other
             optimizers or tasks for this release.
     """
-    chosen = experiment if settings is None else replace(
-        experiment, settings=tuple(experiment.setting(name) for name in settings)
-    )  # fmt: skip
+    names = [setting.name for setting in experiment.settings] if settings is None else settings
+    chosen = replace(experiment, settings=tuple(experiment.setting(name) for name in names))
     if chosen.pretrained not in pretrained.names():
         raise ValueError(f"experiment: {chosen.name!r} has no optimizer in the package to measure")
     net = pretrained.load_pretrained(chosen.pretrained)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...meta import ProtocolWarning, evaluate
 from ...meta.assignment import check_fits
+from ...meta.progress import note
 from ...networks import trained, writing
 from ...networks.record import attach, record_of
 from ...networks.several import Networks
@@ -72,15 +73,14 @@ def evaluate_experiment(
             begin = time.monotonic()
             tasks = _tasks(experiment, setting, *tests[setting.name], test_episodes, cache, data, str(device), release)
             results[setting.name] = tasks.compared(net, others or {}, progress)
-            _note(f"{setting.name}: {time.monotonic() - begin:.0f} s", progress)
-            _note(comparisons.table(results[setting.name]) + "\n", progress)
+            note(f"{setting.name}: {time.monotonic() - begin:.0f} s", progress)
+            note(comparisons.table(results[setting.name]) + "\n", progress)
         attach(net, {**(record_of(net) or {}), "score": report.scores(results)})
         trained.save(net, out / OPTIMIZER)
         table = report.write_table(experiment, net, results, out / "results.md", release)
         record = out / "results.json"
         content = {name: result.to_json() for name, result in results.items()}
         writing.write_atomically(record, json.dumps(content, indent=None, separators=(",", ":")) + "\n")
-        # The pictures are optimised once more, on a sealed task only where these are open.
         pictures.draw(experiment, results, net, out / "pictures.png")
         return Outcome(results, table, record, report.draw(experiment, results, out / "curves.png"))
 
@@ -103,10 +103,8 @@ def baseline_curves(
         tasks = _tasks(experiment, setting, problem, side_by_side, test_episodes, cache, data)
         for name in setting.baselines:
             found = tasks.searched(name, True)
-            _note(
-                f"{setting.name}: {name}: {found.setup.describe()}, final {found.final:.4g} ({found.trials} trials)",
-                True,
-            )
+            best = f"{found.setup.describe()}, final {found.final:.4g} ({found.trials} trials)"
+            note(f"{setting.name}: {name}: {best}", True)
         if release is None:
             tasks.baselines(True)
 
@@ -295,8 +293,3 @@ class _ShowTrials:
         if self.count % 20 == 0:
             best, rate = self.best
             print(f"{self.about}: {self.count} trials, best so far {best:.4g} at lr {rate:.3g}", file=sys.stderr)
-
-
-def _note(text: str, progress: bool) -> None:
-    if progress:
-        print(text, file=sys.stderr, flush=True)

@@ -20,9 +20,8 @@ from .. import plots
 from ..baselines import Setup
 from ..comparison import LEARNED, Comparison
 from .config import Experiment, Setting, paper_curves
-from .tables import section, sum_from_start
+from .tables import STEPS, section, sum_from_start
 
-_STEPS = (20, 100)
 _VERSION = 2  # of what kept curves are
 _PARTS = ("losses", "by_problem", "errors")
 
@@ -101,7 +100,7 @@ def scores(results: dict[str, Comparison]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, comparison in results.items():
         mean = comparison.losses[LEARNED].mean(0)
-        values = {f"step {t}": mean[t].item() for t in _STEPS if t < comparison.horizon}
+        values = {f"step {t}": mean[t].item() for t in STEPS if t < comparison.horizon}
         values[f"step {comparison.horizon}"] = mean[-1].item()
         values["sum"] = sum_from_start(comparison, LEARNED)[0]
         finite = {key: float(f"{value:.5g}") for key, value in values.items() if math.isfinite(value)}

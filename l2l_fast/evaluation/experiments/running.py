@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 from ...kernels import checks
 from ...meta import MetaTrainer, recipes
 from ...meta.log import TrainingLog
+from ...meta.progress import note
 from ...networks import trained, writing
 from ...networks.lstm import CoordinatewiseLSTM
 from ...networks.record import attach, record_of
@@ -78,7 +78,7 @@ def train(
         net = _train_candidate(experiment, candidate, out / f"candidate{k}", data, episodes, device, progress)
         score, finals = _score(experiment, net, data)
         scores.append({**asdict(candidate), "validation": finals})
-        _note(f"candidate {k} ({candidate}): final validation losses {finals}", progress)
+        note(f"candidate {k} ({candidate}): final validation losses {finals}", progress)
         if best is None or score < best[0]:
             best = score, net
     assert best is not None  # an experiment has candidates
@@ -187,8 +187,3 @@ def _score(experiment: Experiment, net: Networks, data: str | None) -> tuple[flo
         return 0.0, finals
     score = sum(math.log(value) if value > 0 else -math.inf for value in finals.values()) / len(finals)
     return (score if not math.isnan(score) else math.inf), finals
-
-
-def _note(text: str, progress: bool) -> None:
-    if progress:
-        print(text, file=sys.stderr, flush=True)

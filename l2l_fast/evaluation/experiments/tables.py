@@ -8,11 +8,11 @@ import torch
 
 from ...meta.evaluation import interval
 from ...problems.data.mnist import EMBEDDED
-from ..baselines import final_window
+from ..baselines import final_losses, final_window
 from ..comparison import LEARNED, Comparison, data_set, when
 from .config import Setting, paper_curves
 
-_STEPS = (20, 100)
+STEPS = (20, 100)
 
 
 def sum_from_start(comparison: Comparison, name: str) -> tuple[float, float]:
@@ -52,7 +52,7 @@ def _columns(
     """The cells of every column, by optimizer."""
     names = list(comparison.losses)
     summaries = comparison.summaries()
-    steps = sorted({step for step in _STEPS if step < setting.horizon} | {setting.horizon})
+    steps = sorted({step for step in STEPS if step < setting.horizon} | {setting.horizon})
     columns = {"optimizer": {name: comparison.plain_label(name) for name in names}}
     columns["tuned"] = {name: comparison.setting(name) for name in names}
     for step in steps:
@@ -98,7 +98,8 @@ def _verdicts(setting: Setting, comparison: Comparison, paper: dict[str, tuple[l
     several = comparison.over_networks()
     if several is not None:
         mean, width, count = several
-        each = ", ".join(f"{name} {number(_final(losses))}" for name, losses in comparison.others.items())
+        finals = {name: final_losses(losses).mean().item() for name, losses in comparison.others.items()}
+        each = ", ".join(f"{name} {number(value)}" for name, value in finals.items())
         lines.append(
             f"- {count} networks trained alike from other seeds: final loss {number(mean)} ± {number(width)} (95 % "
             f"interval over networks; {each})"
@@ -136,10 +137,6 @@ def _published(
         )
     verdict = "on par" if abs(mean - value) <= half_width else "below" if mean < value else "ABOVE"
     return f"- published {what} {value:.4g}: {verdict} ({number(mean)} ± {number(half_width)})"
-
-
-def _final(losses: torch.Tensor) -> float:
-    return losses[:, -final_window(losses.shape[1] - 1) :].mean().item()
 
 
 def _mean(comparison: Comparison, name: str) -> float:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -77,10 +76,11 @@ class PES(Estimator):
         generator = torch.Generator() if generator is None else generator
         segments = list(protocol.segments())
         delays = [j * len(segments) // self.pairs for j in range(self.pairs)]
-        pairs = [_Pair(task, net, protocol) for _ in delays]
+        pairs = [_Pair(task, net, protocol.horizon) for _ in delays]
         for update in range(len(segments) + delays[-1]):
             at = {j: update - delay for j, delay in enumerate(delays) if 0 <= update - delay < len(segments)}
-            found = [self._of(pairs[j], net, protocol, segments[k], generator) for j, k in at.items()]
+            weights = {j: protocol.weights[slice(*segments[k])] for j, k in at.items()}
+            found = [self._of(pairs[j], net, each, generator) for j, each in weights.items()]
             estimates = [each for each in found if each is not None]
             if estimates:
                 _accumulate(net, torch.stack(estimates).mean(0))
@@ -88,24 +88,19 @@ class PES(Estimator):
         curves = [finite_prefix(m.losses, task.num_problems) for pair in pairs for m in pair.members]
         return [sum(values) / len(values) for values in zip(*(_padded(c, protocol.horizon + 1) for c in curves))]
 
-    def _of(
-        self, pair: _Pair, net: Networks, protocol: Protocol, segment: tuple[int, int], generator: torch.Generator
-    ) -> Tensor | None:
-        """A pair's estimate over its next segment; None if it has none to give (no weight, or it diverged before). One
-        that diverges now gives NaN, so that a trainer counts an update that was left out."""
+    def _of(self, pair: _Pair, net: Networks, weights: Sequence[float], generator: torch.Generator) -> Tensor | None:
+        """A pair's estimate over its next segment, of these weights; None if it has none to give (no weight, or it
+        diverged before). One that diverges now gives NaN, so that a trainer counts an update that was left out."""
         if pair.diverged:
             return None
         centre = torch.nn.utils.parameters_to_vector(_trained(net)).detach()
         eps = self.sigma * torch.randn(centre.shape, generator=generator, dtype=centre.dtype, device="cpu")
         pair.perturbed += eps.double()
         eps = eps.to(centre.device)
-        weights = protocol.weights[segment[0] : segment[1]]
-        plus, minus = (member.advance(centre + sign * eps, weights) for member, sign in zip(pair.members, (1.0, -1.0)))
-        difference = plus - minus
-        pair.diverged = not torch.isfinite(difference).item()
-        if not any(weights):
-            return None
-        return pair.perturbed * (difference.cpu() / (2.0 * self.sigma**2))
+        plus, minus = pair.members
+        difference = (plus.advance(centre + eps, weights) - minus.advance(centre - eps, weights)).item()
+        pair.diverged = not math.isfinite(difference)
+        return pair.perturbed * (difference / (2.0 * self.sigma**2)) if any(weights) else None
 
     def config(self) -> dict[str, Any]:
         """See :meth:`Estimator.config`."""
@@ -139,19 +134,14 @@ class _Member:
         return torch.where(used != 0.0, used * values, 0.0).sum() / self.task.num_problems
 
 
-@dataclass
 class _Pair:
-    task: Task
-    net: Networks
-    protocol: Protocol
-    diverged: bool = False
-    members: tuple[_Member, _Member] = field(init=False)
-    perturbed: Tensor = field(init=False)  # the sum of the perturbations so far, float64
+    """Two copies of the task, and the sum of the perturbations of phi that they have had so far, float64."""
 
-    def __post_init__(self) -> None:
-        self.members = tuple(_Member(self.task, self.net, self.protocol.horizon) for _ in range(2))  # type: ignore
-        count = sum(parameter.numel() for parameter in _trained(self.net))
+    def __init__(self, task: Task, net: Networks, horizon: int) -> None:
+        self.members = _Member(task, net, horizon), _Member(task, net, horizon)
+        count = sum(parameter.numel() for parameter in _trained(net))
         self.perturbed = torch.zeros(count, dtype=torch.float64, device="cpu")
+        self.diverged = False
 
 
 def _trained(net: Networks) -> list[torch.nn.Parameter]:
