@@ -73,7 +73,7 @@ def unrolled_gradient(nets, states, theta0, seen, weights, lrs, decay=0.0, sign=
 
 
 def net_gradient(net) -> Tensor:
-    return torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
+    return torch.cat([each.grad.flatten() for each in net.parameters() if each.grad is not None])
 
 
 def zero_states(net, optimizee):

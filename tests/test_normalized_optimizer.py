@@ -14,8 +14,8 @@ from torch import nn
 
 import l2l_fast as l2l
 from l2l_fast.kernels import operators as ops
-from l2l_fast.kernels import reference
-from l2l_fast.optim.tensor_features import DEFAULT_INPUTS, UNKNOWN_PROGRESS, default_inputs
+from l2l_fast.kernels import normalized, reference
+from l2l_fast.optim.tensor_features import DEFAULT_INPUTS, aligned, default_inputs, kinds_of
 from tests.helpers import assert_close, structured_gradient
 from tests.normalized_helpers import normalized_network
 from tests.segment_helpers import Optimizee, net_gradient, record_run
@@ -43,14 +43,30 @@ def give_gradients(params, t: int, missing: tuple[int, ...] = ()) -> None:
         param.grad = None if k in missing else grad
 
 
-def reference_step(net, param, state, total_steps, sign=1.0):
-    """One step of one parameter by the reference in float64: the new value and the new state."""
-    *_, averages = state
-    inputs = default_inputs([param], [averages.age + 1], total_steps)[0] if net.tensor_inputs else None
-    update, state = reference.lstm_step(
-        sign * param.grad.double(), state, net.phi().detach().double(), net.config, 1, None, inputs
-    )
-    return update, state
+def logical_state(optimizer, net, param):
+    state = optimizer.state_of(param) or net.init_state(param.numel())
+    return state.to(torch.float64).to_logical()
+
+
+def expected_inputs(optimizer, net, params, total_steps, sign=1.0):
+    """Inputs and nominal of the parameters that are about to move, from the optimizer's state, by the reference."""
+    rows, ages, before = [], [], []
+    for param in params:
+        *_, averages = logical_state(optimizer, net, param)
+        sums = normalized.tensor_sums(param, sign * param.grad, averages, net.betas)
+        rows.append(torch.cat([sums, torch.tensor([param.numel()]).double()]))
+        ages.append(averages.age + 1)
+        before.append(float(optimizer.state.get(param, {}).get("lstm_alignment", 0.0)))
+    sums = torch.stack(rows)
+    alignments = aligned(sums, torch.tensor(before).double())
+    inputs = default_inputs(kinds_of(param.shape for param in params), ages, total_steps, sums, alignments)
+    return inputs, net.nominal_of(inputs)
+
+
+def reference_step(net, param, state, inputs, nominal, sign=1.0):
+    """One step of one parameter by the reference in float64: the update and the new state."""
+    phi = net.phi().detach().double()
+    return reference.lstm_step(sign * param.grad.double(), state, phi, net.config, 1, None, inputs, nominal)
 
 
 # ---- steps ----
@@ -66,16 +82,16 @@ def test_steps(dtype, total_steps):
         missing = (2,) if t == 3 else ()
         give_gradients(params, t, missing)
         expected = {}
+        moving = [param for param in params if param.grad is not None]
+        common = iter(zip(*expected_inputs(optimizer, net, moving, total_steps, -1.0), strict=True))
         for k, param in enumerate(params):
             if k not in missing:
-                state = optimizer.state_of(param) or net.init_state(param.numel())
-                logical = state.to(torch.float64).to_logical()
-                update, new = reference_step(net, param, logical, total_steps, -1.0)
+                update, new = reference_step(net, param, logical_state(optimizer, net, param), *next(common), -1.0)
                 value = param.detach().double() * (1 - 0.07) + 0.7 * update
                 expected[k] = value, l2l.State.from_logical(new)
         optimizer.step()
         for k, (value, state) in expected.items():
-            tolerance = {torch.float32: 2e-6, torch.float64: 1e-12}.get(dtype, 4e-3)
+            tolerance = {torch.float32: 2e-6, torch.float64: 1e-7}.get(dtype, 4e-3)  # inputs are float32
             assert_close(params[k], value, tolerance, f"param {k}, step {t}")
             actual = optimizer.state_of(params[k])
             assert actual.age == state.age == t + 1 - (k == 2 and t >= 3)
@@ -85,7 +101,7 @@ def test_steps(dtype, total_steps):
 
 def test_a_new_network_trains_as_adam():
     optimizees = Optimizee(), Optimizee()
-    net = l2l.CoordinatewiseLSTM(8, 2, "normalized", output_scale=3e-3, tensor_inputs=7)
+    net = l2l.CoordinatewiseLSTM(8, 2, "normalized", output_scale=3e-3, tensor_inputs=len(DEFAULT_INPUTS))
     learned = l2l.LearnedOptimizer(optimizees[0].theta, net)
     adam = torch.optim.Adam(optimizees[1].theta, lr=3e-3, betas=(0.9, 0.999), eps=1e-8)
     for t in range(300):
@@ -111,8 +127,8 @@ def test_the_hook_is_asked_for_every_step_of_every_tensor():
         before = [p.detach().clone() for p in params]
         optimizer.step()
         for k, param in enumerate(params):
-            nominal = None if t == 0 else torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5]])
             inputs = torch.tensor([[0.1 * (t + 1), -1.0]])
+            nominal = net.nominal_of(inputs) if t == 0 else torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5]])
             out, _ = ops.step(
                 param.grad, None, states[k], net.phi(), net.config, ages=[t + 1], tensor_inputs=inputs, nominal=nominal
             )
@@ -121,36 +137,6 @@ def test_the_hook_is_asked_for_every_step_of_every_tensor():
 
 
 # ---- inputs per tensor ----
-
-
-def test_default_inputs():
-    params = [torch.full((4, 3, 5), 2.0), torch.zeros(7), torch.tensor(1.0), torch.zeros(0, 3)]
-    x = default_inputs(params, [1, 50, 2000, 3], 100).double()
-    assert x.shape == (4, len(DEFAULT_INPUTS))
-    assert x[:, 0].tolist() == pytest.approx([0.01, 0.5, 1.0, 0.03])
-    assert x[1, 1:4].tolist() == pytest.approx([math.tanh(-0.5), math.tanh(-0.95), math.log(51) / math.log(1e4)])
-    assert x[:, 4].tolist() == pytest.approx([math.log(each + 1e-6) / 3 for each in (2, 0, 1, 0)], rel=1e-6)
-    assert x[:, 5].tolist() == [0, 1, 1, 0]
-    assert x[:, 6].tolist() == pytest.approx([math.log(15) / math.log(1024), 0, 0, 0])
-    assert default_inputs(params, [1] * 4, None)[:, 0].eq(UNKNOWN_PROGRESS).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_mean_squares(dtype):
-    """Of any strides, whatever does not count left out, and the same to the bit for any number of threads."""
-    x = (torch.randn(70_001, dtype=torch.float64) * 3).to(dtype)
-    parts = [x, x[:0], x[:99].view(9, 11).t(), x[1::7], x[3]]
-    spoilt = x.clone()
-    spoilt[[5, 6, 7]] = torch.tensor([math.nan, math.inf, -math.inf]).to(dtype)
-    results = []
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        results.append(ops.mean_squares([*parts, spoilt]))
-    assert all(torch.equal(result, results[0]) for result in results)
-    expected = [p.double().square().mean() if p.numel() else torch.zeros(()).double() for p in parts]
-    expected.append(torch.where(spoilt.isfinite(), spoilt, 0).double().square().mean())
-    assert_close(results[0], torch.stack(expected), 1e-12)
-    assert results[0].dtype == torch.float64
 
 
 def test_a_nan_in_a_parameter_stays_there():
@@ -176,9 +162,10 @@ def test_segment_is_the_unrolled_network(dtype, options):
     asked = {}
 
     def features(param, age, total_steps):
-        inputs = default_inputs([param], [age], total_steps)[0] if net.tensor_inputs else None
+        inputs = torch.linspace(-1, 1, net.tensor_inputs) * math.sin(age) if net.tensor_inputs else None
         nominal = None if age % 2 else torch.tensor([0.1, 0.2, 0.1, 0.3, 0.4]) + 0.01 * age
-        asked[id(param), age] = inputs, nominal
+        own = nominal is None and inputs is not None
+        asked[id(param), age] = inputs, net.nominal_of(inputs.unsqueeze(0))[0] if own else nominal
         return inputs, nominal
 
     optimizer = l2l.LearnedOptimizer(optimizee.theta, net, lr=0.5, total_steps=20, tensor_features=features)

@@ -35,7 +35,7 @@ constexpr Backend kCpu{1, [](const Config&) {}, &cpu_step, &cpu_step_backward, &
 TORCH_LIBRARY_IMPL(l2l_fast, CPU, m) {
   register_backend(m, at::kCPU, kCpu);
   m.impl("_vector_math", &vector_math);
-  m.impl("_mean_squares", &mean_squares);
+  m.impl("_tensor_sums", &tensor_sums);
 }
 
 }  // namespace l2l

@@ -14,7 +14,10 @@ void cpu_segment_backward(const SegmentCall& call);
 void layered_step_backward(const StepBackwardCall& call);
 void layered_segment_backward(const SegmentCall& call);
 
-// The mean squares [tensors], float64, of float32, bfloat16 and float16 tensors.
-at::Tensor mean_squares(at::TensorList tensors);
+// Sums over the coordinates of every tensor [tensors, 5], float64, see tensor_sums in l2l_fast/kernels/normalized.py.
+constexpr int kTensorSums = 5;
+at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorList states, at::IntArrayRef sizes,
+                       c10::string_view preprocess, at::ArrayRef<double> constants, bool maximize,
+                       at::IntArrayRef ages);
 
 }  // namespace l2l

@@ -30,7 +30,8 @@ TORCH_LIBRARY(l2l_fast, m) {
       "-> (Tensor grad_phi, Tensor[] grad_start_states)");
   m.def("_check_apart(Tensor[] params, Tensor[] grads, Tensor[] states) -> ()");
   m.def("_vector_math(str function, Tensor x) -> Tensor");
-  m.def("_mean_squares(Tensor[] tensors) -> Tensor");
+  m.def("_tensor_sums(Tensor[] params, Tensor[] grads, Tensor[] states, " L2L_CONFIG
+        ", bool maximize, SymInt[] ages) -> Tensor");
 }
 
 namespace {
@@ -48,7 +49,7 @@ void refuse_transforms(const c10::OperatorHandle& op, torch::jit::Stack*) {
 TORCH_LIBRARY_IMPL(l2l_fast, CompositeExplicitAutograd, m) { m.impl("_check_apart", &l2l::check_apart); }
 
 TORCH_LIBRARY_IMPL(l2l_fast, FuncTorchDynamicLayerFrontMode, m) {
-  for (const char* name : {"step", "step_backward", "step_", "segment_backward", "_vector_math", "_mean_squares"})
+  for (const char* name : {"step", "step_backward", "step_", "segment_backward", "_vector_math", "_tensor_sums"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_transforms>());
 }
 

@@ -94,6 +94,12 @@ def decide(
     if not steps:
         raise ValueError(f"steps: expected some within 1..{horizon}, got none")
     names_by_network(task, as_networks(net))
+    for member in members(as_networks(net)).values():
+        if member.tensor_inputs:
+            raise ValueError(
+                "net: a network with inputs per tensor decides for a tensor as a whole, so that a single coordinate's "
+                f"gradients do not tell what it does; expected tensor_inputs=0, got {member.tensor_inputs}"
+            )
     sizes = {name: value.numel() for name, value in Theta(task).parameters.items()}
     count = min(2, sum(sizes.values())) if coordinates is None else checks.as_int(coordinates)
     if count is None:
@@ -134,7 +140,7 @@ def _trajectory(net: Networks, task: Task, horizon: int) -> tuple[dict[str, Tens
     """All gradients ``[horizon, numel]`` by parameter, and how far every coordinate went."""
     theta = Theta(task)
     parameters = theta.parameters
-    optimizer = LearnedOptimizer(optimizer_groups(task, net))
+    optimizer = LearnedOptimizer(optimizer_groups(task, net, horizon))
     start = {name: value.detach().clone() for name, value in parameters.items()}
     history: dict[str, list[Tensor]] = {name: [] for name in parameters}
     for _ in rollout(theta, optimizer, horizon):

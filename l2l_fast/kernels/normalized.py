@@ -47,6 +47,29 @@ GAIN_BOUNDS = (-8.0, 3.0)
 EPS = 1e-8  # of Adam
 NOMINAL = (0.0, 0.0, 0.0, 0.0, 0.5)
 """gain, mu, nu, lam, correction: what a tensor is given where nothing else is said."""
+# Of gain (bounded with the head's), mu, nu and lam where they are learned: n stays near what Adam and its kin do.
+NOMINAL_BOUNDS = ((-math.inf, math.inf), (-0.8, 1.0), (-0.8, 0.8), (-0.5, 1.0))
+
+
+def default_nominal(tensors: int, device: torch.device) -> Tensor:
+    """``NOMINAL`` for each, float32 ``[tensors, 5]``."""
+    return torch.tensor(NOMINAL, dtype=torch.float32, device=device).expand(tensors, -1)
+
+
+def nominal_of(weight: Tensor, inputs: Tensor) -> Tensor:
+    """``nominal`` ``[..., 5]`` of tensors as a network with inputs per tensor makes it: gain, mu, nu and lam, each within its
+    bounds, are linear in them, and correction is 0.5 exp(gain), gain in its bounds. float32, detached.
+
+    Args:
+        weight: ``[..., 4, tensor_inputs]``; where it is zero the result is ``NOMINAL``.
+        inputs: ``[..., tensor_inputs]``.
+    """
+    # Not a matrix product, whose order of summation may depend on threads and on the number of tensors.
+    rows = (weight.detach().double() * inputs.detach().double().unsqueeze(-2)).sum(-1)
+    low, high = torch.tensor(NOMINAL_BOUNDS, dtype=torch.float64, device=rows.device).unbind(1)
+    # A step that shrinks must shrink as a whole.
+    correction = NOMINAL[4] * rows[..., :1].clamp(*GAIN_BOUNDS).exp()
+    return torch.cat([torch.minimum(torch.maximum(rows, low), high), correction], dim=-1).float()
 
 
 def advance(grad: Tensor, averages: Averages, betas: Sequence[float]) -> Averages:
@@ -89,6 +112,26 @@ def direction(grad: Tensor, averages: Averages, betas: Sequence[float], nominal:
     u0, u1, u2 = (value / (r2 + EPS) for value in (_constant(grad), m1, m2))
     n = -(u1 + mu * (u2 - u1) + nu * (u0 - u1)) * torch.exp(-lam * _log_ratio(r1, r2))
     return n.clamp(-DIRECTION_BOUND, DIRECTION_BOUND).to(grad.dtype)
+
+
+def tensor_sums(param: Tensor, grad: Tensor, averages: Averages, betas: Sequence[float]) -> Tensor:
+    """Sums over the coordinates of a tensor before a step, ``[5]``, float64: of theta^2, g^2, q^2 with the gradient
+    that the step is given in it, d^2 and g d, where d = m1^ / (r2^ + eps) is the direction, uphill, that Adam took in
+    the step before; in the first step it is 0. ``averages`` are those before the step. What is not finite counts as 0:
+    one bad coordinate must not reach the others through their tensor."""
+    theta, g = (each.detach().reshape(-1).double() for each in (param, grad))
+    d = q = torch.zeros_like(g)
+    if averages.age:
+        m1, _, _, r2 = _hats(averages, betas)
+        d, q = m1 / (r2 + EPS), averages.rows[:, 2].double()
+    products = torch.stack([theta * theta, g * g, q * q, d * d, g * d])
+    products = torch.where(products.isfinite(), products, 0.0)
+    # Of one length for all threads to share, on the CPU: its sums depend on how many there are.
+    parts = products.split(1 << 14 if products.is_cpu else max(products.shape[1], 1), dim=1)
+    sums = torch.stack([part.sum(1) for part in parts]).sum(0)
+    rest = -math.expm1((averages.age + 1) * math.log(betas[2]))
+    squares = (betas[2] * sums[2] + (1 - betas[2]) * sums[1]) / rest
+    return torch.cat([sums[:2], squares.unsqueeze(0), sums[3:]])
 
 
 def update(read_out: Tensor, n: Tensor, nominal: Tensor, output_scale: float) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import _C as _C  # loading the extension registers the operators
-from . import reference
+from . import normalized, reference
 from .config import Config
 from .state import State
 
@@ -265,19 +265,29 @@ def vector_math(function: str, x: Tensor) -> Tensor:
     return torch.ops.l2l_fast._vector_math(function, x)
 
 
-def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """The mean square of each of some tensors of one device ``[tensors]``, float64, on that device; of none of its
-    coordinates it is 0, and one that is not finite counts as 0. On the CPU the same for any number of threads."""
-    if all(tensor.is_cpu and tensor.dtype in KERNEL_DTYPES for tensor in tensors):
-        return torch.ops.l2l_fast._mean_squares(list(tensors))
-    return torch.stack([_mean_square(tensor.detach().reshape(-1)) for tensor in tensors])
+def tensor_sums(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Sequence[Tensor],
+    config: Config,
+    maximize: bool,
+    ages: Sequence[int],
+) -> Tensor:
+    """What :func:`l2l_fast.kernels.normalized.tensor_sums` gives of every tensor of a step that :func:`step_` takes
+    next: ``[tensors, 5]``, float64, on their device. On the CPU the same for any number of threads.
 
-
-def _mean_square(flat: Tensor) -> Tensor:
-    # In parts that no thread shares with another, on the CPU.
-    part = 1 << 14 if flat.is_cpu else max(flat.numel(), 1)
-    sums = [torch.where(x.isfinite(), x, 0.0).double().square().sum() for x in flat.split(part)]
-    return torch.stack(sums).sum() / max(flat.numel(), 1)
+    Args:
+        states: as for :func:`step_`; float64 ones, and those on other devices, go through plain PyTorch.
+        ages: of every tensor in the step, 1 in its first.
+    """
+    if all(state.is_cpu and state.dtype is torch.float32 for state in states):
+        return torch.ops.l2l_fast._tensor_sums(params, grads, states, *config.arguments, maximize, ages)
+    rows = []
+    for param, grad, state, age in zip(params, grads, states, ages, strict=True):
+        sizes = (param.numel(), config.hidden_size, config.num_layers, config.averages, age - 1)
+        averages = State(state, *sizes).to_logical()[-1]
+        rows.append(normalized.tensor_sums(param, -grad if maximize else grad, averages, config.betas or ()))
+    return torch.stack(rows)
 
 
 # ---- fake kernels: shapes and dtypes for torch.compile, export and the meta device ----
@@ -390,9 +400,9 @@ def _(function: str, x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("l2l_fast::_mean_squares")
-def _(tensors: list[Tensor]) -> Tensor:
-    return torch.empty(len(tensors), dtype=torch.float64, device=tensors[0].device)
+@torch.library.register_fake("l2l_fast::_tensor_sums")
+def _(params: list[Tensor], *others: Any) -> Tensor:
+    return torch.empty(len(params), 5, dtype=torch.float64, device=params[0].device)
 
 
 # ---- autograd formulas ----

@@ -47,9 +47,9 @@ def check_fits(net: Networks, problem: Problem, device: torch.device | str | Non
     return task
 
 
-def optimizer_groups(task: Task, net: Networks) -> list[dict[str, Any]]:
+def optimizer_groups(task: Task, net: Networks, total_steps: int | None = None) -> list[dict[str, Any]]:
     """Parameter groups for :class:`l2l_fast.LearnedOptimizer`; where coordinates communicate, those of the task's
-    independent problems do not."""
+    independent problems do not. Networks with inputs per tensor are told of ``total_steps``."""
     parameters = dict(task.named_parameters())
     networks = members(net)
     return [
@@ -57,6 +57,7 @@ def optimizer_groups(task: Task, net: Networks) -> list[dict[str, Any]]:
             "params": [parameters[name] for name in names],
             "network": networks[key],
             "num_problems": task.num_problems if networks[key].communicates else 1,
+            "total_steps": total_steps,
         }
         for key, names in names_by_network(task, net).items()
         if names

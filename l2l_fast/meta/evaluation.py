@@ -60,7 +60,7 @@ def evaluate(
 
 def _episode(net: Networks, task: Task, horizon: int, on_end: Callable[[Task], None] | None = None) -> list[float]:
     theta = Theta(task)
-    optimizer = LearnedOptimizer(optimizer_groups(task, net))
+    optimizer = LearnedOptimizer(optimizer_groups(task, net, horizon))
     losses = [*rollout(theta, optimizer, horizon), theta.value()]
     curve = finite_prefix(losses, task.num_problems)
     if on_end is not None and math.isfinite(curve[-1]):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 from torch.autograd import forward_ad
 
-from ..kernels import checks, operators, reference
+from ..kernels import checks, normalized, operators, reference
 from ..kernels.renamed import takes_groups
 from ..kernels.state import State
 from . import effective, files
@@ -52,7 +52,9 @@ class CoordinatewiseLSTM(nn.Module):
     Parameters, named as in :class:`torch.nn.LSTM` (gate rows i, f, g, o; one bias per layer): ``weight_ih_l{k}``
     [4H, in], ``weight_hh_l{k}`` [4H, H], ``bias_l{k}`` [4H], and the read-out ``weight_out`` [num_outputs, H],
     ``bias_out`` [num_outputs] (of a normalized network two rows, gain and correction, at first zero); with
-    tensor_inputs also ``weight_tensor`` [4H, tensor_inputs], a part of the first layer's bias.
+    tensor_inputs also ``weight_tensor`` [4H, tensor_inputs], a part of the first layer's bias, and ``weight_nominal``
+    [4, tensor_inputs], at first zero, which makes ``nominal`` of them (:meth:`nominal_of`): no meta-gradient goes through
+    that, so it is trained by evolution strategies (``estimator="pes"``).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or a normalized network with gac_cells,
@@ -96,7 +98,12 @@ class CoordinatewiseLSTM(nn.Module):
             shape = (4 * hidden, self.tensor_inputs)
             self.weight_tensor = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             names.append("weight_tensor")
-        self._names = tuple(names)  # in the order of phi
+            # Beside phi: it acts through nominal, which counts as a constant, so no meta-gradient reaches it.
+            shape = (len(normalized.NOMINAL_BOUNDS), self.tensor_inputs)
+            self.weight_nominal = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            names.append("weight_nominal")
+        self._names = tuple(names)
+        self._in_phi = self._names[:-1] if self.tensor_inputs else self._names  # in its order
         self.reset_parameters()
 
     @property
@@ -177,6 +184,7 @@ class CoordinatewiseLSTM(nn.Module):
         if self.tensor_inputs:
             std = 1.0 / math.sqrt(self.tensor_inputs + hidden)
             nn.init.trunc_normal_(self.weight_tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
+            nn.init.zeros_(self.weight_nominal)
 
     def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         names = ("weight_ih_l", "weight_hh_l", "bias_l")
@@ -185,8 +193,15 @@ class CoordinatewiseLSTM(nn.Module):
     def phi(self) -> Tensor:
         """All parameters as one flat vector ``[P]``, differentiable, in the order the operators expect."""
         own = self._parameters  # one dictionary look-up; a parametrized one is no longer there
-        parts = [own[name] if name in own else effective.weight(self, name) for name in self._names]
+        parts = [own[name] if name in own else effective.weight(self, name) for name in self._in_phi]
         return _flatten_dense_tensors(parts)  # torch.cat of flat views, in one call
+
+    def nominal_of(self, tensor_inputs: Tensor) -> Tensor:
+        """``nominal`` of tensors with these inputs ``[tensors, tensor_inputs]``: what ``weight_nominal`` makes of them,
+        see :func:`l2l_fast.kernels.normalized.nominal_of`. Of a network without such inputs ValueError."""
+        if not self.tensor_inputs:
+            raise ValueError("tensor_inputs: the network has none")
+        return normalized.nominal_of(effective.weight(self, "weight_nominal"), tensor_inputs)
 
     def init_state(
         self, numel: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
@@ -249,7 +264,8 @@ class CoordinatewiseLSTM(nn.Module):
                 :func:`l2l_fast.reference.join`.
             extra: ``[extra_inputs, *grad.shape]``, float32 (float64 beside a float64 grad or state); None without.
             tensor_inputs: of a network with tensor_inputs, so many numbers; None without.
-            nominal: of a normalized network, five numbers: gain, mu, nu, lam, correction; default 0, 0, 0, 0, 0.5.
+            nominal: of a normalized network, five numbers: gain, mu, nu, lam, correction; default: what it makes of its
+                tensor_inputs; without them 0, 0, 0, 0, 0.5.
 
         Returns:
             update, of grad's shape and dtype, and the new state. ``theta + update`` is the next iterate. With several
@@ -288,6 +304,8 @@ class CoordinatewiseLSTM(nn.Module):
             for value in (tensor_inputs, nominal)
         ]
         reference.check_common(self.config, num_problems, *common)
+        if self.tensor_inputs and common[1] is None:
+            common[1] = self.nominal_of(common[0].unsqueeze(0))[0].to(common[0].dtype)  # type: ignore[union-attr]
         if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
             update, logical = reference.step(self, grad, state.to_logical(), num_problems, extra, *common)
             return update, State.from_logical(logical)

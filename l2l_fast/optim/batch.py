@@ -20,8 +20,9 @@ from ..networks.memory import Memory
 from . import joint
 from .checks import check_devices, check_plain, check_total_steps, number, truth
 from .joint import Reduce
-from .state import NUMEL_KEY, STATE_KEY, age_of, tiles_of
-from .tensor_features import Common, TensorFeatures, common_of
+from .state import NUMEL_KEY, STATE_KEY, age_of, alignment_of, tiles_of
+from .tensor_features import Common, TensorFeatures, aligned, common_of, needs_sums
+from .tensor_sums import sums_of
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -52,6 +53,11 @@ class Batch(NamedTuple):
     reduce: Reduce | None = None
     common: Common = Common()  # of the fused tensors
     exact_common: Common = Common()
+    alignments: tuple[Tensor, ...] = ()  # of the fused, then the exact tensors, after the step
+
+    def moving(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(parameter, gradient, state) of all tensors, the fused ones first."""
+        return [*zip(self.params, self.grads, self.states, strict=True), *self.exact]
 
     def exact_steps(self) -> list[tuple[list[tuple[Tensor, Tensor, Tensor]], Common]]:
         """The exact tensors (there are some), those that step together in one list, and what they have in common."""
@@ -63,8 +69,8 @@ class Batch(NamedTuple):
         """The parameters with averages, and their ages after the step."""
         if not self.config.averages:
             return []
-        moving = [*self.params, *(param for param, _, _ in self.exact)]
-        return list(zip(moving, [*self.common.ages, *self.exact_common.ages]))
+        params = (param for param, _, _ in self.moving())
+        return list(zip(params, [*self.common.ages, *self.exact_common.ages]))
 
 
 def gather(
@@ -126,23 +132,34 @@ def gather(
             states.append(tiles)
         else:
             batch.exact.append((param, grad, tiles))
-    return _with_common(group, batch, state, tensor_features) if config.averages else batch
+    return _with_common(group, batch, state, reduce, tensor_features) if config.averages else batch
 
 
 def _with_common(
     group: Mapping[str, Any],
     batch: Batch,
     state: Mapping[Tensor, Mapping[str, Any]],
+    reduce: Reduce | None,
     tensor_features: TensorFeatures | None,
 ) -> Batch:
     """The batch with what a network with averages has to know of every tensor."""
     total_steps = check_total_steps(group["total_steps"])
-
-    def common(params: Sequence[Tensor]) -> Common:
-        ages = [age_of(state.get(param, _EMPTY), batch.config) + 1 for param in params]
-        return common_of(params, ages, batch.config, total_steps, tensor_features)
-
-    return batch._replace(common=common(batch.params), exact_common=common([param for param, _, _ in batch.exact]))
+    moving = batch.moving()
+    params = [param for param, _, _ in moving]
+    ages = [age_of(state.get(param, _EMPTY), batch.config) + 1 for param in params]
+    sums = alignments = None
+    if needs_sums(batch.network, tensor_features):
+        sums = sums_of(group["params"], moving, batch.config, batch.maximize, ages, reduce)
+    if sums is not None and params:
+        before = [alignment_of(state.get(param, _EMPTY), param) for param in params]
+        alignments = aligned(sums, torch.stack(before))
+        batch = batch._replace(alignments=alignments.unbind())
+    common = common_of(params, ages, batch.network, total_steps, tensor_features, sums, alignments)
+    if not batch.exact:
+        return batch._replace(common=common)
+    fused = len(batch.params)
+    parts = common.of(range(fused)) if fused else Common(), common.of(range(fused, len(params)))
+    return batch._replace(common=parts[0], exact_common=parts[1])
 
 
 def _with_others(

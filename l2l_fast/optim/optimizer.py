@@ -24,7 +24,7 @@ from .registry import Registry, check_network, take_in_renamed
 from .segment import Segment
 from .segment_checks import check_recordable
 from .segment_sampling import Sampling
-from .state import AGE_KEY, NUMEL_KEY, STATE_KEY, age_of, as_state, is_live, modernized, tiles_of
+from .state import AGE_KEY, ALIGNMENT_KEY, NUMEL_KEY, STATE_KEY, age_of, as_state, is_live, modernized, tiles_of
 from .tensor_features import TensorFeatures
 
 # What load_state_dict leaves alone and pickles keep; those of earlier releases may lack it.
@@ -249,8 +249,11 @@ class LearnedOptimizer(Optimizer):
     def _keep(self, batch: Batch, steps: int = 1) -> None:
         # Only once the kernel has taken them: a step that is refused leaves the state as it was, too.
         self._begun = True
-        for param, age in batch.ages():
+        for k, (param, age) in enumerate(batch.ages()):
             self.state[param][AGE_KEY] = age - 1 + steps
+            if batch.alignments:
+                after = batch.alignments[k]
+                self.state[param][ALIGNMENT_KEY] = after.clone() if steps else torch.zeros_like(after)
         for param, tiles in batch.fresh:
             self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: param.numel()})
         batch.fresh.clear()

@@ -66,7 +66,7 @@ class Segment:
         started: list[tuple[Tensor, Tensor, Config, int]] = []
         for group, batch in batches:
             check_recordable("step, with a segment open", batch.network, batch.reduce, self.sampling)
-            moving = [*zip(batch.params, batch.grads, batch.states, strict=True), *batch.exact]
+            moving = batch.moving()
             tape = self.tapes.get(id(group))
             if tape is not None and tape.network is not batch.network:
                 raise RuntimeError("step: a group's network was replaced during the segment")

@@ -5,7 +5,7 @@ they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_f
 beside it. In a checkpoint it is of the parameter's shape and one more dimension with the numbers of a coordinate: h and
 c of the first layer, h and c of the second, ..., then the moving averages, if the network has some; independent of
 tiles, device and threads, and sharded as the parameter is. With averages, the steps that they are of are beside it, as
-``"lstm_age"``. Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved
+``"lstm_age"``; with inputs per tensor, ``"lstm_alignment"``. Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved
 form is understood there, too. With a memory, what it holds is beside the state of the group's first parameter, under
 the names of ``Memory.KEYS``. Everything else in an entry belongs to others (wrappers keep counters and copies there)
 and is neither read nor lost.
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.checks import as_int
+from ..kernels.checks import as_float, as_int
 from ..kernels.config import Config
 from ..kernels.state import TILE, Averages, State, num_tiles
 from ..networks.memory import Memory, as_digits, from_digits
@@ -30,6 +30,8 @@ STATE_KEY = "lstm_state"
 NUMEL_KEY = "numel"
 # Live an int; saved in the digits of a memory's count, which survive a conversion to the parameter's dtype.
 AGE_KEY = "lstm_age"
+# Of networks with inputs per tensor, a scalar on the parameter's device: see tensor_features.aligned.
+ALIGNMENT_KEY = "lstm_alignment"
 
 
 def as_state(tiles: Tensor, numel: int, config: Config, age: int = 0) -> State:
@@ -50,6 +52,23 @@ def age_of(entry: Mapping[str, Any], config: Config) -> int:
     if age is None or age < 0:
         raise ValueError(f"state: expected a number of steps >= 0 as {AGE_KEY!r} beside {STATE_KEY!r}, got {value!r}")
     return age
+
+
+def alignment_of(entry: Mapping[str, Any], param: Tensor) -> Tensor:
+    """The alignment in an entry, float64, on the device of ``param``; 0 where there is none.
+
+    Raises:
+        ValueError: it is something else than a number.
+    """
+    value = entry.get(ALIGNMENT_KEY)
+    if type(value) is Tensor and value.dtype is torch.float64 and value.dim() == 0 and value.device == param.device:
+        return value
+    number = 0.0 if value is None else value
+    if isinstance(number, Tensor) and number.numel() == 1 and number.is_floating_point():
+        return number.detach().reshape(()).to(param.device, torch.float64)
+    if as_float(number) is None or isinstance(number, Tensor):
+        raise ValueError(f"state: expected a number as {ALIGNMENT_KEY!r} beside {STATE_KEY!r}, got {value!r}")
+    return torch.tensor(float(number), dtype=torch.float64, device=param.device)
 
 
 def tiles_of(entry: Mapping[str, Any], param: Tensor, config: Config, dtype: torch.dtype) -> Tensor | None:
@@ -121,6 +140,8 @@ def pack_entry(entry: Any, param: Tensor) -> Any:
     for key, value in entry.items():
         if key == STATE_KEY and live:
             packed[key] = to_saved(value, param)
+        elif key == ALIGNMENT_KEY and isinstance(value, Tensor):
+            packed[key] = value.detach().clone()
         elif key == AGE_KEY and as_int(value) is not None:
             packed[key] = as_digits(value)
         elif key in Memory.KEYS and isinstance(value, Tensor):
@@ -136,6 +157,7 @@ def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: Config, has_me
     the group had before."""
     own = {STATE_KEY, *(Memory.KEYS if has_memory else ()), *((NUMEL_KEY,) if is_live(entry) else ())}
     own |= {AGE_KEY} if config.averages else set()
+    own |= {ALIGNMENT_KEY} if config.tensor_inputs else set()
     unpacked = {key: copy.deepcopy(value) for key, value in entry.items() if key not in own}
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     tiles = tiles_of(entry, param, config, dtype)
@@ -144,6 +166,8 @@ def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: Config, has_me
         unpacked[NUMEL_KEY] = param.numel()
         if config.averages:
             unpacked[AGE_KEY] = age_of(entry, config)
+        if config.tensor_inputs:
+            unpacked[ALIGNMENT_KEY] = alignment_of(entry, param).clone()
     return unpacked
 
 

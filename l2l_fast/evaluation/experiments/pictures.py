@@ -54,7 +54,7 @@ def _pictures(setting: Setting, comparison: Comparison, net: Networks) -> dict[s
     for end in ends:
         assert isinstance(end, NeuralArtTask)
         _title(found, comparison.label(best), (end.picture(), losses[0, -1].item()))
-    _title(found, "learned LSTM", _optimised(task, LearnedOptimizer(optimizer_groups(task, net)), setting.horizon))
+    _title(found, "learned LSTM", _optimised(task, LearnedOptimizer(optimizer_groups(task, net, setting.horizon)), setting.horizon))
     return found
 
 

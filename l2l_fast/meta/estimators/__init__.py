@@ -5,6 +5,7 @@ from __future__ import annotations
 from .autograd import AutogradBPTT
 from .base import Estimator, MetaLoss, MetaStep, SegmentTrace, weighted_sum
 from .choice import choose, saved
+from .evolution import Evolution
 from .fused import FusedBPTT
 from .pes import PES
 
@@ -12,6 +13,7 @@ __all__ = [
     "PES",
     "AutogradBPTT",
     "Estimator",
+    "Evolution",
     "FusedBPTT",
     "MetaLoss",
     "MetaStep",

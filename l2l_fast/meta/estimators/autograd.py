@@ -54,7 +54,7 @@ class AutogradBPTT(Estimator):
         place = Theta(task)
         dtypes = {name: parameter.dtype for name, parameter in place.parameters.items()}
         theta = {name: as_theta(parameter) for name, parameter in place.parameters.items()}
-        steppers = walkers(task, net, theta)
+        steppers = walkers(task, net, theta, protocol.horizon)
         loss = place.evaluate()
         theta = with_edits(theta, place.parameters)
         grads = place.grads()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,12 @@ from ...kernels import checks
 from ...networks.several import Networks, members
 from .autograd import AutogradBPTT
 from .base import Estimator
+from .evolution import Evolution
 from .fused import FusedBPTT
 from .pes import PES
 
-NAMES = ("bptt", "pes")
+_BY_NAME: dict[str, type[Estimator]] = {"pes": PES, "evolution": Evolution}
+NAMES = ("bptt", *_BY_NAME)
 
 
 def choose(
@@ -37,12 +40,12 @@ def choose(
         raise ValueError(f"coordinate_fraction: expected a number between 0 and 1, got {coordinate_fraction}")
     if fraction == 0.0:
         raise ValueError("coordinate_fraction: expected a number above 0, got 0")
-    if isinstance(estimator, Estimator) or checks.one_of("estimator", estimator, NAMES) == "pes":
+    if isinstance(estimator, Estimator) or checks.one_of("estimator", estimator, NAMES) != "bptt":
         options = {"autograd": autograd, "second_derivatives": second_derivatives, "meta_loss": meta_loss is not None}
         given = [name for name, value in {**options, "coordinate_fraction": fraction < 1.0}.items() if value]
         if given:
             raise ValueError(f"{given[0]}: is of back-propagation, expected estimator='bptt', got {estimator!r}")
-        return PES() if isinstance(estimator, str) else estimator
+        return _BY_NAME[estimator]() if isinstance(estimator, str) else estimator
     networks = members(net).values()
     with_memory = any(member.has_memory for member in networks)
     unrolled = autograd or second_derivatives or meta_loss is not None or with_memory
@@ -55,6 +58,8 @@ def choose(
 
 def saved(protocol: Mapping[str, Any]) -> str | Estimator:
     """The argument ``estimator`` of a run whose checkpoint has this protocol."""
-    if protocol.get("estimator", "bptt") == "bptt":
+    name = protocol.get("estimator", "bptt")
+    if name == "bptt":
         return "bptt"
-    return PES(protocol["pairs"], protocol["sigma"])
+    kind = _BY_NAME[name]
+    return kind(**{option: protocol[option] for option in inspect.signature(kind).parameters})

@@ -40,7 +40,7 @@ class FusedBPTT(Estimator):
     ) -> list[float]:
         """See :meth:`Estimator.episode`."""
         theta = Theta(task)
-        optimizer = LearnedOptimizer(optimizer_groups(task, net))
+        optimizer = LearnedOptimizer(optimizer_groups(task, net, protocol.horizon))
         sampling = None
         if self.coordinate_fraction < 1.0:
             sampling = Sampling(self.coordinate_fraction, torch.Generator() if generator is None else generator)

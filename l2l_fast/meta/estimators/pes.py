@@ -117,7 +117,7 @@ class _Member:
     def __init__(self, task: Task, net: Networks, horizon: int) -> None:
         self.task, self.net = _copied(task), copy.deepcopy(net)
         theta = Theta(self.task)
-        optimizer = LearnedOptimizer(optimizer_groups(self.task, self.net))
+        optimizer = LearnedOptimizer(optimizer_groups(self.task, self.net, horizon))
         # f is evaluated at theta_horizon, too; the step from there is never taken.
         self.way: Iterator[Tensor] = rollout(theta, optimizer, horizon + 1)
         self.losses = [next(self.way)]

@@ -13,6 +13,8 @@ from ...kernels.state import State
 from ...networks.lstm import CoordinatewiseLSTM
 from ...networks.memory import Memory
 from ...networks.several import Networks, members
+from ...optim.tensor_features import aligned, default_inputs, kinds_of
+from ...optim.tensor_sums import sums_of
 from ...problems import Task
 from ..assignment import names_by_network
 
@@ -75,8 +77,9 @@ class Walker(Protocol):
         """Cut the state off from the graph, at the start of a segment."""
 
 
-def walkers(task: Task, net: Networks, theta: Theta) -> list[Walker]:
-    """One walker per network, at the zero state, for the parameters that the task assigns to it."""
+def walkers(task: Task, net: Networks, theta: Theta, total_steps: int | None = None) -> list[Walker]:
+    """One walker per network, at the zero state, for the parameters that the task assigns to it. ``total_steps``: what
+    networks with inputs per tensor are told."""
     result: list[Walker] = []
     for key, names in names_by_network(task, net).items():
         if not names:
@@ -86,25 +89,38 @@ def walkers(task: Task, net: Networks, theta: Theta) -> list[Walker]:
         if network.communicates:
             result.append(JointWalker(network, part, task.num_problems))
         else:
-            result.append(SeparateWalker(network, part))
+            result.append(SeparateWalker(network, part, total_steps))
     return result
 
 
 class SeparateWalker:
     """Every tensor by itself."""
 
-    def __init__(self, network: CoordinatewiseLSTM, theta: Theta) -> None:
-        self.network = network
+    def __init__(self, network: CoordinatewiseLSTM, theta: Theta, total_steps: int | None = None) -> None:
+        self.network, self.total_steps = network, total_steps
         self.states = {name: _zero_state(network, value) for name, value in theta.items()}
+        self.alignments = {name: torch.zeros((), dtype=torch.float64, device=each.device) for name, each in theta.items()}
 
     def step(self, theta: Theta, grads: Gradients) -> Theta:
+        given = {name: grad.to(theta[name].dtype) for name, grad in grads.items() if name in self.states and grad is not None}
+        inputs = self._inputs(theta, given) if self.network.tensor_inputs and given else {}
         moved = {}
-        for name, state in self.states.items():
-            grad = grads[name]
-            if grad is not None:
-                update, self.states[name], _ = self.network.step_with(grad.to(theta[name].dtype), state)
-                moved[name] = theta[name] + update
+        for name, grad in given.items():
+            update, self.states[name] = self.network(grad, self.states[name], tensor_inputs=inputs.get(name))
+            moved[name] = theta[name] + update
         return moved
+
+    @torch.no_grad()
+    def _inputs(self, theta: Theta, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the optimizer tells such a network of these tensors, by name."""
+        config, states = self.network.config, [self.states[name] for name in grads]
+        parts = [(theta[name].detach(), grad.detach(), s.data.detach()) for (name, grad), s in zip(grads.items(), states)]
+        ages = [state.age + 1 for state in states]
+        sums = sums_of([param for param, _, _ in parts], parts, config, False, ages, None)
+        alignments = aligned(sums, torch.stack([self.alignments[name] for name in grads]))
+        self.alignments.update(zip(grads, alignments))
+        kinds = kinds_of([grad.shape for grad in grads.values()])
+        return dict(zip(grads, default_inputs(kinds, ages, self.total_steps, sums, alignments)))
 
     def detach(self) -> None:
         self.states = {name: state.detach() for name, state in self.states.items()}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..base import Task
 from .draws import Draw
+from .layers import Theta
 from .optimizee import Batch, Optimizee
 
 RESCALINGS = ("none", "global", "tensor", "coordinate")
@@ -73,7 +74,12 @@ class ZooTask(Task):
 
     def losses_on(self, batch: Batch) -> Tensor:
         """The K losses ``[K]`` on a minibatch of :meth:`minibatch`."""
-        return self._net.losses(self.theta(), batch) * self.loss_scales
+        return self.losses_of({name: getattr(self, name) for name in self._names}, batch) * self.loss_scales
+
+    def losses_of(self, parameters: Theta, batch: Batch) -> Tensor:
+        """The losses, in f's own units, of other parameters than the task's, by name and in z's units; of one problem
+        for any number of copies of it, ``[copies, ...]``."""
+        return self._net.losses(self._in_units(parameters), batch)
 
     def minibatch(self) -> Batch:
         """The next minibatch of every problem; all tensors lead with K. Floats have theta's dtype."""
@@ -85,9 +91,12 @@ class ZooTask(Task):
 
     def theta(self) -> dict[str, Tensor]:
         """The parameters in f's own units, c * z, by name."""
+        return self._in_units({name: getattr(self, name) for name in self._names})
+
+    def _in_units(self, parameters: Theta) -> Theta:
         if self.rescaling == "none":
-            return {name: getattr(self, name) for name in self._names}
-        return {name: getattr(self, name) * getattr(self, _factor(name)) for name in self._names}
+            return parameters
+        return {name: value * getattr(self, _factor(name)) for name, value in parameters.items()}
 
     @property
     def coordinates(self) -> int:

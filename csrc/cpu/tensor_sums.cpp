@@ -1,0 +1,108 @@
+// What networks with inputs per tensor are told of its coordinates as a whole: sums over each tensor of a list.
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
+#include "../ops/arguments.h"
+#include "backend.h"
+#include "strided.h"
+#include "tiles.h"
+
+namespace l2l {
+namespace {
+
+// One for every lane of a tile, so that the loops over lanes need no order of their own.
+struct Sums {
+  double of[kTensorSums][kTile] = {};
+
+  void add(int which, const float* a, const float* b) {
+    for (int i = 0; i < kTile; i++) {
+      const double product = static_cast<double>(a[i]) * b[i];
+      // What is not finite counts as zero: one bad coordinate must not reach the others through their tensor.
+      of[which][i] += product - product == 0.0 ? product : 0.0;
+    }
+  }
+};
+
+struct Averaged {
+  const float* tile;  // m1, m2, r1, r2 of 64 coordinates
+  Correction correction;
+};
+
+void direction(const Averaged& a, float (&q)[kTile], float (&d)[kTile]) {
+  for (int i = 0; i < kTile; i++) {
+    q[i] = a.tile[2 * kTile + i];
+    d[i] = a.tile[i] * a.correction.of[0] / (a.tile[3 * kTile + i] * a.correction.of[3] + kAdamEps);
+  }
+}
+
+}  // namespace
+
+// Of 64 fixed slices that are added in order: the same for any number of threads.
+at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorList states, at::IntArrayRef sizes,
+                       c10::string_view preprocess, at::ArrayRef<double> constants, bool maximize,
+                       at::IntArrayRef ages) {
+  const Config config = make_config({sizes, {preprocess.data(), preprocess.size()}, constants});
+  const size_t count = params.size();
+  TORCH_CHECK_VALUE(config.averages() > 0, "preprocess: expected 'normalized', got '", preprocess, "'");
+  TORCH_CHECK_VALUE(grads.size() == count && states.size() == count && ages.size() == count, "params: expected as many ",
+                    "grads, states and ages, got ", count, ", ", grads.size(), ", ", states.size(), " and ",
+                    ages.size());
+  for (size_t k = 0; k < count; k++) {
+    const auto index = static_cast<int64_t>(k);
+    check_coordinates(params[k], "params", index);
+    check_coordinates(grads[k], "grads", index);
+    TORCH_CHECK_VALUE(grads[k].sizes() == params[k].sizes(), "grads[", k, "]: expected shape ", params[k].sizes(),
+                      ", got ", grads[k].sizes());
+    const bool fits = states[k].scalar_type() == at::kFloat && states[k].is_contiguous() &&
+                      states[k].numel() == tiles_for(params[k].numel()) * tile_floats(config);
+    TORCH_CHECK_VALUE(fits, "states[", k, "]: expected the contiguous float32 state of ", params[k].numel(),
+                      " coordinates");
+    TORCH_CHECK_VALUE(ages[k] >= 1, "ages: expected at least 1, got ", ages[k]);
+  }
+  at::Tensor out = at::empty({static_cast<int64_t>(count), kTensorSums}, at::TensorOptions().dtype(at::kDouble));
+  double* const result = out.mutable_data_ptr<double>();
+  const int64_t averages = static_cast<int64_t>(config.average_row()) * kTile;
+  for (size_t k = 0; k < count; k++) {
+    const at::Tensor param = params[k].resolve_neg(), grad = grads[k].resolve_neg();
+    const StridedView theta(param), g(grad);
+    const float* state = states[k].const_data_ptr<float>();
+    // Of no steps, all averages are zero, and so is all that is made of them.
+    const Correction correction = ages[k] > 1 ? make_correction(config, ages[k] - 1) : Correction{};
+    Tiles tiles;
+    tiles.add(theta.numel());
+    std::vector<Sums> sums(tiles.slices());
+    tiles.for_each_slice([] { return 0; },
+                         [&](int64_t slice, int64_t begin, int64_t end, int) {
+                           tiles.visit(begin, end, [&](const Tiles::Place& place) {
+                             float x[kTile] = {}, y[kTile] = {}, q[kTile], d[kTile];
+                             theta.read(place.tile * kTile, place.count, x);
+                             g.read(place.tile * kTile, place.count, y);
+                             direction({state + place.tile * tile_floats(config) + averages, correction}, q, d);
+                             // The padding of a state may hold anything.
+                             std::fill(q + place.count, q + kTile, 0.f);
+                             std::fill(d + place.count, d + kTile, 0.f);
+                             Sums& own = sums[slice];
+                             own.add(0, x, x);
+                             own.add(1, y, y);
+                             own.add(2, q, q);
+                             own.add(3, d, d);
+                             own.add(4, y, d);
+                           });
+                         });
+    double* const row = result + kTensorSums * k;
+    for (int which = 0; which < kTensorSums; which++) {
+      double sum = 0.0;
+      for (const Sums& part : sums)
+        for (const double lane : part.of[which]) sum += lane;
+      row[which] = sum;
+    }
+    // r1 with the gradient in it.
+    const double rate = config.rates.of[2], factor = make_correction(config, ages[k]).of[2];
+    row[2] = ((1.0 - rate) * row[2] + rate * row[1]) * factor * factor;
+    if (maximize) row[4] = -row[4];
+  }
+  return out;
+}
+
+}  // namespace l2l

@@ -1,0 +1,82 @@
+"""Copies of one optimizee side by side, each optimised with weights of its own: what evolution strategies compare."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..kernels import operators
+from ..kernels.config import Config
+from ..kernels.normalized import nominal_of
+from ..kernels.state import TILE, num_tiles
+from ..optim.tensor_features import aligned, default_inputs, kinds_of
+from ..problems.zoo.task import ZooTask
+
+
+class Crowd:
+    """``members`` copies of a zoo task of one problem, alike in theta_0, minibatches and units.
+
+    One forward and backward pass serves all of them, and all parameters of a member lie in one row of a buffer, so that
+    what is the same for all tensors is computed at once. The steps are those of
+    :class:`l2l_fast.LearnedOptimizer` with one parameter group per member.
+
+    Args:
+        config: of the members' networks: normalized, with the default inputs per tensor.
+
+    Raises:
+        ValueError: the task holds several problems.
+    """
+
+    def __init__(self, task: ZooTask, members: int, config: Config, total_steps: int) -> None:
+        if task.num_problems != 1:
+            raise ValueError(f"task: expected one problem, whose copies the members are, got {task.num_problems}")
+        self.task, self.members, self.config, self.total_steps = task, members, config, total_steps
+        parameters = dict(task.named_parameters())
+        self._shapes = {name: parameter.shape[1:] for name, parameter in parameters.items()}
+        self._numels = [math.prod(shape) for shape in self._shapes.values()]
+        row = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
+        self.theta = row.expand(members, -1).clone().requires_grad_()
+        self._kinds = kinds_of(self._shapes.values()) * members
+        tiles = [num_tiles(numel) for numel in self._numels]
+        state = torch.zeros(members, sum(tiles), config.rows, TILE, device=row.device)
+        self._states = [list(each.split(tiles)) for each in state]
+        self._counts = torch.tensor(self._numels, dtype=torch.float64, device=row.device).repeat(members)
+        self._alignments = torch.zeros(members * len(tiles), dtype=torch.float64, device=row.device)
+        self.age = 0
+
+    def losses(self) -> Tensor:
+        """The members' losses ``[members]`` on the next minibatch, which is the same for all, in f's own units."""
+        batch = [part.expand(self.members, *part.shape[1:]) for part in self.task.minibatch()]
+        parts = self.theta.split(self._numels, dim=1)
+        named = zip(self._shapes.items(), parts, strict=True)
+        return self.task.losses_of({name: part.view(-1, *shape) for (name, shape), part in named}, batch)
+
+    def step(self, grad: Tensor, phis: Tensor, nominals: Tensor) -> None:
+        """One step of every member.
+
+        Args:
+            grad: of theta, ``[members, coordinates]``.
+            phis: the members' weights, float32 ``[members, P]``; nominals: their ``weight_nominal``,
+                ``[members, 4, inputs]``.
+        """
+        self.age += 1
+        thetas = [list(row.split(self._numels)) for row in self.theta.detach()]
+        grads = [list(row.split(self._numels)) for row in grad]
+        ages = [self.age] * len(self._numels)
+        flat = [[each for member in part for each in member] for part in (thetas, grads, self._states)]
+        sums = operators.tensor_sums(*flat, self.config, False, ages * self.members)
+        sums = torch.cat([sums, self._counts.unsqueeze(1)], dim=1)
+        self._alignments = aligned(sums, self._alignments)
+        inputs = default_inputs(
+            self._kinds, ages * self.members, self.total_steps, sums, self._alignments, self.members
+        ).view(self.members, len(ages), -1)
+        nominal = nominal_of(nominals.unsqueeze(1), inputs)
+        for k in range(self.members):
+            operators.step_(
+                *(thetas[k], grads[k], self._states[k], phis[k], self.config, 1.0, 0.0, False),
+                ages=ages,
+                tensor_inputs=inputs[k],
+                nominal=nominal[k],
+            )

@@ -1,0 +1,161 @@
+"""Evolution strategies over whole episodes of a general-purpose optimizer: few weights, long horizons, many tasks.
+
+What no truncated gradient sees, a schedule, a gain per kind of tensor, how bold to be early on, is learned by comparing
+whole ways. Every member of a crowd keeps one perturbation of phi for all of its episode, while phi itself moves on
+(ES-Single, Vicol 2023, "Low-variance gradient estimation in unrolled computation graphs with ES-single"): its estimate
+is of the loss over the horizon up to now, with less variance than fresh perturbations have. All members of a crowd
+have theta_0 and minibatches in common, so that they differ by phi alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from ...kernels import checks
+from ...networks import effective
+from ...networks.lstm import CoordinatewiseLSTM
+from ...networks.several import Networks, members
+from ...problems import Task
+from ...problems.zoo.task import ZooTask
+from ..crowd import Crowd
+from ..protocol import Protocol
+from .base import Estimator, MetaStep
+
+_LARGEST = 1.0  # difference of two members' log losses: one that diverges counts as worse, not as all there is
+_FLOOR = 1e-6  # of losses, as a part of f(theta_0)
+
+
+class Evolution(Estimator):
+    """The estimate of ``pairs`` antithetic pairs of members, after every segment of ``unroll`` steps:
+
+        1 / (2 sigma^2) * mean over pairs of eps * clip(L(phi + eps) - L(phi - eps), -1, 1),    eps ~ N(0, sigma^2)
+
+    where L is the mean of ln f over the segment, times a weight that rises from 0.5 at the start of an episode to 2 at
+    its end. The number of steps T of an episode is drawn from [shortest, horizon], its logarithm uniform.
+
+    Only for zoo tasks of one problem, and a normalized network with the default inputs per tensor. Everything random
+    comes from the episode's generator.
+
+    Args:
+        pairs: how many; a crowd has twice as many members.
+        sigma: standard deviation of a perturbation.
+        shortest: the least number of steps of an episode.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    def __init__(self, pairs: int = 4, sigma: float = 0.1, shortest: int = 200) -> None:
+        self.pairs = checks.positive_int("pairs", pairs)
+        self.sigma = checks.real("sigma", sigma)
+        self.shortest = checks.positive_int("shortest", shortest)
+        if not 0.0 < self.sigma < math.inf:
+            raise ValueError(f"sigma: expected a positive number, got {sigma}")
+
+    def episode(
+        self,
+        task: Task,
+        net: Networks,
+        protocol: Protocol,
+        meta_step: MetaStep,
+        generator: torch.Generator | None = None,
+    ) -> list[float]:
+        """See :meth:`Estimator.episode`; the losses returned are means over the members, and end at T.
+
+        Raises:
+            TypeError: not a task of the zoo. ValueError: of several problems, several networks, or another kind of
+                network than the above.
+        """
+        generator = torch.Generator() if generator is None else generator
+        network = _checked(task, net)
+        assert isinstance(task, ZooTask)
+        low = math.log(min(self.shortest, protocol.horizon))
+        drawn = torch.rand((), generator=generator, dtype=torch.float64).item()
+        total = round(math.exp(low + drawn * (math.log(protocol.horizon) - low)))
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        count = sum(parameter.numel() for parameter in trained)
+        eps = self.sigma * torch.randn(self.pairs, count, generator=generator, dtype=torch.float64)
+        eps = torch.cat([eps, -eps])
+        crowd = Crowd(task, 2 * self.pairs, network.config, total)
+        copies = [copy.deepcopy(network) for _ in eps]
+        curve: list[Tensor] = []
+        losses = _evaluate(crowd)
+        while crowd.age < total:
+            phis, nominals = _perturbed(network, copies, eps)
+            segment = []
+            for _ in range(min(protocol.unroll, total - crowd.age)):
+                curve.append(losses)
+                grad = crowd.theta.grad
+                assert grad is not None
+                crowd.step(grad, phis, nominals)
+                losses = _evaluate(crowd)
+                segment.append(losses)
+            progress = crowd.age / total
+            found = _mean_log(torch.stack(segment), curve[0])
+            difference = (found[: self.pairs] - found[self.pairs :]).clamp(-_LARGEST, _LARGEST)
+            weighted = (0.5 + 1.5 * progress**2) * difference
+            estimate = (weighted.unsqueeze(1) * eps[: self.pairs]).mean(0) / (2 * self.sigma**2)
+            _accumulate(trained, estimate)
+            meta_step()
+        curve.append(losses)
+        means = torch.stack(curve).double().mean(1).tolist()
+        return [value if math.isfinite(value) else math.inf for value in means]
+
+    def config(self) -> dict[str, Any]:
+        """See :meth:`Estimator.config`."""
+        own = {"estimator": "evolution", "pairs": self.pairs, "sigma": self.sigma, "shortest": self.shortest}
+        return {**super().config(), **own}
+
+    def follows(self, member: CoordinatewiseLSTM) -> bool:
+        """Only weights that stay: a perturbation must be the only difference within a pair."""
+        return not effective.changes_by_itself(member)
+
+
+def _checked(task: Task, net: Networks) -> CoordinatewiseLSTM:
+    if not isinstance(task, ZooTask):
+        raise TypeError(f"task: evolution compares optimizees of the zoo, got {type(task).__name__}")
+    networks = list(members(net).values())
+    if len(networks) != 1:
+        raise ValueError(f"net: evolution trains one network, got {len(networks)}")
+    return networks[0]
+
+
+def _evaluate(crowd: Crowd) -> Tensor:
+    """The members' losses, detached, with their gradients in ``theta.grad``."""
+    crowd.theta.grad = None
+    losses = crowd.losses()
+    losses.sum().backward()
+    return losses.detach()
+
+
+def _perturbed(
+    network: CoordinatewiseLSTM, copies: list[CoordinatewiseLSTM], eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """phi and weight_nominal of the members."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    centre = parameters_to_vector(trained).detach()
+    with torch.no_grad():
+        for twin, row in zip(copies, eps.to(centre), strict=True):
+            vector_to_parameters(centre + row, [p for p in twin.parameters() if p.requires_grad])
+        phis = torch.stack([twin.phi().float() for twin in copies])
+        return phis, torch.stack([twin.weight_nominal.float() for twin in copies])
+
+
+def _mean_log(losses: Tensor, first: Tensor) -> Tensor:
+    """The mean of ln f over a segment ``[steps, members]``; of one that diverges +large."""
+    floor = _FLOOR * first.double().abs().mean()
+    found = torch.maximum(losses.double(), floor).log().mean(0)
+    return torch.where(losses.isfinite().all(0), found, 1e3)
+
+
+def _accumulate(trained: list[torch.nn.Parameter], gradient: Tensor) -> None:
+    parts = gradient.split([parameter.numel() for parameter in trained])
+    for parameter, part in zip(trained, parts, strict=True):
+        value = part.view_as(parameter).to(parameter)
+        parameter.grad = value if parameter.grad is None else parameter.grad + value

@@ -1,0 +1,49 @@
+"""Sums over the coordinates of the tensors of a parameter group, sharded ones included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..kernels import operators
+from ..kernels.config import Config
+from .joint import Reduce
+
+
+def sums_of(
+    params: Sequence[Tensor],
+    moving: Sequence[tuple[Tensor, Tensor, Tensor]],
+    config: Config,
+    maximize: bool,
+    ages: Sequence[int],
+    reduce: Reduce | None,
+) -> Tensor:
+    """float64 ``[moving tensors, 6]``: the sums of :func:`l2l_fast.kernels.normalized.tensor_sums`, and the numbers of
+    coordinates.
+
+    Args:
+        params: all of the group: with ``reduce``, which adds up over processes, every process gives a row for each, as
+            one may have a gradient of its shard where another has none.
+        moving: (parameter, gradient, state) of those that move; ages: of each, this step included.
+    """
+    device = params[0].device if params else torch.device("cpu")
+    sums = torch.zeros(len(moving), 6, dtype=torch.float64, device=device)
+    for wide in (False, True):
+        places = [k for k, (_, _, state) in enumerate(moving) if (state.dtype is torch.float64) == wide]
+        if places:
+            parts = zip(*(moving[k] for k in places), strict=True)
+            lists = [[each.detach() for each in part] for part in parts]
+            found = operators.tensor_sums(*lists, config, maximize, [ages[k] for k in places])
+            sums[places, :5] = found.to(device)
+    numels = [float(param.numel()) for param, _, _ in moving]
+    sums[:, 5] = torch.tensor(numels, dtype=torch.float64, device=device)
+    if reduce is None:
+        return sums
+    rows = {id(param): k for k, param in enumerate(params)}
+    places = [rows[id(param)] for param, _, _ in moving]
+    everything = torch.zeros(len(params), 6, dtype=torch.float64, device=device)
+    everything[places] = sums
+    reduce(everything)
+    return everything[places]

@@ -1,0 +1,146 @@
+"""Evolution strategies over whole episodes, and the crowds of optimizees that they compare."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import l2l_fast as l2l
+from l2l_fast.meta.crowd import Crowd
+from l2l_fast.meta.estimators import Evolution
+from l2l_fast.optim.tensor_features import DEFAULT_INPUTS
+from l2l_fast.problems.zoo import Zoo
+from tests.helpers import assert_close
+from tests.normalized_helpers import normalized_network
+
+
+def network(**options):
+    net = normalized_network(**{"tensor_inputs": len(DEFAULT_INPUTS), "output_scale": 0.01, "hidden_size": 4, **options})
+    with torch.no_grad():
+        net.weight_nominal.mul_(0.1)
+    return net
+
+
+def zoo(family: str, **options) -> Zoo:
+    return Zoo(family, problems=1, data="mnist-10k-embedded", **options)
+
+
+@pytest.mark.parametrize("family", ["teacher-regression", "noisy-quadratic", "convolutions"])
+def test_a_member_goes_the_way_of_the_optimizer(family):
+    """Steps of a crowd are those of LearnedOptimizer on the task's parameters without their leading dimension."""
+    nets = [network(seed=seed) for seed in (1, 2)]
+    task, twin = (zoo(family).sample(5, "train") for _ in range(2))
+    crowd = Crowd(task, 2, nets[0].config, 20)
+    phis = torch.stack([net.phi().detach() for net in nets])
+    nominals = torch.stack([net.weight_nominal.detach() for net in nets])
+    alone = []
+    for net in nets:
+        params = {n: torch.nn.Parameter(p.detach()[0].clone()) for n, p in twin.named_parameters()}
+        alone.append((params, l2l.LearnedOptimizer(params.values(), net, total_steps=20)))
+    for _ in range(3):  # few: rounding differs, and ways part
+        crowd.theta.grad = None
+        losses = crowd.losses()
+        losses.sum().backward()
+        crowd.step(crowd.theta.grad, phis, nominals)
+        batch = twin.minibatch()
+        for k, (params, optimizer) in enumerate(alone):
+            optimizer.zero_grad()
+            loss = twin.losses_of({name: param.unsqueeze(0) for name, param in params.items()}, batch)
+            loss.sum().backward()
+            assert_close(losses[k], loss[0], 1e-4)
+            optimizer.step()
+    for k, (params, _) in enumerate(alone):
+        flat = torch.cat([param.detach().flatten() for param in params.values()])
+        assert_close(crowd.theta[k].detach(), flat, 1e-3)
+
+
+def trainer(seed=3, **options):
+    net = network()
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name == "weight_nominal")
+    estimator = Evolution(2, 0.1, 10)
+    return l2l.MetaTrainer(
+        net, zoo("noisy-quadratic", rescale=False), horizon=30, unroll=10, seed=seed, estimator=estimator, **options
+    )
+
+
+def test_runs_are_reproducible_and_resume(tmp_path):
+    whole = trainer().fit(4, progress=False)
+    half = trainer().fit(2, progress=False, checkpoint=tmp_path / "c")
+    assert not torch.equal(half.net.weight_nominal, whole.net.weight_nominal)
+    torch.set_num_threads(2)
+    resumed = l2l.MetaTrainer.from_checkpoint(tmp_path / "c", zoo("noisy-quadratic", rescale=False))
+    for name, parameter in resumed.net.named_parameters():
+        parameter.requires_grad_(name == "weight_nominal")
+    resumed.fit(4, progress=False)
+    assert torch.equal(resumed.net.weight_nominal, whole.net.weight_nominal)
+    assert resumed.estimator.config() == whole.estimator.config()
+
+
+def test_it_learns_a_gain():
+    """On quadratics with a learning rate that is far too small, the constant of the gain grows, and the loss falls."""
+    net = network()
+    with torch.no_grad():
+        net.weight_nominal.zero_()
+        net.weight_out.zero_()
+        net.bias_out.zero_()
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name == "weight_nominal")
+    problem = zoo("noisy-quadratic", rescale=False)
+    fitted = l2l.MetaTrainer(
+        net, problem, horizon=20, unroll=20, lr=0.1, estimator=Evolution(4, 0.2, 20), validate_every=0
+    )
+    before = fitted.evaluate(4, best=False)[:, -1].log().mean()
+    fitted.fit(25, progress=False)
+    assert fitted.net.weight_nominal[0, 0] > 0.3
+    assert fitted.evaluate(4, best=False)[:, -1].log().mean() < before - 0.05
+
+
+def test_the_estimate_is_that_of_antithetic_pairs():
+    """Of a loss that is linear in eps the estimate is the projection of its gradient; here from the formula, with the
+    two members' losses taken from crowds of their own."""
+    net = network()
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name == "weight_nominal")
+    estimator, problem = Evolution(1, 0.1, 10), zoo("teacher-regression", rescale=False)
+    protocol = l2l.meta.protocol.Protocol.make(10, 10)
+    found = []
+    estimator.episode(
+        problem.sample(7, "train"),
+        net,
+        protocol,
+        lambda: found.append(net.weight_nominal.grad.clone()),
+        torch.Generator().manual_seed(4),
+    )
+    generator = torch.Generator().manual_seed(4)
+    torch.rand((), generator=generator, dtype=torch.float64)
+    eps = 0.1 * torch.randn(1, net.weight_nominal.numel(), generator=generator, dtype=torch.float64)
+    logs = []
+    for sign in (1, -1):
+        crowd = Crowd(problem.sample(7, "train"), 1, net.config, 10)
+        nominals = net.weight_nominal.detach() + sign * eps.view_as(net.weight_nominal).float()
+        losses = []
+        for _ in range(11):
+            crowd.theta.grad = None
+            loss = crowd.losses()
+            loss.sum().backward()
+            losses.append(loss.item())
+            crowd.step(crowd.theta.grad, net.phi().detach().unsqueeze(0), nominals.unsqueeze(0))
+        logs.append(torch.tensor(losses[1:]).double().log().mean())
+    expected = 2.0 * (logs[0] - logs[1]) * eps[0] / (2 * 0.1**2)
+    assert len(found) == 1
+    assert_close(found[0].flatten(), expected, 1e-2)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="sigma"):
+        Evolution(sigma=0.0)
+    with pytest.raises((ValueError, TypeError), match="pairs"):
+        Evolution(pairs=0)
+    net = network()
+    protocol = l2l.meta.protocol.Protocol.make(10, 10)
+    with pytest.raises(TypeError, match="zoo"):
+        Evolution().episode(l2l.problems.Quadratic().sample(0, "train"), net, protocol, lambda: None)
+    several = Zoo("noisy-quadratic", problems=2).sample(0, "train")
+    with pytest.raises(ValueError, match="one problem"):
+        Evolution().episode(several, net, protocol, lambda: None)
