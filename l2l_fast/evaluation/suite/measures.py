@@ -40,9 +40,7 @@ def log_ratios(runs: Sequence[Run], others: Sequence[Run], loss: Callable[[Run],
 
 def mean(values: Sequence[float]) -> float:
     """Of logarithms, of which some may be infinite; +inf where both infinities occur: it diverged somewhere."""
-    if math.inf in values:
-        return math.inf
-    return float(np.mean(values))
+    return float(_means(np.asarray(values, dtype=np.float64)))
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
@@ -53,25 +51,33 @@ def interquartile_mean(values: Sequence[float]) -> float:
     """
     if len(values) == 0:
         raise ValueError("values: expected at least one, got none")
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    low, high = len(ordered) / 4, 3 * len(ordered) / 4
-    places = np.arange(len(ordered))
-    weights = np.clip(np.minimum(places + 1, high) - np.maximum(places, low), 0, 1)
+    return float(_interquartile_means(np.asarray(values, dtype=np.float64)))
+
+
+def _interquartile_means(values: np.ndarray) -> np.ndarray:
+    """Over the last dimension."""
+    ordered = np.sort(values, -1)
+    count = ordered.shape[-1]
+    places = np.arange(count)
+    weights = np.clip(np.minimum(places + 1, 3 * count / 4) - np.maximum(places, count / 4), 0, 1)
     kept = weights > 1e-12  # infinities outside would be NaN times zero
-    return float((weights[kept] * ordered[kept]).sum() / weights[kept].sum())
+    return _means(ordered[..., kept] * weights[kept]) * kept.sum() / weights.sum()
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """Over the last dimension; +inf where both infinities occur: it diverged somewhere."""
+    with np.errstate(invalid="ignore"):
+        return np.where((values == math.inf).any(-1), math.inf, values.mean(-1))
 
 
 def interval(ratios: Mapping[str, Sequence[float]]) -> tuple[float, float]:
     """The 95 % bootstrap interval of the interquartile mean of the networks' means, over networks and, in each, over
     seeds. Networks are not a random sample of anything: it says how much hangs on which they are."""
     generator = np.random.default_rng(0)
-    rows = [np.asarray(values) for values in ratios.values()]
-    found = []
-    for _ in range(_RESAMPLES):
-        drawn = [rows[k] for k in generator.integers(len(rows), size=len(rows))]
-        found.append(
-            interquartile_mean([mean(row[generator.integers(len(row), size=len(row))].tolist()) for row in drawn])
-        )
+    table = np.array(list(ratios.values()), dtype=np.float64)
+    networks, seeds = table.shape
+    drawn = generator.integers(networks, size=(_RESAMPLES, networks, 1))
+    found = _interquartile_means(_means(table[drawn, generator.integers(seeds, size=(_RESAMPLES, networks, seeds))]))
     # Not interpolated: between an infinity and a number there is nothing.
     low, high = np.quantile(found, (0.025, 0.975), method="nearest")
     return float(low), float(high)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..experiments.tables import number
 from .curves import EARLY
+from .measures import mean
 from .outcome import ADAMS, NAGS, TUNED, USUAL_NAME, Outcome, Row, Summary
 from .tuning import SWEPT_STEPS
 
@@ -14,9 +15,9 @@ EXPLAINED = (
     "Final: the mean training loss of the last 5 % of the steps. ln ratios: of the contender's final loss to the "
     "baseline's, from the same theta_0 and minibatches, averaged over seeds; below 0 the contender is lower (-0.69: "
     "half the loss). Over networks: the interquartile mean with its 95 % bootstrap interval over networks and seeds, "
-    "and the worst. Tuned Adam: at its best constant rate for each network; best Adam(W): the lowest of Adam and AdamW, "
-    "constant and cosine, each tuned. Adam's steps: when tuned Adam's smoothed curve is where the contender ends. "
-    "Diverged: a loss that is not finite, or a final loss above that of theta_0."
+    "and the worst. Tuned Adam: at its best constant rate for each network; best Adam(W): the lowest of Adam and AdamW "
+    "with constant and cosine rates, each tuned. Adam's steps: when tuned Adam's smoothed curve is where the contender "
+    "ends. Diverged: a loss that is not finite, or a final loss above that of theta_0."
 )
 
 
@@ -60,7 +61,7 @@ def _network_cells(name: str, row: Row, steps: int) -> list[str]:
     for chosen in best.values():
         found = None if chosen is None else row.baselines[chosen]
         cells.append("" if found is None else f"{number(found.final)} ({found.label})")
-    cells += ["" if chosen is None else ratio(_mean(row.ratios(chosen))) for chosen in best.values()]
+    cells += ["" if chosen is None else ratio(mean(row.ratios(chosen))) for chosen in best.values()]
     cells.append(_steps(row.adam_steps(), steps))
     notes = [f"{row.diverged} of {len(row.runs)} diverged"] if row.diverged else []
     notes += [f"{each.label} is at an edge of its search" for each in row.baselines.values() if each.edge]
@@ -71,10 +72,6 @@ def _network_cells(name: str, row: Row, steps: int) -> list[str]:
 def _start(row: Row) -> float:
     """The loss at theta_0, the mean over seeds."""
     return sum(run.start for run in row.runs) / len(row.runs)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.inf if math.inf in values else sum(values) / len(values)
 
 
 def _ratio_rows(label: str, sums: Sequence[Summary | None]) -> dict[str, list[str]]:
