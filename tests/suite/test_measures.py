@@ -86,13 +86,15 @@ def test_the_lowest_baseline():
 
 
 def outcome():
-    """Of two networks: on one the contender has half of tuned Adam's loss, on the other it diverges."""
+    """Of three networks: on one the contender has half of tuned Adam's loss, on one it diverges, on one it ends between
+    Adam at 1e-3 and tuned Adam."""
 
     def baselines():
         found = {USUAL_NAME: Baseline("Adam 0.001", [level(2.0)] * 2), TUNED: Baseline("Adam 0.01", [level(1.0)] * 2)}
         return {**found, "adamw cosine": Baseline("AdamW 0.01 cosine", [level(0.25)] * 2, edge=True)}
 
     rows = {"softmax": [level(0.5), level(0.5)], "conv": [level(INF), level(3.0, start=2.0)]}
+    rows["gru"] = [level(1.5), level(1.5)]
     return Outcome(
         "x", 1000, {name: Row(NETWORKS[name], "made up", runs, baselines()) for name, runs in rows.items()}, []
     )
@@ -123,8 +125,8 @@ def test_a_tables_cells():
     from l2l_fast.evaluation.suite import report
 
     text = report.text([outcome()])
-    assert "| diverged runs of 4 | 2 (conv 2) |" in text
-    assert "| below Adam 0.001 on | 1 of 2; not: conv |" in text
+    assert "| diverged runs of 6 | 2 (conv 2) |" in text
+    assert "| below Adam 0.001 on | 2 of 3; not: conv |" in text
     assert "is at an edge of its search" in text and "2 of 2 diverged" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| softmax |")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
