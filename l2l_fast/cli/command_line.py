@@ -19,6 +19,7 @@ from ..evaluation import comparison as comparisons
 from ..meta import evaluate
 from ..networks import writing
 from . import commands as more
+from . import suite as suite_command
 from . import train as train_command
 from .console import PROGRAM, UserError, check_outputs, draw, unbreakable_streams
 from .console import network as _network
@@ -179,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_compare(commands)
     more.add_to(commands, _add, _add_problem)
+    suite_command.add_to(commands, _add)
     _add(commands, "bench", _info, "measure the kernels side by side with eager and compiled PyTorch")
     info = _add(commands, "info", _info, "print versions, instruction sets, threads and data sets")
     info.add_argument("--json", action="store_true", help="as JSON")
