@@ -15,7 +15,6 @@ void layered_step_backward(const StepBackwardCall& call);
 void layered_segment_backward(const SegmentCall& call);
 
 // Sums over the coordinates of every tensor [tensors, 5], float64, see tensor_sums in l2l_fast/kernels/normalized.py.
-constexpr int kTensorSums = 5;
 at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorList states, at::IntArrayRef sizes,
                        c10::string_view preprocess, at::ArrayRef<double> constants, bool maximize,
                        at::IntArrayRef ages);

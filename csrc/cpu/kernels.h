@@ -91,6 +91,10 @@ struct Kernels {
   // the features and averages of the step and its gradient.
   void (*update)(const Network&, const TensorStep&, const float* grad, const float* averages, const float* features,
                  float* read_out);
+  // Adds to sums [kTensorSums][64] the products theta^2, g^2, r1^2, d^2 and g d of a tile's first `count` coordinates,
+  // d = m1^ / (r2^ + eps): of rows of 64 of theta and gradient, zero beyond those, and of averages before the step.
+  void (*tile_sums)(const Correction&, const float* theta, const float* grad, const float* averages, int count,
+                    double* sums);
   // Bytes of scratch that backward needs, and the kernel.
   size_t (*backward_scratch)(const Config&, int steps);
   void (*backward)(const Network&, const BackwardTile&, float* scratch);
@@ -107,6 +111,7 @@ struct Kernels {
 };
 
 constexpr int kLayerTiles = 8;
+constexpr int kTensorSums = 5;
 
 namespace baseline { extern const Kernels kernels; }
 #if defined(__x86_64__)

@@ -1,40 +1,19 @@
 // What networks with inputs per tensor are told of its coordinates as a whole: sums over each tensor of a list.
 #include <ATen/ops/empty.h>
 
-#include <cmath>
-
 #include "../ops/arguments.h"
 #include "backend.h"
+#include "dispatch.h"
 #include "strided.h"
 #include "tiles.h"
 
 namespace l2l {
 namespace {
 
-// One for every lane of a tile, so that the loops over lanes need no order of their own.
+// One for every lane of a tile, so that lanes need no order of their own.
 struct Sums {
   double of[kTensorSums][kTile] = {};
-
-  void add(int which, const float* a, const float* b) {
-    for (int i = 0; i < kTile; i++) {
-      const double product = static_cast<double>(a[i]) * b[i];
-      // What is not finite counts as zero: one bad coordinate must not reach the others through their tensor.
-      of[which][i] += product - product == 0.0 ? product : 0.0;
-    }
-  }
 };
-
-struct Averaged {
-  const float* tile;  // m1, m2, r1, r2 of 64 coordinates
-  Correction correction;
-};
-
-void direction(const Averaged& a, float (&q)[kTile], float (&d)[kTile]) {
-  for (int i = 0; i < kTile; i++) {
-    q[i] = a.tile[2 * kTile + i];
-    d[i] = a.tile[i] * a.correction.of[0] / (a.tile[3 * kTile + i] * a.correction.of[3] + kAdamEps);
-  }
-}
 
 }  // namespace
 
@@ -62,6 +41,7 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
   }
   at::Tensor out = at::empty({static_cast<int64_t>(count), kTensorSums}, at::TensorOptions().dtype(at::kDouble));
   double* const result = out.mutable_data_ptr<double>();
+  const auto tile_sums = kernels().tile_sums;
   const int64_t averages = static_cast<int64_t>(config.average_row()) * kTile;
   for (size_t k = 0; k < count; k++) {
     const at::Tensor param = params[k].resolve_neg(), grad = grads[k].resolve_neg();
@@ -75,19 +55,11 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
     tiles.for_each_slice([] { return 0; },
                          [&](int64_t slice, int64_t begin, int64_t end, int) {
                            tiles.visit(begin, end, [&](const Tiles::Place& place) {
-                             float x[kTile] = {}, y[kTile] = {}, q[kTile], d[kTile];
+                             float x[kTile] = {}, y[kTile] = {};
                              theta.read(place.tile * kTile, place.count, x);
                              g.read(place.tile * kTile, place.count, y);
-                             direction({state + place.tile * tile_floats(config) + averages, correction}, q, d);
-                             // The padding of a state may hold anything.
-                             std::fill(q + place.count, q + kTile, 0.f);
-                             std::fill(d + place.count, d + kTile, 0.f);
-                             Sums& own = sums[slice];
-                             own.add(0, x, x);
-                             own.add(1, y, y);
-                             own.add(2, q, q);
-                             own.add(3, d, d);
-                             own.add(4, y, d);
+                             const float* rows = state + place.tile * tile_floats(config) + averages;
+                             tile_sums(correction, x, y, rows, place.count, sums[slice].of[0]);
                            });
                          });
     double* const row = result + kTensorSums * k;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..networks.record import record_of
 from .checkpoint import is_checkpoint, load_best
-from .estimators import PES, SegmentTrace
+from .estimators import PES, Evolution, SegmentTrace
 from .evaluation import Summary, evaluate, summarize
 from .mismatch import ProtocolWarning
 from .protocol import Protocol
@@ -12,6 +12,7 @@ from .trainer import MetaTrainer
 
 __all__ = [
     "PES",
+    "Evolution",
     "MetaTrainer",
     "Protocol",
     "ProtocolWarning",

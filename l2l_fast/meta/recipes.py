@@ -10,8 +10,10 @@ from torch import nn
 
 from ..kernels import checks
 from ..networks.lstm import CoordinatewiseLSTM
+from ..optim.tensor_features import DEFAULT_INPUTS
 from ..problems import Problem
 from . import MetaTrainer
+from .estimators import Evolution
 
 SEEDS = (-(1 << 63), (1 << 64) - 1)  # that a torch.Generator takes
 
@@ -55,6 +57,26 @@ RECIPES = {
             "clip_norm": 0.3,
             "coordinate_fraction": 0.25,
             "validate_every": 50,
+        },
+        episodes=450,
+    ),
+    # A general-purpose optimizer. The first steps of a run cost much where a horizon is long: most episodes are short.
+    "zoo": Recipe(
+        network={
+            "hidden_size": 4,
+            "num_layers": 1,
+            "preprocess": "normalized",
+            "output_scale": 0.01,
+            "tensor_inputs": len(DEFAULT_INPUTS),
+        },
+        trainer={
+            "horizon": 3000,
+            "unroll": 50,
+            "lr": 4e-3,
+            "betas": (0.9, 0.98),
+            "decay_to": 0.1,
+            "validate_every": 0,
+            "estimator": Evolution(),
         },
         episodes=450,
     ),

@@ -55,7 +55,8 @@ class MetaTrainer(Arguments):
             memory always is.
         coordinate_fraction: below 1, the meta-gradient is estimated, without bias, from this random part of the
             coordinates of every large tensor (:mod:`l2l_fast.optim.segment_sampling`); cheaper, a little noisier.
-        estimator: "bptt", truncated back-propagation through time, or "pes" (:class:`l2l_fast.meta.PES`, or one made).
+        estimator: "bptt", truncated back-propagation through time, "pes" or "evolution" (:class:`l2l_fast.meta.PES`,
+            :class:`l2l_fast.meta.Evolution`), or one made.
         clip_norm: the meta-gradient's norm is cut to this. It is the gradient of the loss per problem.
         betas: of Adam.
         decay_episodes, decay_to: the learning rate falls along half a cosine to ``decay_to`` times its first value
@@ -255,6 +256,9 @@ class MetaTrainer(Arguments):
         self._grad_norms.append(norm)
         if math.isfinite(norm):
             attach(self.net, None)  # what it may carry of an earlier training is true no longer
+            for parameter in self._adam.param_groups[0]["params"]:
+                if parameter.grad is None:  # not every estimator reaches all weights; a checkpoint holds Adam's of all
+                    parameter.grad = torch.zeros_like(parameter)
             self._adam.step()
         else:
             # An optimizee that ran away; one such segment must not destroy phi.

@@ -347,8 +347,10 @@ def test_options_are_checked() -> None:
         Zoo(coordinates=500)
     with pytest.raises(ValueError, match=r"coordinates must be a rising pair, got \(4000, 500\)"):
         Zoo(coordinates=(4000, 500))
-    with pytest.raises(TypeError, match="rescale: expected a bool, got 1"):
-        Zoo(rescale=1)
+    with pytest.raises(TypeError, match="rescale must be True, False or a number in .0, 1., got 'often'"):
+        Zoo(rescale="often")
+    with pytest.raises(ValueError, match="rescale must be True, False or a number in .0, 1., got 1.5"):
+        Zoo(rescale=1.5)
     with pytest.raises(ValueError, match="data must be one of .* got 'cifar'"):
         Zoo(data="cifar")
     with pytest.raises(ValueError, match="coordinates: no 'softmax-regression' of 500 drawn has 1 to 2; they have 650"):

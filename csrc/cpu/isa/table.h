@@ -1,6 +1,7 @@
 // The kernel table of one instruction set. Each .cpp of this folder defines L2L_ISA and L2L_LANES, is compiled with
 // that set's flags, and includes this file and nothing else.
 #include "layer.h"
+#include "sums.h"
 
 namespace l2l {
 namespace L2L_ISA {
@@ -56,6 +57,7 @@ extern const Kernels kernels = {L2L_STRING(L2L_ISA),
                                 tile_features_backward,
                                 step,
                                 tile_update,
+                                tile_sums,
                                 backward_scratch,
                                 backward,
                                 layer_forward,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,14 +28,14 @@ from ..crowd import Crowd
 from ..protocol import Protocol
 from .base import Estimator, MetaStep
 
-_LARGEST = 1.0  # difference of two members' log losses: one that diverges counts as worse, not as all there is
+_LARGEST = 4.0  # difference of two members' log losses: one that diverges is much worse, but not all there is
 _FLOOR = 1e-6  # of losses, as a part of f(theta_0)
 
 
 class Evolution(Estimator):
     """The estimate of ``pairs`` antithetic pairs of members, after every segment of ``unroll`` steps:
 
-        1 / (2 sigma^2) * mean over pairs of eps * clip(L(phi + eps) - L(phi - eps), -1, 1),    eps ~ N(0, sigma^2)
+        1 / (2 sigma^2) * mean over pairs of eps * clip(L(phi + eps) - L(phi - eps), -4, 4),    eps ~ N(0, sigma^2)
 
     where L is the mean of ln f over the segment, times a weight that rises from 0.5 at the start of an episode to 2 at
     its end. The number of steps T of an episode is drawn from [shortest, horizon], its logarithm uniform.
@@ -46,17 +47,27 @@ class Evolution(Estimator):
         pairs: how many; a crowd has twice as many members.
         sigma: standard deviation of a perturbation.
         shortest: the least number of steps of an episode.
+        parameters: names of those of the network that are trained; the variance of the estimate grows with their size.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
-    def __init__(self, pairs: int = 4, sigma: float = 0.1, shortest: int = 200) -> None:
+    def __init__(
+        self,
+        pairs: int = 4,
+        sigma: float = 0.1,
+        shortest: int = 200,
+        parameters: Sequence[str] = ("weight_nominal",),
+    ) -> None:
         self.pairs = checks.positive_int("pairs", pairs)
         self.sigma = checks.real("sigma", sigma)
         self.shortest = checks.positive_int("shortest", shortest)
         if not 0.0 < self.sigma < math.inf:
             raise ValueError(f"sigma: expected a positive number, got {sigma}")
+        if isinstance(parameters, str) or not all(isinstance(name, str) for name in parameters) or not parameters:
+            raise TypeError(f"parameters: expected names such as ('weight_nominal',), got {parameters!r}")
+        self.parameters = tuple(parameters)
 
     def episode(
         self,
@@ -78,7 +89,7 @@ class Evolution(Estimator):
         low = math.log(min(self.shortest, protocol.horizon))
         drawn = torch.rand((), generator=generator, dtype=torch.float64).item()
         total = round(math.exp(low + drawn * (math.log(protocol.horizon) - low)))
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        trained = self._trained(network)
         count = sum(parameter.numel() for parameter in trained)
         eps = self.sigma * torch.randn(self.pairs, count, generator=generator, dtype=torch.float64)
         eps = torch.cat([eps, -eps])
@@ -87,7 +98,7 @@ class Evolution(Estimator):
         curve: list[Tensor] = []
         losses = _evaluate(crowd)
         while crowd.age < total:
-            phis, nominals = _perturbed(network, copies, eps)
+            phis, nominals = self._perturbed(network, copies, eps)
             segment = []
             for _ in range(min(protocol.unroll, total - crowd.age)):
                 curve.append(losses)
@@ -109,12 +120,30 @@ class Evolution(Estimator):
 
     def config(self) -> dict[str, Any]:
         """See :meth:`Estimator.config`."""
-        own = {"estimator": "evolution", "pairs": self.pairs, "sigma": self.sigma, "shortest": self.shortest}
-        return {**super().config(), **own}
+        own = {"pairs": self.pairs, "sigma": self.sigma, "shortest": self.shortest, "parameters": list(self.parameters)}
+        return {**super().config(), "estimator": "evolution", **own}
 
     def follows(self, member: CoordinatewiseLSTM) -> bool:
         """Only weights that stay: a perturbation must be the only difference within a pair."""
         return not effective.changes_by_itself(member)
+
+    def _trained(self, network: CoordinatewiseLSTM) -> list[torch.nn.Parameter]:
+        own = dict(network.named_parameters())
+        unknown = [name for name in self.parameters if name not in own]
+        if unknown:
+            raise ValueError(f"parameters: the network has {sorted(own)}, not {unknown}")
+        return [own[name] for name in self.parameters if own[name].requires_grad]
+
+    @torch.no_grad()
+    def _perturbed(
+        self, network: CoordinatewiseLSTM, copies: list[CoordinatewiseLSTM], eps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """phi and weight_nominal of the members."""
+        centre = parameters_to_vector(self._trained(network))
+        for twin, row in zip(copies, eps.to(centre), strict=True):
+            vector_to_parameters(centre + row, self._trained(twin))
+        phis = torch.stack([twin.phi().float() for twin in copies])
+        return phis, torch.stack([twin.weight_nominal.float() for twin in copies])
 
 
 def _checked(task: Task, net: Networks) -> CoordinatewiseLSTM:
@@ -132,19 +161,6 @@ def _evaluate(crowd: Crowd) -> Tensor:
     losses = crowd.losses()
     losses.sum().backward()
     return losses.detach()
-
-
-def _perturbed(
-    network: CoordinatewiseLSTM, copies: list[CoordinatewiseLSTM], eps: Tensor
-) -> tuple[Tensor, Tensor]:
-    """phi and weight_nominal of the members."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    centre = parameters_to_vector(trained).detach()
-    with torch.no_grad():
-        for twin, row in zip(copies, eps.to(centre), strict=True):
-            vector_to_parameters(centre + row, [p for p in twin.parameters() if p.requires_grad])
-        phis = torch.stack([twin.phi().float() for twin in copies])
-        return phis, torch.stack([twin.weight_nominal.float() for twin in copies])
 
 
 def _mean_log(losses: Tensor, first: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Zoo(Problem):
             not have; or names of families.
         problems: how many problems a task holds.
         coordinates: the least and the greatest number of coordinates of one problem.
-        rescale: whether units are drawn; off, c = a = 1.
+        rescale: whether units are drawn, or with what chance they are; else c = a = 1.
         data: image sets: "mnist-10k-embedded", "mnist-60k", "fashion-mnist", or several with commas between; None:
             those that are there, see ``l2l_fast.problems.zoo.pixels.present``.
 
@@ -51,13 +51,13 @@ class Zoo(Problem):
         families: str | Iterable[str] | None = None,
         problems: int = 8,
         coordinates: tuple[int, int] = (500, 4000),
-        rescale: bool = True,
+        rescale: bool | float = True,
         data: str | None = None,
     ) -> None:
         self.families = _families(families)
         self.problems = positive_int("problems", problems)
         self.coordinates = _bounds(coordinates)
-        self.rescale = checks.flag("rescale", rescale)
+        self.rescale = _chance(rescale)
         self.images = Images(present() if data is None else _data(data))
         for name in self.images.names:
             load(name)
@@ -69,10 +69,11 @@ class Zoo(Problem):
 
     def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> ZooTask:
         draw = Draw(generator)
+        rescale = self.rescale if isinstance(self.rescale, bool) else draw.chance(self.rescale)
         weights = [FAMILIES[name][1] for name in self.families]
         family = draw.one_of(self.families, weights)
         rescaling, losses = "none", False
-        if self.rescale:
+        if rescale:
             rescaling, losses = draw.one_of(RESCALINGS), draw.chance(0.5)
         optimizee = self._optimizee(family, draw, split)
         return ZooTask(draw, optimizee, self.problems, family, rescaling, losses, device)
@@ -113,6 +114,17 @@ def _families(families: str | Iterable[str] | None) -> tuple[str, ...]:
     except TypeError:
         raise TypeError(f"families must be None, a name or names, got {families!r}") from None
     return _different("families", families, names)
+
+
+def _chance(rescale: bool | float) -> bool | float:
+    if isinstance(rescale, bool):
+        return rescale
+    number = checks.as_float(rescale)
+    if number is None:
+        raise TypeError(f"rescale must be True, False or a number in [0, 1], got {rescale!r}")
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"rescale must be True, False or a number in [0, 1], got {rescale!r}")
+    return number
 
 
 def _data(data: str) -> tuple[str, ...]:
