@@ -285,7 +285,7 @@ def test_bench_is_handed_over(monkeypatch):
         ([*EVALUATE, "--json", "~/x.json"], "~ is not expanded"),
         ([*EVALUATE, "--json", ""], "--json: expected the name of a file"),
         (["evaluate", "--optimizer", "quadratc", *SMALL], "did you mean 'quadratic'?"),
-        (["evaluate", "--optimizer", "nothing", *SMALL], "pretrained are fashion-conv, mnist-mlp"),
+        (["evaluate", "--optimizer", "nothing", *SMALL], "pretrained are fashion-conv, general, mnist-mlp"),
         (["evaluate", "--optimizer", "", *SMALL], "no such file"),
         (["evaluate", "--optimizer", "fashion-conv", *SMALL], "the networks are for ['conv', 'fc']"),
         (["compare", "--optimizer", "fashion-conv", *SMALL], "the networks are for ['conv', 'fc']"),
@@ -501,14 +501,16 @@ def test_demo_in_small(tmp_path, capsys):
         demo.DemoTask("small quadratics", Quadratic(dim=3, batch=4), 2, 2, 1, 5, claims=False),
         demo.DemoTask("small perceptron", MNIST(hidden=(3,), batch_size=8), 1, 2, 1, 3, claims=False),
     ]
-    assert demo.run(small, tmp_path, progress=False) == 0
+    assert demo.run(small, tmp_path, progress=False, general=("softmax",)) == 0
     out = capsys.readouterr().out
+    assert "'general' dropped in on networks" in out and "| softmax |" in out
     assert "not shown: that the learned optimizer beats the baselines on quadratic and mnist" in out
     assert "NOT reached" not in out
     assert out.count("learned LSTM") == 2 and "mnist-10k-embedded" in out
     assert "-m l2l_fast compare --optimizer" in out
     record = json.loads((tmp_path / "results.json").read_text())
     assert [item["problem"]["name"] for item in record["comparisons"]] == ["quadratic", "mnist"]
+    assert list(record["general"]["networks"]) == ["softmax"] and record["general"]["diverged"] == {}
     for name in ("quadratic", "mnist"):
         net = l2l.load(tmp_path / f"{name}.safetensors")
         assert net.hidden_size == 20 and record_of(net)["problem"]["name"] == name

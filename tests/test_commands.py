@@ -72,3 +72,22 @@ def test_import(tmp_path, capsys):
     (tmp_path / "x.l2l").write_bytes(pickle.dumps({"linear": print}))
     assert cli.main(["import", str(tmp_path / "x.l2l"), *options]) == 2
     assert "print" in capsys.readouterr().err
+
+
+def test_training_a_general_optimizer_goes_on_from_another(tmp_path, capsys):
+    """The recipe of the zoo, from weights that are there, with the suite as the next step."""
+    small = ["--problem", "zoo", "--option", "problems=1", "--option", 'families="noisy-quadratic"', "--horizon", "20"]
+    out = str(tmp_path / "run")
+    arguments = ["train", *small, "--unroll", "10", "--episodes", "2", "--out", out, "--quiet", "--start", "general"]
+    assert cli.main(arguments) == 0
+    assert f"measure it with:   python -m l2l_fast suite {out}" in capsys.readouterr().out
+    before, after = pretrained.load_pretrained("general"), l2l.load(tmp_path / "run" / "optimizer.safetensors")
+    moved = (after.weight_nominal - before.weight_nominal).abs().max()
+    assert 0 < moved < 0.2 and torch.equal(after.phi(), before.phi())
+    for wrong, message in (
+        ([*arguments[:-5], "--out", str(tmp_path / "b"), "--start", "genral"], "--start: no such file"),
+        ([*arguments, "--hidden-size", "8", "--out", str(tmp_path / "c")], "--hidden-size: with --start"),
+        (["train", "--resume", "--out", out, "--start", "general"], "--start: a run that is resumed"),
+    ):
+        assert cli.main(wrong) == 2
+        assert message in capsys.readouterr().err

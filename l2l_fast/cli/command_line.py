@@ -105,7 +105,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     with _user_errors():
         tasks = demo.tasks(arguments.data, quick=arguments.quick)
         with writing.folder(arguments.out, "--out") as out:
-            return demo.run(tasks, out, progress=not arguments.quiet)
+            general = () if arguments.quick else demo.DROPPED_INTO
+            return demo.run(tasks, out, progress=not arguments.quiet, general=general)
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -229,6 +230,7 @@ def _add_train(commands: Any) -> None:
         "--second-derivatives", action="store_true", default=None, help="differentiate through the gradients"
     )
     run.add_argument("--seed", type=int, metavar="N", help="of initial weights and tasks (0)")
+    run.add_argument("--start", metavar="OPTIMIZER", help="weights to begin with: a file, or a pretrained optimizer")
     run.add_argument("--validate-every", type=int, metavar="N", help="episodes between validations; 0: never")
     run.add_argument("--validation-episodes", type=_count, metavar="N", help="tasks of a validation")
     run.add_argument("--patience", type=_count, metavar="N", help="stop after so many validations without a new best")

@@ -99,9 +99,9 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def network(path: str, device: torch.device | str = "cpu") -> Networks:
+def network(path: str, device: torch.device | str = "cpu", option: str = "--optimizer") -> Networks:
     """The optimizer in a file (a trained one, or the best of a checkpoint), or a pretrained one by name."""
-    with user_errors("--optimizer: "):
+    with user_errors(f"{option}: "):
         names = pretrained.names()
         if path in names and not Path(path).exists():
             return pretrained.load_pretrained(path, device)
@@ -109,7 +109,7 @@ def network(path: str, device: torch.device | str = "cpu") -> Networks:
             close = difflib.get_close_matches(path, names, 1)
             meant = f" (did you mean {close[0]!r}?)" if close else ""
             raise UserError(
-                f"--optimizer: no such file, and no pretrained optimizer of that name: {path!r}{meant}; pretrained are "
+                f"{option}: no such file, and no pretrained optimizer of that name: {path!r}{meant}; pretrained are "
                 f"{', '.join(names)}"
             )
         return load_best(path, device) if is_checkpoint(path) else trained.load(path, device)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..evaluation import comparison as comparisons
+from ..evaluation import suite
 from ..evaluation.baselines import RULES
 from ..evaluation.comparison import Comparison
 from ..meta import recipes
@@ -24,6 +25,8 @@ from .console import command_line, draw
 
 # A minute's worth; `compare` and `experiment` search six optimizers, all schedules, on ten tasks.
 _BASELINES = ("momentum", "nag", "rmsprop", "adam")
+GENERAL = "general"
+DROPPED_INTO = ("mlp-relu", "conv")
 _SEARCH = {"schedules": ("constant", "cosine"), "points_per_decade": 8, "sweep_tasks": 1}
 
 
@@ -65,8 +68,11 @@ def tasks(data: str | os.PathLike[str] | None = None, quick: bool = False) -> li
     ]
 
 
-def run(halves: list[DemoTask], out: Path, progress: bool = True) -> int:
+def run(halves: list[DemoTask], out: Path, progress: bool = True, general: tuple[str, ...] = ()) -> int:
     """Run the demo into the folder ``out``.
+
+    Args:
+        general: networks of the evaluation suite that the optimizer "general" trains at the end.
 
     Raises:
         ValueError: a file of the name of a log is no run's log; nothing has been done then.
@@ -80,6 +86,8 @@ def run(halves: list[DemoTask], out: Path, progress: bool = True) -> int:
     begin = time.monotonic()
     results: list[Comparison] = []
     verdicts: list[tuple[bool, str]] = []
+    if general:
+        suite.choose(general)
     for half in halves:
         optimizer = _train(half, out, progress)
         results.append(_compare(half, optimizer))
@@ -87,7 +95,8 @@ def run(halves: list[DemoTask], out: Path, progress: bool = True) -> int:
     print(flush=True)
     for result, (_, sentence) in zip(results, verdicts):
         print(comparisons.table(result) + "\n" + sentence + "\n", flush=True)
-    _write_results(results, out, time.monotonic() - begin)
+    outcome = _drop_in(general, progress) if general else None
+    _write_results(results, outcome, out, time.monotonic() - begin)
     draw(
         results,
         out / "learning_curves.png",
@@ -138,11 +147,25 @@ def _compare(half: DemoTask, optimizer: Path) -> Comparison:
     )
 
 
-def _write_results(results: list[Comparison], out: Path, seconds: float) -> None:
+def _drop_in(networks: tuple[str, ...], progress: bool) -> suite.Outcome:
+    """What needs no meta-training: the package's general optimizer on networks that it has never seen, as they are."""
+    print(f"== the optimizer {GENERAL!r}, as it comes, on networks that it has never seen", file=sys.stderr, flush=True)
+    told = (lambda key, run: print(f"   {key.network}, seed {key.seed}", file=sys.stderr, flush=True)) if progress else None
+    outcome = suite.evaluate(GENERAL, networks=networks, on_run=told)
+    print(
+        f"{GENERAL!r} dropped in on networks with PyTorch's default initialisation, {outcome.steps:,} steps on MNIST "
+        "digits, mean training loss of the last 5 % of the steps, geometric mean of three seeds:\n"
+    )
+    print("\n".join(suite.network_table(outcome)) + "\n", flush=True)
+    return outcome
+
+
+def _write_results(results: list[Comparison], outcome: suite.Outcome | None, out: Path, seconds: float) -> None:
     record = {
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
         "comparisons": [result.to_json() for result in results],
+        GENERAL: None if outcome is None else outcome.to_json(),
     }
     write_atomically(out / "results.json", json.dumps(record, indent=1) + "\n")
 

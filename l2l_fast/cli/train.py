@@ -22,6 +22,7 @@ from ..meta.settings import problem_of
 from ..networks import trained, writing
 from ..problems import Problem
 from .console import PROGRAM, UserError, command_line, problem_options, say, user_errors
+from .console import network as started
 from .console import problem as named_problem
 
 _NETWORK = ("hidden_size", "num_layers", "preprocess", "p", "output_scale")
@@ -86,7 +87,10 @@ def _run(trainer: MetaTrainer, episodes: int, checkpoint: Path, optimizer: Path,
     trained.save(trainer.best_net(), optimizer)
     _report(trainer)
     say(f"trained optimizer: {optimizer}")
-    say(f"compare it with:   {_compare_command(optimizer, trainer, arguments)}")
+    if trainer.problem.name == "zoo":
+        say(f"measure it with:   {command_line(PROGRAM.split(), 'suite', str(optimizer))}")
+    else:
+        say(f"compare it with:   {_compare_command(optimizer, trainer, arguments)}")
     return 0
 
 
@@ -99,12 +103,20 @@ def _new(arguments: argparse.Namespace, log: Path) -> tuple[MetaTrainer, int]:
     given = _given(arguments)
     seed = given.pop("seed", 0)
     network = {name: given.pop(name) for name in _NETWORK if name in given}
+    if arguments.start is not None and network:
+        option = "--" + next(iter(network)).replace("_", "-")
+        raise UserError(f"{option}: with --start the network is the one there, in every respect")
     with user_errors():
-        net = recipe.make_network(seed, **network).to(arguments.device)
+        if arguments.start is None:
+            net = recipe.make_network(seed, **network).to(arguments.device)
+        else:
+            net = started(arguments.start, arguments.device, option="--start")
         return recipe.make_trainer(net, problem, episodes, seed=seed, log=log, **given), episodes
 
 
 def _resumed(arguments: argparse.Namespace, checkpoint: Path, log: Path, optimizer: Path) -> tuple[MetaTrainer, int]:
+    if arguments.start is not None:
+        raise UserError("--start: a run that is resumed goes on from its checkpoint")
     if not checkpoint.is_file():
         if os.path.lexists(optimizer):
             raise UserError(

@@ -14,6 +14,7 @@ from ..problems import Problem
 
 # Options of a problem that are protocol, not task: a wider optimizee is a transfer, another minibatch is a mistake.
 _PROTOCOL_OPTIONS = ("name", "family", "batch_size", "init_std")
+_GENERAL = "zoo"
 
 
 class ProtocolWarning(UserWarning):
@@ -28,7 +29,8 @@ def mismatches(net: Networks, problem: Problem, horizon: int) -> list[str]:
         return []
     lines = []
     trained, present = record.get("problem", {}), problem.config()
-    for option in _PROTOCOL_OPTIONS:
+    general = trained.get("name") == _GENERAL  # made for problems other than its own
+    for option in () if general else _PROTOCOL_OPTIONS:
         if option in trained and option in present and not _same(trained[option], present[option]):
             lines.append(f"problem's {option}: trained with {trained[option]!r}, evaluated with {present[option]!r}")
     longest = record.get("protocol", {}).get("horizon")

@@ -18,7 +18,7 @@ from .keeping import Keeper, MissingRun
 from .material import Folder
 from .networks import NETWORKS, Network, choose, seeds
 from .outcome import Outcome, measure
-from .report import text
+from .report import network_table, text
 from .store import Store, ship
 from .tuning import Baselines
 
@@ -36,6 +36,7 @@ __all__ = [
     "choose",
     "evaluate",
     "measure",
+    "network_table",
     "parse",
     "seeds",
     "ship",
