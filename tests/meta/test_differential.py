@@ -10,11 +10,13 @@ import l2l_fast as l2l
 from l2l_fast.evaluation import baselines, decisions
 from l2l_fast.meta import Protocol, evaluate
 from l2l_fast.meta.estimators import AutogradBPTT, FusedBPTT
+from l2l_fast.optim.tensor_features import DEFAULT_INPUTS
 from l2l_fast.problems import Quadratic, Task
 from l2l_fast.problems.scaled import Scaled
 from l2l_fast.problems.theta import Theta
 from tests.helpers import assert_close, random_network
 from tests.meta import unusual
+from tests.normalized_helpers import normalized_network
 
 HORIZON, UNROLL = 7, 3
 fused_episode, autograd_episode = FusedBPTT().episode, AutogradBPTT().episode
@@ -314,3 +316,14 @@ def test_edits_stay_with_second_derivatives_too(how):
     torch.testing.assert_close(exact[0], dropped[0], rtol=1e-4, atol=1e-5)
     assert torch.equal(exact[1][2], dropped[1][2]) or torch.allclose(exact[1][2], dropped[1][2], rtol=1e-3)
     assert not torch.allclose(exact[1][0], dropped[1][0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", list(unusual.MODULES)[:4])
+def test_they_agree_on_what_a_network_is_told_of_a_tensor(name):
+    """Inputs per tensor, from sums and alignments that both carry along; total_steps is the horizon."""
+    net = normalized_network(tensor_inputs=len(DEFAULT_INPUTS), hidden_size=6, output_scale=0.05)
+    net.weight_nominal.requires_grad_(False)  # no meta-gradient reaches it
+    problem = unusual.problem_of(unusual.MODULES[name])
+    fused = episode(fused_episode, problem.sample(3), net)
+    unrolled = episode(autograd_episode, problem.sample(3), net)
+    assert_alike(fused, unrolled, 5e-2 if name == "bfloat16" else 2e-3)

@@ -106,7 +106,10 @@ class SeparateWalker:
         inputs = self._inputs(theta, given) if self.network.tensor_inputs and given else {}
         moved = {}
         for name, grad in given.items():
-            update, self.states[name] = self.network(grad, self.states[name], tensor_inputs=inputs.get(name))
+            if inputs:
+                update, self.states[name] = self.network(grad, self.states[name], tensor_inputs=inputs[name])
+            else:
+                update, self.states[name], _ = self.network.step_with(grad, self.states[name])
             moved[name] = theta[name] + update
         return moved
 
