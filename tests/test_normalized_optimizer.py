@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels import normalized, reference
+from l2l_fast.kernels import operators as ops
 from l2l_fast.optim.tensor_features import DEFAULT_INPUTS, aligned, default_inputs, kinds_of
 from tests.helpers import assert_close, structured_gradient
 from tests.normalized_helpers import normalized_network

@@ -137,8 +137,9 @@ def test_inputs_of_sizes():
     assert x[:, 10].tolist() == pytest.approx([size[0] / 2, 0.0], rel=1e-5)
     assert x[:, 11].tolist() == pytest.approx([0.0, size[1] / 3], rel=1e-5)
     assert x[:, 12].tolist() == [1.5, -1.5]
-    assert x[:, 13].tolist() == pytest.approx([math.log(0.25 + 1e-4) / 4 + 0.5, math.log(4 + 1e-4) / 4 + 0.5], rel=1e-5)
-    assert x[:, 14].tolist() == pytest.approx([math.log(2 / (10 / 6)) / 2 / 3, math.log(1 / (10 / 6)) / 2 / 3], rel=1e-5)
+    directions, ratios = (0.25, 4.0), (2 / (10 / 6), 1 / (10 / 6))
+    assert x[:, 13].tolist() == pytest.approx([math.log(each + 1e-4) / 4 + 0.5 for each in directions], rel=1e-5)
+    assert x[:, 14].tolist() == pytest.approx([math.log(each) / 2 / 3 for each in ratios], rel=1e-5)
     apart = inputs_of([(2, 2), (2,)], sums, [1, 1], 100, optimizees=2)
     assert apart[:, 14].abs().max() == 0  # each alone is all there is
     assert apart[0, 13].item() == pytest.approx(math.log(1 + 1e-4) / 4 + 0.5)  # the first step's directions are signs
@@ -205,7 +206,8 @@ def test_nominal_of():
         net.weight_nominal[2, 0], net.weight_nominal[3, 0] = 100.0, 100.0
     x[:, 0] = 1.0
     gain, mu, nu, lam, correction = net.nominal_of(x)[0].tolist()
-    assert (gain, mu, nu, lam) == pytest.approx((100.0, -0.8, 0.8, 1.0)) and correction == pytest.approx(0.5 * math.e**3)
+    assert (gain, mu, nu, lam) == pytest.approx((100.0, -0.8, 0.8, 1.0))
+    assert correction == pytest.approx(0.5 * math.e**3)
     with pytest.raises(ValueError, match="tensor_inputs"):
         l2l.CoordinatewiseLSTM(preprocess="normalized").nominal_of(x)
 

@@ -24,9 +24,9 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
   const Config config = make_config({sizes, {preprocess.data(), preprocess.size()}, constants});
   const size_t count = params.size();
   TORCH_CHECK_VALUE(config.averages() > 0, "preprocess: expected 'normalized', got '", preprocess, "'");
-  TORCH_CHECK_VALUE(grads.size() == count && states.size() == count && ages.size() == count, "params: expected as many ",
-                    "grads, states and ages, got ", count, ", ", grads.size(), ", ", states.size(), " and ",
-                    ages.size());
+  TORCH_CHECK_VALUE(grads.size() == count && states.size() == count && ages.size() == count,
+                    "params: expected as many ", "grads, states and ages, got ", count, ", ", grads.size(), ", ",
+                    states.size(), " and ", ages.size());
   for (size_t k = 0; k < count; k++) {
     const auto index = static_cast<int64_t>(k);
     check_coordinates(params[k], "params", index);

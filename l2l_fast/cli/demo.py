@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -150,7 +151,11 @@ def _compare(half: DemoTask, optimizer: Path) -> Comparison:
 def _drop_in(networks: tuple[str, ...], progress: bool) -> suite.Outcome:
     """What needs no meta-training: the package's general optimizer on networks that it has never seen, as they are."""
     print(f"== the optimizer {GENERAL!r}, as it comes, on networks that it has never seen", file=sys.stderr, flush=True)
-    told = (lambda key, run: print(f"   {key.network}, seed {key.seed}", file=sys.stderr, flush=True)) if progress else None
+
+    def told(key: Any, run: Any) -> None:
+        if progress:
+            print(f"   {key.network}, seed {key.seed}: {run.final:.4g}", file=sys.stderr, flush=True)
+
     outcome = suite.evaluate(GENERAL, networks=networks, on_run=told)
     print(
         f"{GENERAL!r} dropped in on networks with PyTorch's default initialisation, {outcome.steps:,} steps on MNIST "

@@ -57,8 +57,8 @@ def default_nominal(tensors: int, device: torch.device) -> Tensor:
 
 
 def nominal_of(weight: Tensor, inputs: Tensor) -> Tensor:
-    """``nominal`` ``[..., 5]`` of tensors as a network with inputs per tensor makes it: gain, mu, nu and lam, each within its
-    bounds, are linear in them, and correction is 0.5 exp(gain), gain in its bounds. float32, detached.
+    """``nominal`` ``[..., 5]`` of tensors as a network with inputs per tensor makes it: gain, mu, nu and lam, each
+    within its bounds, are linear in them, and correction is 0.5 exp(gain), gain in its bounds. float32, detached.
 
     Args:
         weight: ``[..., 4, tensor_inputs]``; where it is zero the result is ``NOMINAL``.

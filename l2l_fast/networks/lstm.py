@@ -53,8 +53,8 @@ class CoordinatewiseLSTM(nn.Module):
     [4H, in], ``weight_hh_l{k}`` [4H, H], ``bias_l{k}`` [4H], and the read-out ``weight_out`` [num_outputs, H],
     ``bias_out`` [num_outputs] (of a normalized network two rows, gain and correction, at first zero); with
     tensor_inputs also ``weight_tensor`` [4H, tensor_inputs], a part of the first layer's bias, and ``weight_nominal``
-    [4, tensor_inputs], at first zero, which makes ``nominal`` of them (:meth:`nominal_of`): no meta-gradient goes through
-    that, so it is trained by evolution strategies (``estimator="pes"``).
+    [4, tensor_inputs], at first zero, which makes ``nominal`` of them (:meth:`nominal_of`): no meta-gradient goes
+    through that, so it is trained by evolution strategies (``estimator="evolution"``).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or a normalized network with gac_cells,

@@ -23,7 +23,8 @@ def _one_thread():
 
 
 def network(**options):
-    net = normalized_network(**{"tensor_inputs": len(DEFAULT_INPUTS), "output_scale": 0.01, "hidden_size": 4, **options})
+    sizes = {"tensor_inputs": len(DEFAULT_INPUTS), "output_scale": 0.01, "hidden_size": 4}
+    net = normalized_network(**{**sizes, **options})
     with torch.no_grad():
         net.weight_nominal.mul_(0.1)
     return net

@@ -54,7 +54,8 @@ def _pictures(setting: Setting, comparison: Comparison, net: Networks) -> dict[s
     for end in ends:
         assert isinstance(end, NeuralArtTask)
         _title(found, comparison.label(best), (end.picture(), losses[0, -1].item()))
-    _title(found, "learned LSTM", _optimised(task, LearnedOptimizer(optimizer_groups(task, net, setting.horizon)), setting.horizon))
+    learned = LearnedOptimizer(optimizer_groups(task, net, setting.horizon))
+    _title(found, "learned LSTM", _optimised(task, learned, setting.horizon))
     return found
 
 

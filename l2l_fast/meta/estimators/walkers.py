@@ -99,10 +99,12 @@ class SeparateWalker:
     def __init__(self, network: CoordinatewiseLSTM, theta: Theta, total_steps: int | None = None) -> None:
         self.network, self.total_steps = network, total_steps
         self.states = {name: _zero_state(network, value) for name, value in theta.items()}
-        self.alignments = {name: torch.zeros((), dtype=torch.float64, device=each.device) for name, each in theta.items()}
+        zeros = {name: torch.zeros((), dtype=torch.float64, device=each.device) for name, each in theta.items()}
+        self.alignments = zeros
 
     def step(self, theta: Theta, grads: Gradients) -> Theta:
-        given = {name: grad.to(theta[name].dtype) for name, grad in grads.items() if name in self.states and grad is not None}
+        own = {name: grads[name] for name in self.states}
+        given = {name: grad.to(theta[name].dtype) for name, grad in own.items() if grad is not None}
         inputs = self._inputs(theta, given) if self.network.tensor_inputs and given else {}
         moved = {}
         for name, grad in given.items():
@@ -117,7 +119,8 @@ class SeparateWalker:
     def _inputs(self, theta: Theta, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the optimizer tells such a network of these tensors, by name."""
         config, states = self.network.config, [self.states[name] for name in grads]
-        parts = [(theta[name].detach(), grad.detach(), s.data.detach()) for (name, grad), s in zip(grads.items(), states)]
+        named = zip(grads.items(), states)
+        parts = [(theta[name].detach(), grad.detach(), state.data.detach()) for (name, grad), state in named]
         ages = [state.age + 1 for state in states]
         sums = sums_of([param for param, _, _ in parts], parts, config, False, ages, None)
         alignments = aligned(sums, torch.stack([self.alignments[name] for name in grads]))
