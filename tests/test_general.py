@@ -68,7 +68,8 @@ def test_dropped_in_it_ends_below_adam():
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_the_scale_of_the_loss_does_not_matter(scale):
-    assert train(general(), 200, scale=scale) == pytest.approx(train(general(), 200), rel=0.2)
+    # Few steps: later the ways part, as they do after any change of rounding.
+    assert train(general(), 20, scale=scale) == pytest.approx(train(general(), 20), rel=0.02)
 
 
 def test_without_total_steps_it_trains_too():

@@ -5,10 +5,12 @@ they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_f
 beside it. In a checkpoint it is of the parameter's shape and one more dimension with the numbers of a coordinate: h and
 c of the first layer, h and c of the second, ..., then the moving averages, if the network has some; independent of
 tiles, device and threads, and sharded as the parameter is. With averages, the steps that they are of are beside it, as
-``"lstm_age"``; with inputs per tensor, ``"lstm_alignment"``. Wrappers of optimizers (ZeRO among them) put what was
-saved into the live state as it is, so the saved form is understood there, too. With a memory, what it holds is beside the
-state of the group's first parameter, under the names of ``Memory.KEYS``. Everything else in an entry belongs to others
-(wrappers keep counters and copies there) and is neither read nor lost.
+``"lstm_age"``; with inputs per tensor, ``"lstm_alignment"``.
+
+Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved form is
+understood there, too. With a memory, what it holds is beside the state of the group's first parameter, under the names
+of ``Memory.KEYS``. Everything else in an entry belongs to others (wrappers keep counters and copies there) and is
+neither read nor lost.
 """
 
 from __future__ import annotations
