@@ -178,8 +178,9 @@ def threads_and_shared(kernel: Kernel) -> tuple[int, int]:
     if kernel.name.startswith("normalized_backward_kernel"):
         hidden, layers = numbers[:2]
         weights = packed_bytes(hidden, layers, features=5, read_outs=2)
-        rows = 4 * 68 * (6 + layers * hidden + 4 * hidden) + 4 * 6 * 8 * hidden + 4 * 64 * hidden
-        return 8 * hidden, rows + (weights if rows + weights <= 65536 else 0)
+        rows, sums = 4 * 68 * (6 + layers * hidden + 4 * hidden), 4 * (6 * 8 + 64) * hidden
+        shared = rows + (sums if rows + sums <= 65536 else 0)
+        return 8 * hidden, shared + (weights if rows + sums + weights <= 65536 else 0)
     if kernel.name.startswith("layered_step_kernel"):
         return 128, packed_bytes(numbers[0], LAYERS) + 4 * CELLS * 128
     if kernel.name.startswith("layered_backward_kernel"):

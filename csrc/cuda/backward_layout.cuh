@@ -70,9 +70,13 @@ struct BackwardLayout {
   static constexpr int kRows = (kXRows + kGates * H) * kRow;
   static constexpr int kReadOut = 3 * kReadOuts * kThreads;
   static constexpr int kTensorSums = kNormalized ? kGates * kMaxTensorInputs * H : 0;
-  // Larger networks read their weights from the block's scratch instead, through the cache.
-  static constexpr bool kWeightsInShared = 4 * (kWeights + kRows + kReadOut + kTensorSums) <= 64 * 1024;
-  static constexpr int kSharedBytes = 4 * (kRows + kReadOut + kTensorSums + (kWeightsInShared ? kWeights : 0));
+  static constexpr int kSums = kReadOut + kTensorSums;
+  // Larger networks read their weights from the block's scratch instead, through the cache; the largest with averages
+  // have these sums there, too.
+  static constexpr bool kSumsInShared = 4 * (kRows + kSums) <= 64 * 1024;
+  static constexpr bool kWeightsInShared = 4 * (kWeights + kRows + kSums) <= 64 * 1024;
+  static constexpr int kSharedBytes = 4 * (kRows + (kSumsInShared ? kSums : 0) + (kWeightsInShared ? kWeights : 0));
+  static constexpr int kLeftOut = (kWeightsInShared ? 0 : kWeights) + (kSumsInShared ? 0 : kSums);  // at its beginning
   // One step in scratch: activations, h, c.
   static constexpr int64_t kGateFloats = static_cast<int64_t>(kGates) * kHRows * kTile;
   static constexpr int64_t kHalfState = static_cast<int64_t>(kHRows) * kTile;
@@ -87,8 +91,7 @@ struct BackwardLayout {
 
   L2L_HOST_DEVICE static int64_t scratch(int steps, int chunk) {
     const int64_t chunks = (steps + chunk - 1) / chunk;
-    return (kWeightsInShared ? 0 : kWeights) + static_cast<int64_t>(steps) * kInputRows * kTile + chunk * kStep +
-           (chunks + 1) * 2 * kHalfState;
+    return kLeftOut + static_cast<int64_t>(steps) * kInputRows * kTile + chunk * kStep + (chunks + 1) * 2 * kHalfState;
   }
 };
 

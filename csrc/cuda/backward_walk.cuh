@@ -35,7 +35,8 @@ struct BackwardWalk {
   const Table<Entry>& table;
   const Owner own;
   const float4* weights;
-  float* read_out;  // shared: three sums of the thread per row, kThreads apart: d weight_out of its units, d bias_out
+  float* read_out;  // shared, or scratch: three sums of the thread per row, kThreads apart: d weight_out of its units,
+                    // d bias_out
   float *features, *h_rows, *gate_rows;  // shared: [Features], [L * H], [4 H] rows; a row of ones before the features
   float* inputs;                         // scratch: [steps][kInputRows][64]; then the steps of a chunk, then states
 
@@ -373,15 +374,15 @@ struct BackwardWalk {
 template <class Block, class Scalars, class Entry>
 __device__ __forceinline__ void walk_tiles(const Scalars& s, const Table<Entry>& table, float* shared) {
   using Layout = typename Block::Layout;
-  using Sums = typename Block::Sums;
   float* const scratch = s.scratch + blockIdx.x * Layout::scratch(s.steps, s.chunk);
-  float* const inputs = scratch + (Layout::kWeightsInShared ? 0 : Layout::kWeights);
+  float* const inputs = scratch + Layout::kLeftOut;
   float* const rows = shared + (Layout::kWeightsInShared ? Layout::kWeights : 0);
   float4* const weights = reinterpret_cast<float4*>(Layout::kWeightsInShared ? shared : scratch);
+  float* const sums = Layout::kSumsInShared ? rows + Layout::kRows : scratch + Layout::kWeights;
   pack_network<Block::kHidden, Block::kFeatures>(s.config, s.phi, weights);
   // The barrier behind these is that of the first step forward.
   if (threadIdx.x < kTile) rows[threadIdx.x] = 1.f;
-  Block block{{s, table, Owner::of_thread<Block::kHidden>(), weights, rows + Layout::kRows + threadIdx.x, rows + kRow,
+  Block block{{s, table, Owner::of_thread<Block::kHidden>(), weights, sums + threadIdx.x, rows + kRow,
                rows + (1 + Block::kFeatures) * kRow, rows + Layout::kXRows * kRow, inputs}};
   block.clear();
   for (int64_t tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) block.run_tile(tile, tile + gridDim.x >= s.tiles);
