@@ -36,7 +36,7 @@ from bench.machine_code import Kernel, Loop, Mix, Nest, compile_kernels, count, 
 from bench.multiprocessor import limits, mean_wavefronts, parse
 from cuda_build import UnavailableError, defaults, nvcc_knows, nvcc_version
 
-LARGE_SHARED = 100 * 1024  # has_large_shared of backward.cuh
+LARGE_SHARED = 100 * 1024  # has_large_shared of backward_layout.cuh
 BUDGET = Path(__file__).with_name("sass_budget.json")
 HIDDEN, LAYERS, TILE = 20, 2, 64
 CELLS = 5  # of the averaging cells, in the shared memory of their kernels
@@ -175,6 +175,12 @@ def threads_and_shared(kernel: Kernel) -> tuple[int, int]:
         weights = packed_bytes(hidden, layers)
         rows = 4 * 68 * (3 + layers * hidden + 4 * hidden) + 4 * 3 * 8 * hidden
         return 8 * hidden, rows + (weights if rows + weights <= 65536 else 0)
+    if kernel.name.startswith("normalized_backward_kernel"):
+        hidden, layers = numbers[:2]
+        weights = packed_bytes(hidden, layers, features=5, read_outs=2)
+        rows, sums = 4 * 68 * (6 + layers * hidden + 4 * hidden), 4 * (6 * 8 + 64) * hidden
+        shared = rows + (sums if rows + sums <= 65536 else 0)
+        return 8 * hidden, shared + (weights if rows + sums + weights <= 65536 else 0)
     if kernel.name.startswith("layered_step_kernel"):
         return 128, packed_bytes(numbers[0], LAYERS) + 4 * CELLS * 128
     if kernel.name.startswith("layered_backward_kernel"):

@@ -66,7 +66,7 @@ L2L_HOST_DEVICE Features make_features(const Config& config) {
 }
 
 // Of a tensor's averages after `age` >= 1 steps; in float64, for small ages and long memories.
-inline Correction make_correction(const Config& config, int64_t age) {
+L2L_HOST_DEVICE Correction make_correction(const Config& config, int64_t age) {
   Correction result{};
   for (int k = 0; k < config.averages(); k++) {
     const double rest = -std::expm1(static_cast<double>(age) * std::log1p(-static_cast<double>(config.rates.of[k])));

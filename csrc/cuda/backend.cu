@@ -54,7 +54,6 @@ void step(const StepCall& call) {
 }
 
 void step_backward(const StepBackwardCall& call) {
-  check_without_averages(call.config, "the functional step's backward");
   const c10::cuda::CUDAGuard guard(call.phi.device());
   TableBuilder<GatherEntry> views;
   const StepBackward step{call.numel,
@@ -68,20 +67,54 @@ void step_backward(const StepBackwardCall& call) {
                           call.grad_extra,
                           call.grad_state};
   CallMemory memory(call.phi);
-  check_launch(run_step_backward(call.config, call.phi.const_data_ptr<float>(), views, step, call.grad_phi,
-                                 memory.workspace(), c10::cuda::getCurrentCUDAStream()),
+  const float* const phi = call.phi.const_data_ptr<float>();
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const Common& common = call.common;
+  check_launch(call.config.averages() > 0
+                   ? run_normalized_step_backward(call.config, phi, views, step, common.age, common.inputs,
+                                                  common.nominal, call.grad_phi, memory.workspace(), stream)
+                   : run_step_backward(call.config, phi, views, step, call.grad_phi, memory.workspace(), stream),
                "step_backward", call.config);
 }
 
+BackwardEntry entry_of(const SegmentTensor& tensor, int64_t& tiles) {
+  return {tiles += tiles_for(tensor.numel),
+          tensor.numel,
+          tensor.record_tile,
+          tensor.state,
+          tensor.grad_end,
+          tensor.grad_start};
+}
+
+// Of a network with averages.
+void normalized_segment_backward(const SegmentCall& call) {
+  NormalizedBackwardScalars scalars{};
+  scalars.config = call.config;
+  scalars.phi = call.phi.const_data_ptr<float>();
+  TableBuilder<NormalizedBackwardEntry> builder;
+  builder.reserve(call.tensors.size());
+  int64_t tiles = 0;
+  for (const SegmentTensor& tensor : call.tensors) {
+    const std::vector<Common>& common = tensor.common;
+    builder.add({entry_of(tensor, tiles), common[0].age, common[0].inputs, common[0].nominal});
+    if (common.size() < 2) continue;
+    // The rows of a step lie behind those of the step before, the same distance for all tensors.
+    if (common[0].inputs) scalars.inputs_stride = common[1].inputs - common[0].inputs;
+    if (common[0].nominal) scalars.nominal_stride = common[1].nominal - common[0].nominal;
+  }
+  CallMemory memory(call.phi);
+  check_launch(
+      run_backward(scalars, builder, call.steps, call.grad_phi, memory.workspace(), c10::cuda::getCurrentCUDAStream()),
+      "segment_backward", call.config);
+}
+
 void segment_backward(const SegmentCall& call) {
-  check_without_averages(call.config, "segments");
   const c10::cuda::CUDAGuard guard(call.phi.device());
+  if (call.config.averages() > 0) return normalized_segment_backward(call);
   TableBuilder<BackwardEntry> builder;
   builder.reserve(call.tensors.size());
   int64_t tiles = 0;
-  for (const SegmentTensor& tensor : call.tensors)
-    builder.add({tiles += tiles_for(tensor.numel), tensor.numel, tensor.record_tile, tensor.state, tensor.grad_end,
-                 tensor.grad_start});
+  for (const SegmentTensor& tensor : call.tensors) builder.add(entry_of(tensor, tiles));
   CallMemory memory(call.phi);
   check_launch(
       run_segment_backward(call.config, call.phi.const_data_ptr<float>(), builder, call.steps, call.means,

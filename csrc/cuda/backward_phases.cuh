@@ -41,10 +41,10 @@ struct Owner {
 // a[unit][gate][coordinate] += weights . rows, for the two units of a thread. w: the quadruples of the first unit from
 // the first of these inputs on; rows: at the thread's quad. Per row: 2 loads of weights and 1 of coordinates, 32
 // multiply-adds.
-template <int Rows>
+template <int Rows, int Unroll>
 __device__ __forceinline__ void add_products(const float4* w, int unit_quadruples, const float* rows,
                                              float (&a)[2][4][4]) {
-#pragma unroll(Rows < 4 ? Rows : Rows > 20 ? 2 : 4)
+#pragma unroll(Rows < 4 ? Rows : Rows == kNormalizedFeatures ? 1 : Rows > 20 ? 2 : Unroll)
   for (int k = 0; k < Rows; k++) {
     float x[4];
     load4(rows + k * kRow, x);
@@ -62,20 +62,21 @@ __device__ __forceinline__ void add_products(const float4* w, int unit_quadruple
   }
 }
 
-// Pre-activations of a thread's two units in a layer with Inputs inputs; x, h: rows at the thread's quad.
-template <int H, int Inputs>
-__device__ __forceinline__ void gate_sums(const float4* layer, const Owner& own, const float* x, const float* h,
-                                          float (&a)[2][4][4]) {
+// Pre-activations of a thread's two units in a layer with Inputs inputs; x, h: rows at the thread's quad. biases: of
+// the units, in the place of the weights' own, or null.
+template <int H, int Inputs, int Unroll>
+__device__ __forceinline__ void gate_sums(const float4* layer, const float4* biases, const Owner& own, const float* x,
+                                          const float* h, float (&a)[2][4][4]) {
   constexpr int kUnit = 1 + Inputs + H;
   const float4* w = layer + 2 * own.pair * kUnit;
 #pragma unroll
   for (int u = 0; u < 2; u++) {
-    const float4 bias = w[u * kUnit];
+    const float4 bias = biases ? biases[2 * own.pair + u] : w[u * kUnit];
 #pragma unroll
     for (int i = 0; i < 4; i++) a[u][0][i] = bias.x, a[u][1][i] = bias.y, a[u][2][i] = bias.z, a[u][3][i] = bias.w;
   }
-  add_products<Inputs>(w + 1, kUnit, x, a);
-  add_products<H>(w + 1 + Inputs, kUnit, h, a);
+  add_products<Inputs, Unroll>(w + 1, kUnit, x, a);
+  add_products<H, Unroll>(w + 1 + Inputs, kUnit, h, a);
 }
 
 // Gradients of the gates of a thread's two units from those of its h and c; moves the latter on to the previous c. They

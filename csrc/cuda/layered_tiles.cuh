@@ -3,7 +3,7 @@
 
 #include <cooperative_groups.h>
 
-#include "backward.cuh"
+#include "backward_layout.cuh"
 #include "layered_step.cuh"
 
 namespace l2l {

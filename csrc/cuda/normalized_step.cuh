@@ -23,13 +23,26 @@ struct NormalizedStepScalars : StepScalars {
   float4* biases;  // [entries][hidden], of the first layer with the inputs per tensor in it; null without such inputs
 };
 
-__device__ __forceinline__ Nominal nominal_of(const NormalizedStepEntry& entry) {
+// given: [kNominal], or null.
+__device__ __forceinline__ Nominal nominal_of(const float* given) {
   Nominal n;
-  if (const float* given = entry.nominal) {
+  if (given) {
     given = global(given);
     n.gain = given[0], n.mu = given[1], n.nu = given[2], n.lam = given[3], n.correction = given[4];
   }
   return n;
+}
+
+// The biases of the first layer's units with the inputs per tensor in them; by all threads of the block.
+__device__ __forceinline__ void tensor_biases(const Config& config, const float* phi, const float* inputs,
+                                              float4* biases) {
+  for (int i = static_cast<int>(threadIdx.x); i < kGates * config.hidden; i += static_cast<int>(blockDim.x)) {
+    const int unit = i / kGates, gate = i % kGates;
+    float sum = phi[config.bias(0) + gate * config.hidden + unit];
+    for (int k = 0; k < config.tensor_inputs; k++)
+      sum += phi[phi_index_of_tensor_input(config, unit, k, gate)] * inputs[k];
+    reinterpret_cast<float*>(biases)[i] = gate_scale(gate) * sum;
+  }
 }
 
 // A block per tensor.
@@ -40,14 +53,7 @@ __global__ void __launch_bounds__(kBiasThreads)
   const Config& config = s.config;
   const Table<NormalizedStepEntry> table(s.table, arguments.table.words);
   const float* inputs = global(reinterpret_cast<const NormalizedStepEntry*>(table.words)[blockIdx.x].inputs);
-  float* biases = reinterpret_cast<float*>(s.biases + static_cast<int64_t>(blockIdx.x) * config.hidden);
-  for (int i = static_cast<int>(threadIdx.x); i < kGates * config.hidden; i += static_cast<int>(blockDim.x)) {
-    const int unit = i / kGates, gate = i % kGates;
-    float sum = s.phi[config.bias(0) + gate * config.hidden + unit];
-    for (int k = 0; k < config.tensor_inputs; k++)
-      sum += s.phi[phi_index_of_tensor_input(config, unit, k, gate)] * inputs[k];
-    biases[i] = gate_scale(gate) * sum;
-  }
+  tensor_biases(config, s.phi, inputs, s.biases + static_cast<int64_t>(blockIdx.x) * config.hidden);
 }
 
 // Takes the gradients into the averages; the features, and the direction, which is parked in `directions` (kStepThreads
@@ -63,7 +69,7 @@ __device__ __forceinline__ void read_normalized(const NormalizedStepScalars& s, 
   float* new_state = global(entry.new_state) + offset;
 #pragma unroll
   for (int k = 0; k < kAverages; k++) load_lanes<C>(state + k * kTile, rows[k]);
-  const Nominal nominal = nominal_of(entry);
+  const Nominal nominal = nominal_of(entry.nominal);
 #pragma unroll
   for (int i = 0; i < C; i++) {
     float own[kAverages], x[kNormalizedFeatures];
@@ -103,7 +109,7 @@ __device__ __forceinline__ void normalized_step_tile(const NormalizedStepScalars
 
   // Looked up once more, so as not to hold registers all the while.
   const NormalizedStepEntry& target = table.find(global_tile, first_tile);
-  const Nominal nominal = nominal_of(target);
+  const Nominal nominal = nominal_of(target.nominal);
 #pragma unroll
   for (int i = 0; i < C; i++)
     u[0][i] =

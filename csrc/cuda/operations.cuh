@@ -70,26 +70,38 @@ int32_t append_segment(TableBuilder<Entry>& builder, const std::vector<SegmentSt
   return static_cast<int32_t>(builder.append(words.data(), words.size()));
 }
 
-// Plain: two launches, back-propagation and the sum of d phi. The table holds entries only; functional: see
-// FunctionalStep.
-inline LaunchStatus run_backward(const Config& config, const float* phi, TableBuilder<BackwardEntry> builder,
-                                 const std::vector<SegmentStep>& segment, const FunctionalStep& functional,
-                                 float* grad_phi, const Workspace& workspace, cudaStream_t stream,
-                                 int64_t scratch_budget = kScratchBudget) {
+// Of a network with averages: memory for what tensors are told in every step, and the launch that fills it.
+inline LaunchStatus run_tensor_steps(NormalizedBackwardScalars& scalars, const std::vector<int64_t>& words,
+                                     const Workspace& workspace, cudaStream_t stream) {
+  const size_t count = static_cast<size_t>(scalars.table.entries) * static_cast<size_t>(scalars.steps);
+  scalars.tensors = static_cast<TensorAtStep*>(workspace.allocate(sizeof(TensorAtStep) * count));
+  scalars.biases = static_cast<float4*>(workspace.allocate(sizeof(float4) * count * scalars.config.hidden));
+  if (!scalars.tensors || !scalars.biases) return cudaErrorMemoryAllocation;
+  return launch_tensor_steps(scalars, words, stream);
+}
+
+// Coordinates by themselves: two launches, back-propagation and the sum of d phi, and one before them for a network
+// with averages. The table holds entries only; `scalars` has config and phi, of the functional step what it is given,
+// and the strides of a network with averages.
+template <class Scalars, class Entry>
+LaunchStatus run_backward(Scalars scalars, TableBuilder<Entry> builder, const std::vector<SegmentStep>& segment,
+                          float* grad_phi, const Workspace& workspace, cudaStream_t stream,
+                          int64_t scratch_budget = kScratchBudget) {
+  const Config& config = scalars.config;
   if (builder.entries().empty()) return cudaMemsetAsync(grad_phi, 0, sizeof(float) * config.phi_size(), stream);
-  BackwardScalars scalars{};
-  scalars.config = config;
   scalars.features = make_features(config);
-  scalars.phi = phi;
   scalars.tiles = builder.entries().back().end_tile;
   scalars.steps = static_cast<int32_t>(segment.size()) - 1;
-  scalars.functional = functional;
   scalars.segment = append_segment(builder, segment, {});
   const std::vector<int64_t> words = place_table(builder, workspace, scalars.table);
 
   BackwardPlan plan;
-  const LaunchStatus status = plan_backward(config, scalars.tiles, scalars.steps, plan, scratch_budget);
+  LaunchStatus status = plan_backward(scalars, plan, scratch_budget);
   if (status != cudaSuccess) return status;
+  if constexpr (std::is_same_v<Scalars, NormalizedBackwardScalars>) {
+    status = run_tensor_steps(scalars, words, workspace, stream);
+    if (status != cudaSuccess) return status;
+  }
   scalars.scratch = static_cast<float*>(workspace.allocate(sizeof(float) * plan.scratch_floats));
   scalars.sums = static_cast<double*>(workspace.allocate(sizeof(double) * plan.sums));
   if (!scalars.scratch || !scalars.sums) return cudaErrorMemoryAllocation;
@@ -122,8 +134,12 @@ inline LaunchStatus run_segment_backward(const Config& config, const float* phi,
                                          const std::vector<const float*>& means, int64_t problems, float* grad_phi,
                                          const Workspace& workspace, cudaStream_t stream,
                                          int64_t scratch_budget = kScratchBudget) {
-  if (config.is_plain())
-    return run_backward(config, phi, builder, segment, FunctionalStep{}, grad_phi, workspace, stream, scratch_budget);
+  if (config.is_plain()) {
+    BackwardScalars scalars{};
+    scalars.config = config;
+    scalars.phi = phi;
+    return run_backward(scalars, builder, segment, grad_phi, workspace, stream, scratch_budget);
+  }
   return run_layered_backward(config, phi, builder, segment, means, problems, {}, grad_phi, workspace, stream);
 }
 
@@ -162,24 +178,63 @@ inline LaunchStatus run_forward_again(const Config& config, const float* phi, co
   return run_step(call, step, workspace, stream);
 }
 
-// Two or three launches: the gradient gathered into tiles, the step again for averages, back-propagation.
-inline LaunchStatus run_step_backward(const Config& config, const float* phi, TableBuilder<GatherEntry> views,
-                                      const StepBackward& b, float* grad_phi, const Workspace& workspace,
-                                      cudaStream_t stream) {
+// The gradient as tiles, one launch; null if there is no memory for it or `status` is not cudaSuccess.
+inline float* gather_gradient(TableBuilder<GatherEntry> views, const StepBackward& b, const Workspace& workspace,
+                              cudaStream_t stream, LaunchStatus& status) {
   const int64_t tiles = tiles_for(b.numel);
   float* const gathered = static_cast<float*>(workspace.allocate(sizeof(float) * tiles * kTile));
+  status = cudaErrorMemoryAllocation;
+  if (!gathered) return nullptr;
+  views.add({tiles, b.numel, b.grad, gathered});
+  status = launch_gather(views, stream);
+  return status == cudaSuccess ? gathered : nullptr;
+}
+
+// A functional step as a segment of one step.
+inline std::vector<SegmentStep> one_step(const float* record) {
+  return {{record, 0.f, 0.f, 0.f, 0.f}, {nullptr, 0.f, 0.f, 0.f, 0.f}};
+}
+inline BackwardEntry entry_of(const StepBackward& b) {
+  return {tiles_for(b.numel), b.numel, 0, b.state, b.grad_new_state, b.grad_state};
+}
+
+// Of a network with averages: what the tensor is told. The gradient gathered, and then as a segment.
+inline LaunchStatus run_normalized_step_backward(const Config& config, const float* phi,
+                                                 const TableBuilder<GatherEntry>& views, const StepBackward& b,
+                                                 int64_t age, const float* inputs, const float* nominal,
+                                                 float* grad_phi, const Workspace& workspace, cudaStream_t stream) {
+  LaunchStatus status = cudaSuccess;
+  float* const gathered = gather_gradient(views, b, workspace, stream, status);
+  if (!gathered) return status;
+  TableBuilder<NormalizedBackwardEntry> builder;
+  builder.add({entry_of(b), age, inputs, nominal});
+  NormalizedBackwardScalars scalars{};
+  scalars.config = config;
+  scalars.phi = phi;
+  scalars.functional = {b.numel, b.grad_out, b.grad_grad};
+  return run_backward(scalars, builder, one_step(gathered), grad_phi, workspace, stream);
+}
+
+// Two or three launches: the gradient gathered into tiles, the step again for averages, back-propagation.
+inline LaunchStatus run_step_backward(const Config& config, const float* phi, const TableBuilder<GatherEntry>& views,
+                                      const StepBackward& b, float* grad_phi, const Workspace& workspace,
+                                      cudaStream_t stream) {
+  LaunchStatus status = cudaSuccess;
+  float* const gathered = gather_gradient(views, b, workspace, stream, status);
+  if (!gathered) return status;
+  TableBuilder<BackwardEntry> builder;
+  builder.add(entry_of(b));
+  const std::vector<SegmentStep> segment = one_step(gathered);
+  if (config.is_plain()) {
+    BackwardScalars scalars{};
+    scalars.config = config;
+    scalars.phi = phi;
+    scalars.functional = {b.numel, b.grad_out, b.grad_grad};
+    return run_backward(scalars, builder, segment, grad_phi, workspace, stream);
+  }
   float* const means =
       static_cast<float*>(workspace.allocate(sizeof(float) * (config.layers * b.problems * config.gac + 4)));
-  if (!gathered || !means) return cudaErrorMemoryAllocation;
-  views.add({tiles, b.numel, b.grad, gathered});
-  LaunchStatus status = launch_gather(views, stream);
-  if (status != cudaSuccess) return status;
-
-  TableBuilder<BackwardEntry> builder;
-  builder.add({tiles, b.numel, 0, b.state, b.grad_new_state, b.grad_state});
-  const std::vector<SegmentStep> segment{{gathered, 0.f, 0.f, 0.f, 0.f}, {nullptr, 0.f, 0.f, 0.f, 0.f}};
-  if (config.is_plain())
-    return run_backward(config, phi, builder, segment, {b.numel, b.grad_out, b.grad_grad}, grad_phi, workspace, stream);
+  if (!means) return cudaErrorMemoryAllocation;
   if (config.gac > 0) status = run_forward_again(config, phi, b, gathered, means, workspace, stream);
   if (status != cudaSuccess) return status;
   LayeredBackwardScalars functional{};

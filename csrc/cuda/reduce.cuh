@@ -5,17 +5,33 @@
 //   their partial sums, which the first warp adds in order. Global memory: every sum that belongs to phi is read once.
 #pragma once
 
-#include "backward.cuh"
+#include "backward_layout.cuh"
 
 namespace l2l {
 
 constexpr int kReduceWarps = 8;
 
 // Which of a block's sums belongs to element `index` of phi, and the factor it lacks.
-template <int H, int L>
+template <int H, int L, int Features>
 __device__ __forceinline__ int sum_of_phi(const Config& config, int index, float& factor) {
-  using Sums = BackwardSums<H, L>;
-  constexpr int kThreads = BackwardLayout<H, L>::kThreads;
+  using Sums = BackwardSums<H, L, Features>;
+  using Layout = BackwardLayout<H, L, Features>;
+  constexpr int kThreads = Layout::kThreads;
+  if constexpr (Layout::kNormalized) {
+    if (index >= config.weight_tensor()) {
+      const int at = index - config.weight_tensor();
+      const int row = at / config.tensor_inputs, input = at % config.tensor_inputs;
+      factor = gate_scale(row / H);
+      return Sums::tensor(input / kSlots, row / H) * kThreads + input % kSlots * H + row % H;
+    }
+    if (index >= config.weight_out()) {
+      constexpr int kUnits = Layout::kReadOuts * H;
+      const int at = index - config.weight_out(), unit = at % H;
+      factor = 1.f;
+      return at < kUnits ? Sums::out(unit % 2, at / H) * kThreads + unit / 2 * kQuads
+                         : Sums::out_bias(at - kUnits) * kThreads;
+    }
+  }
   if (index >= config.weight_out()) {
     factor = config.output_scale;
     const int unit = index - config.weight_out();
@@ -33,7 +49,7 @@ __device__ __forceinline__ int sum_of_phi(const Config& config, int index, float
   } else if (index < config.bias(layer)) {
     const int at = index - config.weight_hh(layer);
     row = at / H;
-    input = at % H + (layer == 0 ? 1 + kGradientFeatures : H);
+    input = at % H + (layer == 0 ? 1 + Features : H);
   } else {
     row = index - config.bias(layer);
     input = layer == 0 ? 0 : -1;
@@ -44,7 +60,7 @@ __device__ __forceinline__ int sum_of_phi(const Config& config, int index, float
   return Sums::weight(layer, gate, input / kSlots) * kThreads + input % kSlots * H + unit;
 }
 
-template <int H, int L>
+template <int H, int L, int Features>
 __global__ void __launch_bounds__(32 * kReduceWarps)
     reduce_kernel(const Config config, const double* __restrict__ sums, int blocks, float* __restrict__ grad_phi) {
   __shared__ double partial[kReduceWarps][32];
@@ -54,9 +70,9 @@ __global__ void __launch_bounds__(32 * kReduceWarps)
   float factor = 0.f;
   double sum = 0.;
   if (inside) {
-    const double* column = sums + sum_of_phi<H, L>(config, index, factor);
+    const double* column = sums + sum_of_phi<H, L, Features>(config, index, factor);
     for (int block = warp; block < blocks; block += kReduceWarps)
-      sum += column[block * static_cast<int64_t>(BackwardSums<H, L>::kRow)];
+      sum += column[block * static_cast<int64_t>(BackwardSums<H, L, Features>::kRow)];
   }
   partial[warp][lane] = sum;
   __syncthreads();

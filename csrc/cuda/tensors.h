@@ -26,13 +26,6 @@ inline void check_cuda_config(const Config& config) {
                     ") and in l2l_fast.reference, on any device");
 }
 
-// NotImplementedError for what has no CUDA kernel with normalized inputs yet.
-inline void check_without_averages(const Config& config, const char* what) {
-  TORCH_CHECK_NOT_IMPLEMENTED(config.averages() == 0, "preprocess: no CUDA kernel for ", what, " with '",
-                              kPreprocessNames[static_cast<int>(config.preprocess)],
-                              "'; it runs on the CPU and in l2l_fast.reference, on any device");
-}
-
 inline void check_launch(const LaunchStatus& status, const char* name, const Config& config) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // so that it is not reported again by the next call

@@ -11,7 +11,7 @@ tensor belongs to problem ``i // (numel / num_problems)``; the padding of the st
 A network with normalized inputs (:mod:`l2l_fast.kernels.normalized`) takes three more arguments, which others must not
 have: ``ages``, one int per tensor, the steps that its moving averages are of, the present one included; if it has
 tensor_inputs, these, float32 ``[tensors, tensor_inputs]``; and ``nominal``, float32 ``[tensors, 5]``, or None for the
-default. All three are constants. It takes one problem. On CUDA there is its step, and no backward yet.
+default. All three are constants. It takes one problem.
 """
 
 from __future__ import annotations

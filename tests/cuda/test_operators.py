@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import l2l_fast as l2l
 from l2l_fast.kernels import operators as ops
+from l2l_fast.kernels import reference
 
 pytestmark = [
     pytest.mark.cuda,
@@ -126,6 +128,38 @@ def test_segment_backward_twice_bit_for_bit(steps: int, cells: int) -> None:
     close(first[0], expected[0], 1e-4)
     close(first[1][0], expected[1][0], 1e-4)
     assert torch.equal(first[0], second[0]) and torch.equal(first[1][0], second[1][0])
+
+
+@pytest.mark.parametrize("inputs", [0, 15])
+@pytest.mark.parametrize("steps", [1, 90])
+def test_backward_with_averages_twice_bit_for_bit(steps: int, inputs: int) -> None:
+    """Of a segment and of the functional step."""
+    config, numel = l2l.Config(20, 2, "normalized", 10.0, 0.1, tensor_inputs=inputs), 3000
+    generator = torch.Generator().manual_seed(3)
+    phi = torch.randn(reference.phi_size(config), generator=generator) * 0.3
+    state, end = (torch.rand(-(-numel // 64), config.rows, 64, generator=generator) for _ in range(2))
+    records = [torch.randn(state.shape[0] * 64, generator=generator) for _ in range(steps + 1)]
+    told = torch.randn(steps, 1, inputs, generator=generator) if inputs else None
+    nominal = torch.rand(steps, 1, 5, generator=generator)
+    grad, upstream = (torch.randn(numel, generator=generator) for _ in range(2))
+
+    def run(move: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        def rows(value: Tensor | None) -> Tensor | None:
+            return None if value is None else move(value)
+
+        places = [move(state)], [numel], [0], [move(record) for record in records], []
+        coefficients = [1.0] * steps, [0.1] * steps, [0.99] * steps
+        common = {"ages": [5], "tensor_inputs": rows(told), "nominal": rows(nominal)}
+        ends = move(phi), config, 1, [move(end)], True
+        grad_phi, (start,) = ops.segment_backward(*places, *coefficients, *ends, **common)
+        common = {"ages": [5], "tensor_inputs": rows(None if told is None else told[0]), "nominal": rows(nominal[0])}
+        step = move(upstream[None]), move(end), move(grad), None, move(state), move(phi), config
+        return [grad_phi, start, *ops.step_backward(*step, **common)]
+
+    expected, first, second = run(lambda x: x), run(Tensor.cuda), run(Tensor.cuda)
+    for got, again, wanted in zip(first, second, expected, strict=True):
+        close(got, wanted, 1e-4)
+        assert torch.equal(got, again)
 
 
 def test_a_step_is_captured_in_a_graph_on_another_stream() -> None:

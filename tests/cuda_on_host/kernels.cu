@@ -44,6 +44,18 @@ Config config_from(const int64_t* sizes, const float* constants) {
   return c;
 }
 
+// sizes: hidden, layers, tensor_inputs. constants: output_scale, the four rates.
+Config normalized_config(const int64_t* sizes, const float* constants) {
+  Config c;
+  c.hidden = static_cast<int>(sizes[0]);
+  c.layers = static_cast<int>(sizes[1]);
+  c.preprocess = Preprocess::normalized;
+  c.tensor_inputs = static_cast<int>(sizes[2]);
+  c.output_scale = constants[0];
+  for (int k = 0; k < kAverages; k++) c.rates.of[k] = constants[1 + k];
+  return c;
+}
+
 template <class T>
 T* pointer(int64_t address) {
   return reinterpret_cast<T*>(address);
@@ -54,6 +66,39 @@ template <class Entry>
 View view_from(TableBuilder<Entry>& builder, const int64_t* tensor, int64_t dims, const int64_t* sizes,
                const int64_t* strides) {
   return builder.view(pointer<void>(tensor[0]), static_cast<Dtype>(tensor[1]), sizes, strides, dims);
+}
+
+// From "numel, record tile, state, gradient of the end state, gradient of the start state".
+BackwardEntry backward_entry(int64_t& tiles, const int64_t* tensor) {
+  return {tiles += tiles_for(tensor[0]), tensor[0], tensor[1], pointer<float>(tensor[2]), pointer<float>(tensor[3]),
+          pointer<float>(tensor[4])};
+}
+
+std::vector<SegmentStep> segment_from(int64_t steps, const int64_t* records, const float* coefficients) {
+  std::vector<SegmentStep> segment;
+  for (int64_t t = 0; t <= steps; t++)
+    segment.push_back(
+        {pointer<float>(records[t]), coefficients[3 * t], coefficients[3 * t + 1], coefficients[3 * t + 2], 0.f});
+  return segment;
+}
+
+// From the stream of step_backward.
+StepBackward step_backward_from(TableBuilder<GatherEntry>& views, const int64_t* stream, int64_t problems) {
+  const int64_t dims = stream[10];
+  const int64_t* shape = stream + 11;
+  StepBackward b{};
+  b.numel = 1;
+  for (int64_t d = 0; d < dims; d++) b.numel *= shape[d];
+  b.problems = problems;
+  b.grad = view_from(views, stream, dims, shape, shape + dims);
+  b.grad_grad = {pointer<void>(stream[2]), static_cast<Dtype>(stream[3]), -1};
+  b.extra = pointer<float>(stream[4]);
+  b.grad_out = pointer<float>(stream[5]);
+  b.state = pointer<float>(stream[6]);
+  b.grad_new_state = pointer<float>(stream[7]);
+  b.grad_extra = pointer<float>(stream[8]);
+  b.grad_state = pointer<float>(stream[9]);
+  return b;
 }
 
 }  // namespace
@@ -97,17 +142,11 @@ int step(const int64_t* sizes, const float* scalars, const float* phi, const int
 }
 
 // A network with normalized inputs. The stream as of `step`, and behind every tensor's strides its age and the
-// addresses of its inputs and of its nominal vector. sizes: hidden, layers, tensor_inputs. options: maximize, in place,
-// mapping. scalars: output_scale, lr, decay, the four rates.
-int normalized_step(const int64_t* sizes, const float* scalars, const float* phi, const int64_t* options,
-                    int64_t tensors, const int64_t* stream) {
-  Config config;
-  config.hidden = static_cast<int>(sizes[0]);
-  config.layers = static_cast<int>(sizes[1]);
-  config.preprocess = Preprocess::normalized;
-  config.tensor_inputs = static_cast<int>(sizes[2]);
-  config.output_scale = scalars[0];
-  for (int k = 0; k < kAverages; k++) config.rates.of[k] = scalars[3 + k];
+// addresses of its inputs and of its nominal vector. sizes, constants: see normalized_config. options: maximize, in
+// place, mapping. scalars: lr, decay.
+int normalized_step(const int64_t* sizes, const float* constants, const float* scalars, const float* phi,
+                    const int64_t* options, int64_t tensors, const int64_t* stream) {
+  const Config config = normalized_config(sizes, constants);
   TableBuilder<NormalizedStepEntry> builder;
   int64_t tiles = 0, total = 0;
   for (int64_t k = 0; k < tensors; k++) {
@@ -131,7 +170,7 @@ int normalized_step(const int64_t* sizes, const float* scalars, const float* phi
   }
   Memory memory;
   const NormalizedStepScalars call{
-      {config, {}, phi, 0, scalars[1], scalars[2], options[0] != 0, options[1] != 0, TableRef{}}, nullptr};
+      {config, {}, phi, 0, scalars[0], scalars[1], options[0] != 0, options[1] != 0, TableRef{}}, nullptr};
   return run_normalized_step(call, builder, memory.workspace(), nullptr, static_cast<StepMapping>(options[2]));
 }
 
@@ -144,19 +183,33 @@ int segment_backward(const int64_t* sizes, const float* scalars, const float* ph
   TableBuilder<BackwardEntry> builder;
   int64_t tiles = 0;
   for (int64_t k = 0; k < tensors; k++, stream += 5)
-    if (stream[0] > 0)
-      builder.add({tiles += tiles_for(stream[0]), stream[0], stream[1], pointer<float>(stream[2]),
-                   pointer<float>(stream[3]), pointer<float>(stream[4])});
-  std::vector<SegmentStep> segment;
+    if (stream[0] > 0) builder.add(backward_entry(tiles, stream));
   std::vector<const float*> means;
-  for (int64_t t = 0; t <= steps; t++) {
-    segment.push_back(
-        {pointer<float>(records[t]), coefficients[3 * t], coefficients[3 * t + 1], coefficients[3 * t + 2], 0.f});
-    if (averages && t < steps) means.push_back(pointer<float>(averages[t]));
-  }
+  for (int64_t t = 0; averages && t < steps; t++) means.push_back(pointer<float>(averages[t]));
   Memory memory;
-  return run_segment_backward(config, phi, builder, segment, means, sizes[6], grad_phi, memory.workspace(), nullptr,
+  return run_segment_backward(config, phi, builder, segment_from(steps, records, coefficients), means, sizes[6],
+                              grad_phi, memory.workspace(), nullptr,
                               scratch_budget > 0 ? scratch_budget : kScratchBudget);
+}
+
+// The same of a network with normalized inputs. Per tensor also its age and the addresses of its inputs and its nominal
+// vector in the first step; `tensors` rows of each in every step.
+int normalized_segment_backward(const int64_t* sizes, const float* constants, const float* phi, int64_t tensors,
+                                const int64_t* stream, int64_t steps, const int64_t* records, const float* coefficients,
+                                float* grad_phi, int64_t scratch_budget) {
+  NormalizedBackwardScalars scalars{};
+  scalars.config = normalized_config(sizes, constants);
+  scalars.phi = phi;
+  scalars.inputs_stride = tensors * scalars.config.tensor_inputs;
+  scalars.nominal_stride = tensors * kNominal;
+  TableBuilder<NormalizedBackwardEntry> builder;
+  int64_t tiles = 0;
+  for (int64_t k = 0; k < tensors; k++, stream += 8)
+    if (stream[0] > 0)
+      builder.add({backward_entry(tiles, stream), stream[5], pointer<float>(stream[6]), pointer<float>(stream[7])});
+  Memory memory;
+  return run_backward(scalars, builder, segment_from(steps, records, coefficients), grad_phi, memory.workspace(),
+                      nullptr, scratch_budget > 0 ? scratch_budget : kScratchBudget);
 }
 
 // The stream: gradient address, dtype, address of the result, its dtype, extra inputs, gradient of the outputs
@@ -165,23 +218,21 @@ int segment_backward(const int64_t* sizes, const float* scalars, const float* ph
 int step_backward(const int64_t* sizes, const float* scalars, const float* phi, const int64_t* stream,
                   float* grad_phi) {
   const Config config = config_from(sizes, scalars);
-  const int64_t dims = stream[10];
-  const int64_t* shape = stream + 11;
   TableBuilder<GatherEntry> views;
-  StepBackward b{};
-  b.numel = 1;
-  for (int64_t d = 0; d < dims; d++) b.numel *= shape[d];
-  b.problems = sizes[6];
-  b.grad = view_from(views, stream, dims, shape, shape + dims);
-  b.grad_grad = {pointer<void>(stream[2]), static_cast<Dtype>(stream[3]), -1};
-  b.extra = pointer<float>(stream[4]);
-  b.grad_out = pointer<float>(stream[5]);
-  b.state = pointer<float>(stream[6]);
-  b.grad_new_state = pointer<float>(stream[7]);
-  b.grad_extra = pointer<float>(stream[8]);
-  b.grad_state = pointer<float>(stream[9]);
+  const StepBackward b = step_backward_from(views, stream, sizes[6]);
   Memory memory;
   return run_step_backward(config, phi, views, b, grad_phi, memory.workspace(), nullptr);
+}
+
+// The same of a network with normalized inputs. tensor: its age, the addresses of its inputs and its nominal vector.
+int normalized_step_backward(const int64_t* sizes, const float* constants, const float* phi, const int64_t* stream,
+                             const int64_t* tensor, float* grad_phi) {
+  TableBuilder<GatherEntry> views;
+  const StepBackward b = step_backward_from(views, stream, 1);
+  Memory memory;
+  return run_normalized_step_backward(normalized_config(sizes, constants), phi, views, b, tensor[0],
+                                      pointer<float>(tensor[1]), pointer<float>(tensor[2]), grad_phi,
+                                      memory.workspace(), nullptr);
 }
 
 // functions: 0 exp2, 1 sigmoid_scaled, 2 tanh_scaled, 3 log, 4 exp2_minus_1.

@@ -83,6 +83,54 @@ class Tensor:
         return from_bits(np.transpose(stored, np.argsort(self.order)), self.dtype)
 
 
+class StoredSegment:
+    """What a segment's backward is given, in device memory. tensors: the numbers of each that kernels.cu reads."""
+
+    def __init__(
+        self,
+        library: Library,
+        states: Sequence[np.ndarray],
+        numels: Sequence[int],
+        record_tiles: Sequence[int],
+        records: Sequence[np.ndarray],
+        loss_weights: Sequence[float],
+        lrs: Sequence[float],
+        decays: Sequence[float],
+        grad_ends: Sequence[np.ndarray] | None,
+    ) -> None:
+        held = [library.array(state) for state in states]
+        ends = [library.array(end) for end in grad_ends] if grad_ends else None
+        self.starts = [library.array(np.full_like(state, np.nan)) for state in states]
+        self.tensors = []
+        for k in range(len(states)):
+            addresses = [held[k].pointer, ends[k].pointer if ends else 0, self.starts[k].pointer]
+            self.tensors.append(np.array([numels[k], record_tiles[k], *addresses], np.int64))
+        recorded = [library.array(record) for record in records]
+        self.steps = len(records) - 1
+        self.coefficients = np.zeros((self.steps + 1, 3), np.float32)
+        self.coefficients[1:, 0] = loss_weights
+        self.coefficients[: self.steps, 1] = lrs
+        self.coefficients[: self.steps, 2] = decays
+        self.addresses = np.array([record.pointer for record in recorded], np.int64)
+        self._held = (held, ends, recorded)
+
+
+class StoredStep:
+    """What the functional step's backward is given, in device memory."""
+
+    def __init__(
+        self, library: Library, grad: Tensor, grad_update: np.ndarray, state: np.ndarray, grad_new_state: np.ndarray
+    ) -> None:
+        self.grad_grad = Tensor(library, np.full(grad.shape, np.nan, np.float32), grad.dtype)
+        self.grad_state = library.array(np.full_like(state, np.nan))
+        held, end = library.array(state), library.array(grad_new_state)
+        above = library.array(np.ascontiguousarray(grad_update, np.float32).reshape(-1))
+        stream = [grad.array.pointer, grad.dtype, self.grad_grad.array.pointer, grad.dtype, 0, above.pointer]
+        stream += [held.pointer, end.pointer, 0, self.grad_state.pointer, len(grad.shape), *grad.shape, *grad.strides]
+        self.stream = np.array(stream, np.int64)
+        self._held = (grad, held, end, above)
+
+
 class Kernels:
     """What the operators launch, on device arrays of a :class:`Library`."""
 
@@ -122,47 +170,6 @@ class Kernels:
             *(None, None, None, None),
         )
 
-    def normalized_step(
-        self,
-        sizes: tuple[int, int, int],
-        output_scale: float,
-        betas: Sequence[float],
-        phi: np.ndarray,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: Sequence[DeviceArray],
-        ages: Sequence[int],
-        inputs: np.ndarray | None = None,
-        nominal: np.ndarray | None = None,
-        *,
-        new_states: Sequence[DeviceArray] | None = None,
-        records: Sequence[int] | None = None,
-        lr: float = 1.0,
-        decay: float = 1.0,
-        maximize: bool = False,
-        in_place: bool = True,
-        mapping: int = AUTOMATIC,
-    ) -> None:
-        """``sizes``: hidden, layers, tensor_inputs; ``inputs`` and ``nominal``: a row per tensor; ``records``: an
-        address per tensor."""
-        rows = [None if each is None else self.library.array(each.astype(np.float32)) for each in (inputs, nominal)]
-        stream: list[int] = []
-        for k, (param, grad) in enumerate(zip(params, grads)):
-            stream += [param.array.pointer, param.dtype, grad.array.pointer, grad.dtype, states[k].pointer]
-            stream += [(new_states or states)[k].pointer, records[k] if records else 0, len(param.shape)]
-            stream += [*param.shape, *param.strides, *grad.strides, ages[k]]
-            stream += [0 if row is None else row.pointer + 4 * size * k for row, size in zip(rows, (sizes[2], 5))]
-        rates = [1.0 - beta for beta in betas]
-        self.library.call(
-            "normalized_step",
-            np.array(sizes, np.int64),
-            np.array([output_scale, lr, decay, *rates], np.float32),
-            self.library.array(phi.astype(np.float32)),
-            np.array([maximize, in_place, mapping], np.int64),
-            len(params),
-            np.array(stream, np.int64),
-        )
-
     def segment_backward(
         self,
         config: Config,
@@ -177,36 +184,24 @@ class Kernels:
         grad_ends: Sequence[np.ndarray] | None = None,
         scratch_budget: int = 0,
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        library = self.library
-        held = [library.array(state) for state in states]
-        ends = [library.array(end) for end in grad_ends] if grad_ends else None
-        starts = [library.array(np.full_like(state, np.nan)) for state in states]
-        stream: list[int] = []
-        for k in range(len(states)):
-            stream += [numels[k], record_tiles[k], held[k].pointer]
-            stream += [ends[k].pointer if ends else 0, starts[k].pointer]
-        recorded = [library.array(record) for record in records]
-        steps = len(records) - 1
-        coefficients = np.zeros((steps + 1, 3), np.float32)
-        coefficients[1:, 0] = loss_weights
-        coefficients[:steps, 1] = lrs
-        coefficients[:steps, 2] = decays
-        grad_phi = library.array(np.full(phi.shape, np.nan, np.float32))
-        library.call(
+        places = states, numels, record_tiles, records
+        segment = StoredSegment(self.library, *places, loss_weights, lrs, decays, grad_ends)
+        grad_phi = self.library.array(np.full(phi.shape, np.nan, np.float32))
+        self.library.call(
             "segment_backward",
             config.sizes(),
             np.array([config.p, config.output_scale], np.float32),
-            library.array(phi.astype(np.float32)),
+            self.library.array(phi.astype(np.float32)),
             len(states),
-            np.array(stream, np.int64),
-            steps,
-            np.array([record.pointer for record in recorded], np.int64),
+            np.concatenate([np.zeros(0, np.int64), *segment.tensors]),
+            segment.steps,
+            segment.addresses,
             None,
-            coefficients,
+            segment.coefficients,
             grad_phi,
             scratch_budget,
         )
-        return grad_phi.numpy(), [start.numpy() for start in starts]
+        return grad_phi.numpy(), [start.numpy() for start in segment.starts]
 
     def step_backward(
         self,
@@ -217,23 +212,17 @@ class Kernels:
         state: np.ndarray,
         grad_new_state: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        library = self.library
-        grad_grad = Tensor(library, np.full(grad.shape, np.nan, np.float32), grad.dtype)
-        grad_state = library.array(np.full_like(state, np.nan))
-        grad_phi = library.array(np.full(phi.shape, np.nan, np.float32))
-        held, end = library.array(state), library.array(grad_new_state)
-        above = library.array(np.ascontiguousarray(grad_update, np.float32).reshape(-1))
-        stream = [grad.array.pointer, grad.dtype, grad_grad.array.pointer, grad_grad.dtype, 0, above.pointer]
-        stream += [held.pointer, end.pointer, 0, grad_state.pointer, len(grad.shape), *grad.shape, *grad.strides]
-        library.call(
+        stored = StoredStep(self.library, grad, grad_update, state, grad_new_state)
+        grad_phi = self.library.array(np.full(phi.shape, np.nan, np.float32))
+        self.library.call(
             "step_backward",
             config.sizes(),
             np.array([config.p, config.output_scale], np.float32),
-            library.array(phi.astype(np.float32)),
-            np.array(stream, np.int64),
+            self.library.array(phi.astype(np.float32)),
+            stored.stream,
             grad_phi,
         )
-        return grad_grad.numpy(), grad_state.numpy(), grad_phi.numpy()
+        return stored.grad_grad.numpy(), stored.grad_state.numpy(), grad_phi.numpy()
 
     def math(self, function: int, x: np.ndarray) -> np.ndarray:
         y = self.library.array(np.full_like(x, np.nan))

@@ -20,9 +20,12 @@ from tests.cuda_on_host.kernels import (
     WIDE,
     Config,
     Kernels,
+    StoredSegment,
+    StoredStep,
     Tensor,
 )
 from tests.cuda_on_host.library import Library
+from tests.cuda_on_host.normalized_kernels import Network, NormalizedKernels
 
 
 def phi_size(config: Config) -> int:
@@ -67,7 +70,38 @@ def exercise(kernels: Kernels, full: bool) -> str:
             state = rng.uniform(-1, 1, (2, config.rows, TILE)).astype(np.float32)
             for array in kernels.step_backward(config, phi, grad, update, state, state):
                 digest.update(array.tobytes())
+    for sizes in [(8, 2, 3), (8, 1, 0)] + ([(20, 2, 15)] if full else []):
+        exercise_normalized(library, sizes, rng, digest)
     return digest.hexdigest()
+
+
+def exercise_normalized(library: Library, sizes: tuple[int, int, int], rng: np.random.Generator, digest) -> None:
+    """Networks with averages, K inputs per tensor."""
+    hidden, layers, inputs = sizes
+    size = phi_size(Config(hidden, layers)) + 4 * hidden * 3 + hidden + 1 + 4 * hidden * inputs
+    net, kernels = Network(*sizes, (rng.standard_normal(size) * 0.3).astype(np.float32)), NormalizedKernels(library)
+    numels, tiles, steps, rows = [1, 65, 45], [1, 2, 1], 3, 2 * layers * hidden + 4
+    states = [rng.uniform(0.1, 1, (n, rows, TILE)).astype(np.float32) for n in tiles]
+    told = rng.standard_normal((steps, 3, inputs)) if inputs else None, rng.uniform(0, 1, (steps, 3, 5))
+    first = [None if each is None else each[0] for each in told]
+    for mapping in (NARROW, WIDE):
+        values = [rng.standard_normal(n).astype(np.float32) for n in numels]
+        params, grads = ([Tensor(library, v, dtype) for v in values] for dtype in (BFLOAT16, FLOAT16))
+        held = [library.array(state) for state in states]
+        kernels.step(net, params, grads, held, [1, 2, 3], *first, mapping=mapping)
+        for result in [*params, *held]:
+            digest.update(result.numpy().tobytes())
+    records = [rng.standard_normal(sum(tiles) * TILE).astype(np.float32) for _ in range(steps + 1)]
+    for budget in (0, 1):
+        coefficients = ([1.0] * steps, [0.5] * steps, [0.9] * steps)
+        segment = StoredSegment(library, states, numels, [0, 1, 3], records, *coefficients, states)
+        grad_phi, grads_start = kernels.segment_backward(net, segment, [1, 2, 3], *told, budget)
+        for array in [grad_phi, *grads_start]:
+            digest.update(array.tobytes())
+    grad = Tensor(library, rng.standard_normal(70), FLOAT16)
+    step = StoredStep(library, grad, rng.standard_normal(70), states[1], states[1])
+    for array in kernels.step_backward(net, step, 4, *(None if each is None else each[1] for each in first)):
+        digest.update(array.tobytes())
 
 
 def load(sanitizer: str) -> Kernels:

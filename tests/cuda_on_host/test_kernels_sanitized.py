@@ -55,7 +55,7 @@ def test_results_do_not_depend_on_the_schedule() -> None:
 def barriers() -> list[tuple[str, int]]:
     """Every __syncthreads of the kernels: file and its place among those of the file."""
     found = []
-    for name in ("backward.cuh", "reduce.cuh", "step.cuh"):
+    for name in ("backward_walk.cuh", "normalized_backward.cuh", "reduce.cuh", "step.cuh"):
         text = (REPOSITORY / "csrc" / "cuda" / name).read_text()
         found += [(name, k) for k in range(len(re.findall(r"__syncthreads\(\);", text)))]
     return found
@@ -82,7 +82,7 @@ def check_barrier(folder: Path, name: str, which: int) -> None:
 
 
 def test_a_missing_barrier_is_found(tmp_path: Path) -> None:
-    place = next(k for k, (name, _) in enumerate(barriers()) if name == "backward.cuh")
+    place = next(k for k, (name, _) in enumerate(barriers()) if name == "backward_walk.cuh")
     name, which = barriers()[place + 2]
     check_barrier(tmp_path, name, which)
 

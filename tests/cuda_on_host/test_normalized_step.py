@@ -11,12 +11,13 @@ from l2l_fast.kernels import reference
 from l2l_fast.kernels.config import Config as ReferenceConfig
 from l2l_fast.kernels.state import Averages
 
+from . import normalized_kernels
 from .kernels import AUTOMATIC, BFLOAT16, FLOAT16, FLOAT32, NARROW, TILE, WIDE, Kernels, Tensor, from_bits, to_bits
+from .normalized_kernels import NormalizedKernels
 
 TOLERANCE = 3e-5
 DEVICE = "sm_90,multiprocessors=2"  # for the fixture `kernels`
 SIZES = [(20, 2, 7), (8, 1, 0), (20, 1, 16), (8, 2, 1)]
-BETAS = (0.9, 0.99, 0.95, 0.999)
 
 
 class Network:
@@ -24,6 +25,7 @@ class Network:
         self.sizes = sizes
         self.config = ReferenceConfig(*sizes[:2], "normalized", 10.0, 0.5, tensor_inputs=sizes[2])
         self.phi = (rng.standard_normal(reference.phi_size(self.config)) * 0.3).astype(np.float32)
+        self.on_device = normalized_kernels.Network(*sizes, self.phi)
 
 
 class Case:
@@ -63,10 +65,8 @@ class Case:
         return update.numpy(), State.from_logical(new)
 
     def run(self, kernels: Kernels, params, grads, states, **options) -> None:
-        arrays = (self.inputs, self.nominal)
-        kernels.normalized_step(
-            self.net.sizes, 0.5, BETAS, self.net.phi, params, grads, states, self.ages, *arrays, **options
-        )
+        common = (self.ages, self.inputs, self.nominal)
+        NormalizedKernels(kernels.library).step(self.net.on_device, params, grads, states, *common, **options)
 
 
 def close(got: np.ndarray, expected: np.ndarray, scale: np.ndarray | float = 1.0) -> None:
