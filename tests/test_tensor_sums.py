@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +20,7 @@ from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels.state import Averages
 from l2l_fast.optim.tensor_features import DEFAULT_INPUTS, aligned, default_inputs, kinds_of, progress
 from l2l_fast.optim.tensor_sums import sums_of
+from tests import sharded_inputs_worker
 from tests.helpers import assert_close
 from tests.normalized_helpers import drifting_gradients, normalized_network, warm_states
 
@@ -236,3 +242,39 @@ def test_shards_are_told_of_the_whole_tensor():
     complete = [(p, g, net.init_state(p.numel()).data) for p, g in zip(whole, grads, strict=True)]
     assert_close(together, sums_of(whole, complete, net.config, False, [1, 1], None), 1e-12)
     assert together[:, 5].tolist() == [100, 64]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_shards_step_as_the_whole_tensors(ranks, tmp_path):
+    """torch.distributed with gloo: some shards are empty, and with three processes the last has nothing at all."""
+    script = Path(__file__).parent / "sharded_inputs_worker.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(l2l.__file__).parents[1])}
+    command = [sys.executable, "-W", "error::UserWarning", str(script), str(tmp_path), str(ranks)]
+    workers = [
+        subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for rank in range(ranks)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=120)[0].decode() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert all(worker.returncode == 0 for worker in workers), "\n".join(outputs)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
+    params = [nn.Parameter(whole) for whole in sharded_inputs_worker.wholes()]
+    optimizer = l2l.LearnedOptimizer(params, l2l.load_pretrained("general"), total_steps=9)
+    for t in range(6):
+        for param, grad in zip(params, sharded_inputs_worker.gradients(t), strict=True):
+            param.grad = grad
+        optimizer.step()
+    for k, param in enumerate(params):
+        assert_close(torch.cat([part[k] for part in parts]), param, 1e-6, f"tensor {k}")
+
+
+def test_a_process_group_that_was_lost_is_missed():
+    optimizer = l2l.LearnedOptimizer([nn.Parameter(torch.ones(3))], network(), process_group=lambda tensor: None)
+    with pytest.warns(UserWarning, match="process_group"):
+        twin = pickle.loads(pickle.dumps(optimizer))
+    twin.param_groups[0]["params"][0].grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="process_group: lost"):
+        twin.step()

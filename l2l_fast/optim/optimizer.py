@@ -52,7 +52,8 @@ class LearnedOptimizer(Optimizer):
             0.2, ``groups``, is understood here and in groups, with a DeprecationWarning.
         process_group: of ``torch.distributed``, if the coordinates are sharded over its processes: global averages then
             run over all of them. Or a function that adds up a float64 tensor over the processes in place. Every process
-            must take every step, also one whose parameters have no gradients.
+            must take every step, also one whose parameters have no gradients. With inputs per tensor every process
+            holds its shard of the same tensors, perhaps an empty one, in the same order.
         total_steps: how many steps the run will have, for networks with inputs per tensor, of which the progress is
             one; None: not known, which they are told. An option of a parameter group.
         tensor_features: for such networks, ``(param, age, total_steps) -> (tensor_inputs, nominal)``, asked for every
@@ -91,10 +92,11 @@ class LearnedOptimizer(Optimizer):
         defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         defaults.update(num_problems=num_problems, total_steps=total_steps)
         super().__init__(params, defaults)
-        if process_group is not None and not any(network.communicates for network in self.networks):
+        told = (network.communicates or network.tensor_inputs for network in self.networks)
+        if process_group is not None and not any(told):
             warnings.warn(
-                "process_group: has no effect, for the coordinates of these networks do not communicate (gac_cells=0): "
-                "every process steps its own",
+                "process_group: has no effect, for the coordinates of these networks do not communicate (gac_cells=0) "
+                "and are told nothing of their tensors (tensor_inputs=0): every process steps its own",
                 stacklevel=2,
             )
 
@@ -226,7 +228,9 @@ class LearnedOptimizer(Optimizer):
             )
         if self._segment is not None:
             self._segment.check_whole()
-        if self._kept.reduce is joint.refuse and any(network.communicates for network in self.networks):
+        if self._kept.reduce is joint.refuse and any(
+            network.communicates or network.tensor_inputs for network in self.networks
+        ):
             joint.refuse(torch.empty(0))
 
     def _run(self, group: dict[str, Any], batch: Batch) -> None:
