@@ -12,7 +12,7 @@ import pytest
 from . import DeviceError, Library, compile_kernels, sanitized_python, sanitizer_available
 from .build import REPOSITORY, SANITIZERS
 from .kernels import SHORT_FLAGS, SOURCE, Kernels
-from .kernels_sanitized import exercise, load
+from .kernels_sanitized import DEVICE, exercise, load
 
 #: One network is enough to see a missing barrier.
 ONE_SIZE = ("-DL2L_CUDA_HIDDEN_SIZES(X)=X(8)", "-DL2L_CUDA_LAYERS(X)=X(1) X(2)")
@@ -71,7 +71,7 @@ def without_barrier(folder: Path, name: str, which: int) -> Kernels:
     source = folder / "kernels.cu"
     source.write_text(SOURCE.read_text().replace('"cuda/', f'"{folder}/csrc/cuda/'))
     library = Library.build([source], sanitizer="access", flags=ONE_SIZE)
-    library.set_device("sm_90,multiprocessors=1")
+    library.set_device(DEVICE)
     return Kernels(library)
 
 
