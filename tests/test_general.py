@@ -119,3 +119,18 @@ def test_copies_and_checkpoints_go_the_same_way():
         step(model, optimizer, t)
         step(twin, resumed, t)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_an_evaluation_tells_it_the_horizon():
+    net, problem = l2l.load_pretrained("general"), l2l.problems.Quadratic(dim=3, batch=2)
+    found = evaluate(net, problem, [4], 12, split="validation")[0]
+    ends = []
+    for total_steps in (12, None):
+        task = problem.sample(4, "validation")
+        optimizer = l2l.LearnedOptimizer(task.parameters(), net, total_steps=total_steps)
+        for _ in range(12):
+            optimizer.zero_grad()
+            task().backward()
+            optimizer.step()
+        ends.append(task().item() / task.num_problems)
+    assert found[-1].item() == pytest.approx(ends[0], rel=1e-5) and found[-1].item() != pytest.approx(ends[1], rel=1e-3)

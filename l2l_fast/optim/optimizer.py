@@ -255,9 +255,8 @@ class LearnedOptimizer(Optimizer):
         self._begun = True
         for k, (param, age) in enumerate(batch.ages()):
             self.state[param][AGE_KEY] = age - 1 + steps
-            if batch.alignments:
-                after = batch.alignments[k]
-                self.state[param][ALIGNMENT_KEY] = after.clone() if steps else torch.zeros_like(after)
+            if batch.alignments:  # copies, as each is a view of all
+                self.state[param][ALIGNMENT_KEY] = batch.alignments[k].clone()
         for param, tiles in batch.fresh:
             self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: param.numel()})
         batch.fresh.clear()

@@ -143,3 +143,21 @@ def test_refusals():
     several = Zoo("noisy-quadratic", problems=2).sample(0, "train")
     with pytest.raises(ValueError, match="one problem"):
         Evolution().episode(several, net, protocol, lambda: None)
+
+
+def test_members_do_not_meet():
+    """What is said of all tensors is of those of one member: another one that runs wild changes nothing."""
+    tame, wild = network(seed=1), network(seed=1)
+    with torch.no_grad():
+        wild.weight_nominal[0, 0] += 6.0
+    ends = []
+    for other in (tame, wild):
+        crowd = Crowd(zoo("teacher-regression").sample(5, "train"), 2, tame.config, 20)
+        for _ in range(4):
+            crowd.theta.grad = None
+            crowd.losses().sum().backward()
+            phis = torch.stack([net.phi().detach() for net in (tame, other)])
+            crowd.step(crowd.theta.grad, phis, torch.stack([n.weight_nominal.detach() for n in (tame, other)]))
+        ends.append(crowd.theta.detach())
+    assert not torch.allclose(ends[1][0], ends[1][1], rtol=0.1)
+    assert_close(ends[1][0], ends[0][0], 1e-5)
