@@ -91,8 +91,17 @@ def test_without_nominal_it_is_the_default(isa):
         for nominal in (None, given)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    update, new = net(g[1], state, tensor_inputs=inputs[0])
-    assert torch.equal(update, results[0][0][0]) and torch.equal(new.data, results[0][1]) and new.age == 2
+    # The module makes nominal of its inputs; of a weight_nominal of zero that is the default.
+    told = ops.step(
+        *(g[1], None, state.data, phi_of(net), net.config),
+        ages=[2],
+        tensor_inputs=inputs,
+        nominal=net.nominal_of(inputs),
+    )
+    for expected in (told, results[0]):
+        update, new = net(g[1], state, tensor_inputs=inputs[0])
+        assert torch.equal(update, expected[0][0]) and torch.equal(new.data, expected[1]) and new.age == 2
+        torch.nn.init.zeros_(net.weight_nominal)
 
 
 def test_inputs_of_a_tensor_are_a_bias(isa):
@@ -107,7 +116,7 @@ def test_inputs_of_a_tensor_are_a_bias(isa):
     for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-6)):
         state = net.init_state(70, dtype=dtype)
         actual, new = net(g.to(dtype), state, tensor_inputs=x)
-        expected, exact = plain(g.to(dtype), state)
+        expected, exact = plain(g.to(dtype), state, nominal=net.nominal_of(x.unsqueeze(0))[0])
         assert_close(actual, expected, tolerance)
         assert_close(new.data, exact.data, tolerance)
 
@@ -319,8 +328,9 @@ def test_autograd_through_the_network():
         for t in range(2):
             update, state = net(g[t].to(dtype).requires_grad_(), state, **given)
             total = total + (update * torch.linspace(-1, 2, 9)).sum()
-        first = torch.autograd.grad(total, list(net.parameters()), create_graph=True)
-        second = torch.autograd.grad(sum(x.square().sum() for x in first), list(net.parameters()))
+        weights = [p for name, p in net.named_parameters() if name != "weight_nominal"]  # that is a constant
+        first = torch.autograd.grad(total, weights, create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), weights)
         results.append([*first, *second])
     for actual, expected in zip(*results, strict=True):
         assert_close(actual, expected, 1e-4)
