@@ -79,8 +79,9 @@ def learned(net: CoordinatewiseLSTM, family: str, seed: int) -> Tensor:
 
 
 def final(losses: Tensor) -> float:
-    """The mean over the last 5 % of the steps."""
-    return float(losses[-STEPS // 20 :].double().mean())
+    """The mean over the last 5 % of the steps; inf where that is not finite."""
+    found = float(losses[-STEPS // 20 :].double().mean())
+    return found if math.isfinite(found) else math.inf
 
 
 def early(losses: Tensor) -> float:
@@ -96,13 +97,11 @@ def tuned(family: str, seed: int, cosine: bool) -> dict[str, float]:
         if half not in tried:
             losses = adam(family, seed, 10 ** (half / 2), cosine)
             tried[half] = final(losses), early(losses)
-        return tried[half][0] if math.isfinite(tried[half][0]) else math.inf
+        return tried[half][0]
 
     best = min((-6, -5, -4, -3), key=at)
-    while (step := min((best - 1, best + 1), key=lambda half: at(half) if half in HALF_DECADES else math.inf)) and (
-        step in HALF_DECADES and at(step) < at(best)
-    ):
-        best = step
+    while at(better := min({best - 1, best + 1} & set(HALF_DECADES), key=at)) < at(best):
+        best = better
     return {"lr": 10 ** (best / 2), "final": tried[best][0], "early": tried[best][1]}
 
 

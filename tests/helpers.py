@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +69,24 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     assert actual.shape == expected.shape
     difference = (actual - expected).norm()
     return 0.0 if difference == 0 else float(difference / expected.norm().clamp_min(1e-300))
+
+
+def run_processes(script: str, *arguments: object, count: int, options: Sequence[str] = ()) -> None:
+    """Run ``python tests/SCRIPT *arguments RANK`` for every rank at once; fails, with what they print, if one does.
+
+    options: of Python itself."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(l2l.__file__).parents[1])}
+    command = [sys.executable, *options, str(Path(__file__).parent / script), *map(str, arguments)]
+    workers = [
+        subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for rank in range(count)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=120)[0].decode() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert all(worker.returncode == 0 for worker in workers), "\n".join(outputs)
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:

@@ -41,6 +41,12 @@ def test_normalized_inputs_have_their_averages_in_a_proposal():
         assert (proposed[near] - found.updates["learned"][step - 1, 0]).abs() < 0.02 * proposed.abs().max()
 
 
+def test_a_network_with_inputs_per_tensor_is_refused_by_name():
+    task = l2l.problems.Quadratic(dim=3, batch=4).sample(0, "test")
+    with pytest.raises(ValueError, match="net: a network with inputs per tensor.*got 15"):
+        decisions.decide(l2l.load_pretrained("general"), task, RATES)
+
+
 def test_adam_and_sgd_do_what_torch_does_with_these_gradients():
     _, found = made()
     for name, make in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):

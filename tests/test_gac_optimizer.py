@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +11,7 @@ from torch import nn
 import l2l_fast as l2l
 from l2l_fast.kernels import reference
 from tests.gac_helpers import gac_network
-from tests.helpers import assert_close, double, structured_gradient
+from tests.helpers import assert_close, double, run_processes, structured_gradient
 
 SHAPES = [(6, 15), (2, 7), (4,), (2, 64)]
 
@@ -192,19 +188,7 @@ def test_a_callable_sums_over_shards():
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_sharded_over_processes_equals_unsharded(ranks, tmp_path):
     """torch.distributed with gloo and a file store; with three ranks the last has no coordinates in some steps."""
-    script = Path(__file__).parent / "sharded_worker.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(l2l.__file__).parents[1])}
-    command = [sys.executable, str(script), str(tmp_path), str(ranks)]
-    workers = [
-        subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(ranks)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=120)[0].decode() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert all(worker.returncode == 0 for worker in workers), "\n".join(outputs)
+    run_processes("sharded_worker.py", tmp_path, ranks, count=ranks)
     sharded = {}
     for rank in range(ranks):
         sharded.update(torch.load(tmp_path / f"{rank}.pt"))

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +16,7 @@ from torch.optim import lr_scheduler
 import l2l_fast as l2l
 from tests.contract_helpers import clones, equal, network, through_a_file
 from tests.gac_helpers import gac_network
-from tests.helpers import random_network, structured_gradient
+from tests.helpers import random_network, run_processes, structured_gradient
 from tests.optimizer_helpers import parameters, run, set_gradients
 
 # ---- schedulers ----
@@ -403,19 +399,7 @@ def test_a_process_group_without_communication_is_named():
 
 @pytest.mark.parametrize("case", ["zero", "ddp", "dtensor"])
 def test_two_processes(case, tmp_path):
-    script = Path(__file__).parent / "contract_worker.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(l2l.__file__).parents[1])}
-    command = [sys.executable, str(script), case, str(tmp_path)]
-    workers = [
-        subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(2)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=120)[0].decode() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert all(worker.returncode == 0 for worker in workers), "\n".join(outputs)
+    run_processes("contract_worker.py", case, tmp_path, count=2)
 
 
 @pytest.mark.parametrize("kind", ["plain", "dense", "low_rank"])

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
+import warnings
 
 import pytest
 import torch
@@ -21,7 +18,7 @@ from l2l_fast.kernels.state import Averages
 from l2l_fast.optim.tensor_features import DEFAULT_INPUTS, aligned, default_inputs, kinds_of, progress
 from l2l_fast.optim.tensor_sums import sums_of
 from tests import sharded_inputs_worker
-from tests.helpers import assert_close
+from tests.helpers import assert_close, run_processes
 from tests.normalized_helpers import drifting_gradients, normalized_network, warm_states
 
 NUMELS = (0, 1, 63, 64, 65, 70_001)
@@ -247,19 +244,8 @@ def test_shards_are_told_of_the_whole_tensor():
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_shards_step_as_the_whole_tensors(ranks, tmp_path):
     """torch.distributed with gloo: some shards are empty, and with three processes the last has nothing at all."""
-    script = Path(__file__).parent / "sharded_inputs_worker.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(l2l.__file__).parents[1])}
-    command = [sys.executable, "-W", "error::UserWarning", str(script), str(tmp_path), str(ranks)]
-    workers = [
-        subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(ranks)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=120)[0].decode() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert all(worker.returncode == 0 for worker in workers), "\n".join(outputs)
+    options = ("-W", "error::UserWarning")
+    run_processes("sharded_inputs_worker.py", tmp_path, ranks, count=ranks, options=options)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
     params = [nn.Parameter(whole) for whole in sharded_inputs_worker.wholes()]
     optimizer = l2l.LearnedOptimizer(params, l2l.load_pretrained("general"), total_steps=9)
@@ -278,3 +264,21 @@ def test_a_process_group_that_was_lost_is_missed():
     twin.param_groups[0]["params"][0].grad = torch.ones(3)
     with pytest.raises(RuntimeError, match="process_group: lost"):
         twin.step()
+
+
+def test_another_weight_nominal_is_another_network():
+    """It stands beside phi, and a checkpoint that was saved with another one is noticed."""
+    net, param = network(), nn.Parameter(torch.ones(3))
+    optimizer = l2l.LearnedOptimizer([param], net, total_steps=5)
+    param.grad = torch.ones(3)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    twin = copy.deepcopy(net)
+    other = l2l.LearnedOptimizer([nn.Parameter(torch.ones(3))], twin, total_steps=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.load_state_dict(copy.deepcopy(saved))
+    with torch.no_grad():
+        twin.weight_nominal[2, 3] += 0.01
+    with pytest.warns(UserWarning, match="other weights"):
+        other.load_state_dict(saved)

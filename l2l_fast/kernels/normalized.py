@@ -66,10 +66,10 @@ def nominal_of(weight: Tensor, inputs: Tensor) -> Tensor:
     """
     # Not a matrix product, whose order of summation may depend on threads and on the number of tensors.
     rows = (weight.detach().double() * inputs.detach().double().unsqueeze(-2)).sum(-1)
-    low, high = torch.tensor(NOMINAL_BOUNDS, dtype=torch.float64, device=rows.device).unbind(1)
+    found = [row.clamp(low, high) for row, (low, high) in zip(rows.unbind(-1), NOMINAL_BOUNDS, strict=True)]
     # A step that shrinks must shrink as a whole.
-    correction = NOMINAL[4] * rows[..., :1].clamp(*GAIN_BOUNDS).exp()
-    return torch.cat([torch.minimum(torch.maximum(rows, low), high), correction], dim=-1).float()
+    correction = NOMINAL[4] * found[0].clamp(*GAIN_BOUNDS).exp()
+    return torch.stack([*found, correction], dim=-1).float()
 
 
 def advance(grad: Tensor, averages: Averages, betas: Sequence[float]) -> Averages:

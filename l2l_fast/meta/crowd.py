@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class Crowd:
         tiles = [num_tiles(numel) for numel in self._numels]
         state = torch.zeros(members, sum(tiles), config.rows, TILE, device=row.device)
         self._states = [list(each.split(tiles)) for each in state]
+        self._thetas = [list(each.split(self._numels)) for each in self.theta.detach()]
         self._counts = torch.tensor(self._numels, dtype=torch.float64, device=row.device).repeat(members)
         self._alignments = torch.zeros(members * len(tiles), dtype=torch.float64, device=row.device)
         self.age = 0
@@ -62,10 +64,9 @@ class Crowd:
                 ``[members, 4, inputs]``.
         """
         self.age += 1
-        thetas = [list(row.split(self._numels)) for row in self.theta.detach()]
         grads = [list(row.split(self._numels)) for row in grad]
         ages = [self.age] * len(self._numels)
-        flat = [[each for member in part for each in member] for part in (thetas, grads, self._states)]
+        flat = [list(chain.from_iterable(part)) for part in (self._thetas, grads, self._states)]
         sums = operators.tensor_sums(*flat, self.config, False, ages * self.members)
         sums = torch.cat([sums, self._counts.unsqueeze(1)], dim=1)
         self._alignments = aligned(sums, self._alignments)
@@ -75,7 +76,7 @@ class Crowd:
         nominal = nominal_of(nominals.unsqueeze(1), inputs)
         for k in range(self.members):
             operators.step_(
-                *(thetas[k], grads[k], self._states[k], phis[k], self.config, 1.0, 0.0, False),
+                *(self._thetas[k], grads[k], self._states[k], phis[k], self.config, 1.0, 0.0, False),
                 ages=ages,
                 tensor_inputs=inputs[k],
                 nominal=nominal[k],

@@ -239,7 +239,7 @@ class MetaTrainer(Arguments):
             event="episode",
             episode=self.episode,
             loss_first=losses[0],
-            loss_mean=sum(losses[1:]) / self.protocol.horizon,
+            loss_mean=sum(losses[1:]) / (len(losses) - 1),
             loss_final=losses[-1],
             grad_norms=list(self._grad_norms),
             skipped_updates=counters.skipped_updates - skipped,

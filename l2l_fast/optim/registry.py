@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..kernels import renamed
+from ..networks import effective
 from ..networks.lstm import CoordinatewiseLSTM
 
 # A state that was written by a network which differs in one of these means something else.
@@ -102,10 +103,13 @@ def identity(network: CoordinatewiseLSTM) -> dict[str, Any]:
 
 
 def digest(network: CoordinatewiseLSTM) -> str:
-    """Tells networks of different weights apart: the start of the SHA-256 of phi in float32."""
+    """Tells networks of different weights apart: the start of the SHA-256 of phi in float32, and of what is beside it."""
     with torch.no_grad():
-        phi = network.phi().float().cpu().contiguous()
-    return hashlib.sha256(phi.numpy().tobytes()).hexdigest()[:16]
+        parts = [network.phi()]
+        if network.tensor_inputs:
+            parts.append(effective.weight(network, "weight_nominal"))
+        content = b"".join(part.float().cpu().contiguous().numpy().tobytes() for part in parts)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _is_same(former: Any, value: Any) -> bool:

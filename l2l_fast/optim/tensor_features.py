@@ -73,7 +73,7 @@ def common_of(
     """What the kernels take of ``params`` in the step that makes them ``ages`` steps old.
 
     Args:
-        tensor_features: what to ask for each of them; None for :func:`default_inputs`, which takes sums and alignments.
+        tensor_features: what to ask for each of them; None for :func:`default_inputs`, of sums and alignments.
 
     Raises:
         ValueError, TypeError: what comes from it is not what the network takes.
@@ -87,8 +87,9 @@ def common_of(
                 f"tensor_features: expected a function for a network with tensor_inputs={config.tensor_inputs}; the "
                 f"default gives {len(DEFAULT_INPUTS)}"
             )
-        if sums is None or alignments is None:
+        if not config.tensor_inputs:
             return Common(ages)
+        assert sums is not None and alignments is not None
         kinds = kinds_of([param.shape for param in params])
         inputs = default_inputs(kinds, ages, total_steps, sums, alignments)
         return Common(ages, inputs, network.nominal_of(inputs))

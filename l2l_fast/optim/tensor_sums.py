@@ -30,15 +30,14 @@ def sums_of(
     """
     device = params[0].device if params else torch.device("cpu")
     sums = torch.zeros(len(moving), 6, dtype=torch.float64, device=device)
-    for wide in (False, True):
-        places = [k for k, (_, _, state) in enumerate(moving) if (state.dtype is torch.float64) == wide]
-        if places:
-            parts = zip(*(moving[k] for k in places), strict=True)
-            lists = [[each.detach() for each in part] for part in parts]
-            found = operators.tensor_sums(*lists, config, maximize, [ages[k] for k in places])
-            sums[places, :5] = found.to(device)
     numels = [float(param.numel()) for param, _, _ in moving]
     sums[:, 5] = torch.tensor(numels, dtype=torch.float64, device=device)
+    wide = [state.dtype is torch.float64 for _, _, state in moving]
+    for kind in set(wide):  # float64 goes another way
+        chosen = [k for k, each in enumerate(wide) if each == kind]
+        lists = map(list, zip(*(moving[k] for k in chosen), strict=True))
+        found = operators.tensor_sums(*lists, config, maximize, [ages[k] for k in chosen])
+        sums[slice(None) if len(chosen) == len(wide) else chosen, :5] = found
     if reduce is None:
         return sums
     rows = {id(param): k for k, param in enumerate(params)}

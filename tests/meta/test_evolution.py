@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -95,6 +97,22 @@ def test_it_learns_a_gain():
     fitted.fit(25, progress=False)
     assert fitted.net.weight_nominal[0, 0] > 0.3
     assert fitted.evaluate(4, best=False)[:, -1].log().mean() < before - 0.05
+
+
+def test_the_log_has_the_mean_over_the_steps_of_the_episode(tmp_path, monkeypatch):
+    """An episode draws its length: the mean is over its steps, not over the horizon."""
+    episode = Evolution(2, 0.1, 10).episode
+    run = trainer(log=tmp_path / "log.jsonl").fit(3, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    episodes = [line for line in lines if line["event"] == "episode"]
+    kept: list[list[float]] = []
+    monkeypatch.setattr(run.estimator, "episode", lambda *args: kept.append(episode(*args)) or kept[-1])
+    again = trainer()
+    again.estimator = run.estimator
+    again.fit(3, progress=False)
+    assert {len(curve) for curve in kept} - {31}  # some are shorter than the horizon
+    for line, curve in zip(episodes, kept, strict=True):
+        assert line["loss_mean"] == pytest.approx(sum(curve[1:]) / len(curve[1:]))
 
 
 def test_the_estimate_is_that_of_antithetic_pairs():

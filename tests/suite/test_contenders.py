@@ -10,11 +10,27 @@ from torch import nn
 
 import l2l_fast as l2l
 from l2l_fast.evaluation.suite import Contender, parse
+from l2l_fast.networks.record import attach
 from l2l_fast.networks.shipped import path_of
 
 
 def made(text, steps=50):
     return parse(text).make([nn.Parameter(torch.ones(3))], steps)
+
+
+def test_a_network_is_known_by_its_weights(tmp_path):
+    """What else its file tells, how it was trained, how it scored, makes no other contender of it."""
+    net = l2l.CoordinatewiseLSTM(4, 1)
+    path = tmp_path / "mine.safetensors"
+    net.save(path)
+    first = parse(str(path)).identity
+    attach(net, {"score": 1.0})
+    net.save(path)
+    assert parse(str(path)).identity == first
+    with torch.no_grad():
+        net.bias_out += 1e-3
+    net.save(path)
+    assert parse(str(path)).identity != first
 
 
 @pytest.mark.parametrize("name", ["Adam", "torch.optim.Adam", "torch.optim:Adam", "torch.optim.adam:Adam"])

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -27,6 +28,7 @@ from ...networks.lstm import CoordinatewiseLSTM
 from ...networks.shipped import path_of
 from ...optim.optimizer import LearnedOptimizer
 from ..baselines.schedules import SCHEDULES
+from ..experiments.report import weights_digest
 from .running import Make
 
 _OPTIONS = re.compile(r"(?P<target>.+?)(?::(?P<options>\s*\w+\s*=.*))?", re.S)
@@ -81,7 +83,7 @@ def parse(text: str) -> Contender:
     schedule = one_of(f"{text}: schedule", options.pop("schedule", "constant"), SCHEDULES)
     if target in pretrained.names() or target.endswith(_ENDING) or Path(target).is_file():
         path = path_of(target) if target in pretrained.names() else Path(target)
-        make, digest = _learned(target, path, options), hashlib.sha256(path.read_bytes()).hexdigest()
+        make, digest = _learned(target, path, options)
     else:
         make, digest = _by_hand(target, options)
     _try(text, make)
@@ -107,7 +109,8 @@ def _read_options(text: str, options: str) -> dict[str, Any]:
         raise ValueError(f"contender: the options of {text!r} cannot be read: {error}") from None
 
 
-def _learned(name: str, path: Path, options: dict[str, Any]) -> Make:
+def _learned(name: str, path: Path, options: dict[str, Any]) -> tuple[Make, str]:
+    """How to make it, and a digest of the network: its options and weights, whatever else its file tells."""
     net = trained.load(path)
     if not isinstance(net, CoordinatewiseLSTM):
         kinds = ", ".join(net)
@@ -116,7 +119,7 @@ def _learned(name: str, path: Path, options: dict[str, Any]) -> Make:
     def make(parameters: Iterable[nn.Parameter], steps: int) -> Optimizer:
         return LearnedOptimizer(parameters, net, total_steps=steps, **options)
 
-    return make
+    return make, hashlib.sha256((json.dumps(net.options()) + weights_digest(net)).encode()).hexdigest()
 
 
 def _by_hand(target: str, options: dict[str, Any]) -> tuple[Make, str]:

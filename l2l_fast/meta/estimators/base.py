@@ -8,7 +8,7 @@ last loss and gradient of the segment and the first gradient of the next one, so
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,15 @@ MetaLoss = Callable[[SegmentTrace], Tensor]
 def weighted_sum(trace: SegmentTrace) -> Tensor:
     """The paper's meta-loss (equation 3): ``sum_t w_t f(theta_t)``."""
     return torch.dot(trace.weights, trace.losses[1:])
+
+
+def accumulate(parameters: Iterable[torch.nn.Parameter], gradient: Tensor) -> None:
+    """Add a flat gradient, of all of these one after the other, to their ``.grad``."""
+    start = 0
+    for parameter in parameters:
+        part = gradient[start : start + parameter.numel()].view_as(parameter).to(parameter)
+        parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
+        start += parameter.numel()
 
 
 class Estimator(ABC):

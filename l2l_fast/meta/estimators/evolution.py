@@ -26,7 +26,8 @@ from ...problems import Task
 from ...problems.zoo.task import ZooTask
 from ..crowd import Crowd
 from ..protocol import Protocol
-from .base import Estimator, MetaStep
+from ..rollout import finite_prefix
+from .base import Estimator, MetaStep, accumulate
 
 _LARGEST = 4.0  # difference of two members' log losses: one that diverges is much worse, but not all there is
 _FLOOR = 1e-6  # of losses, as a part of f(theta_0)
@@ -84,8 +85,7 @@ class Evolution(Estimator):
                 network than the above.
         """
         generator = torch.Generator() if generator is None else generator
-        network = _checked(task, net)
-        assert isinstance(task, ZooTask)
+        task, network = _checked(task, net)
         low = math.log(min(self.shortest, protocol.horizon))
         drawn = torch.rand((), generator=generator, dtype=torch.float64).item()
         total = round(math.exp(low + drawn * (math.log(protocol.horizon) - low)))
@@ -112,11 +112,10 @@ class Evolution(Estimator):
             difference = (found[: self.pairs] - found[self.pairs :]).clamp(-_LARGEST, _LARGEST)
             weighted = (0.5 + 1.5 * progress**2) * difference
             estimate = (weighted.unsqueeze(1) * eps[: self.pairs]).mean(0) / (2 * self.sigma**2)
-            _accumulate(trained, estimate)
+            accumulate(trained, estimate)
             meta_step()
         curve.append(losses)
-        means = torch.stack(curve).double().mean(1).tolist()
-        return [value if math.isfinite(value) else math.inf for value in means]
+        return finite_prefix([each.double().sum() for each in curve], crowd.members)
 
     def config(self) -> dict[str, Any]:
         """See :meth:`Estimator.config`."""
@@ -146,13 +145,13 @@ class Evolution(Estimator):
         return phis, torch.stack([twin.weight_nominal.float() for twin in copies])
 
 
-def _checked(task: Task, net: Networks) -> CoordinatewiseLSTM:
+def _checked(task: Task, net: Networks) -> tuple[ZooTask, CoordinatewiseLSTM]:
     if not isinstance(task, ZooTask):
         raise TypeError(f"task: evolution compares optimizees of the zoo, got {type(task).__name__}")
     networks = list(members(net).values())
     if len(networks) != 1:
         raise ValueError(f"net: evolution trains one network, got {len(networks)}")
-    return networks[0]
+    return task, networks[0]
 
 
 def _evaluate(crowd: Crowd) -> Tensor:
@@ -168,10 +167,3 @@ def _mean_log(losses: Tensor, first: Tensor) -> Tensor:
     floor = _FLOOR * first.double().abs().mean()
     found = torch.maximum(losses.double(), floor).log().mean(0)
     return torch.where(losses.isfinite().all(0), found, 1e3)
-
-
-def _accumulate(trained: list[torch.nn.Parameter], gradient: Tensor) -> None:
-    parts = gradient.split([parameter.numel() for parameter in trained])
-    for parameter, part in zip(trained, parts, strict=True):
-        value = part.view_as(parameter).to(parameter)
-        parameter.grad = value if parameter.grad is None else parameter.grad + value

@@ -28,7 +28,7 @@ from ...problems.theta import Theta
 from ..assignment import optimizer_groups
 from ..protocol import Protocol
 from ..rollout import finite_prefix, rollout
-from .base import Estimator, MetaStep
+from .base import Estimator, MetaStep, accumulate
 
 
 class PES(Estimator):
@@ -83,7 +83,7 @@ class PES(Estimator):
             found = [self._of(pairs[j], net, each, generator) for j, each in weights.items()]
             estimates = [each for each in found if each is not None]
             if estimates:
-                _accumulate(net, torch.stack(estimates).mean(0))
+                accumulate(_trained(net), torch.stack(estimates).mean(0))
                 meta_step()
         curves = [finite_prefix(m.losses, task.num_problems) for pair in pairs for m in pair.members]
         return [sum(values) / len(values) for values in zip(*(_padded(c, protocol.horizon + 1) for c in curves))]
@@ -146,15 +146,6 @@ class _Pair:
 
 def _trained(net: Networks) -> list[torch.nn.Parameter]:
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
-
-
-def _accumulate(net: Networks, gradient: Tensor) -> None:
-    """Add to the network's ``.grad``."""
-    start = 0
-    for parameter in _trained(net):
-        part = gradient[start : start + parameter.numel()].view_as(parameter).to(parameter)
-        parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
-        start += parameter.numel()
 
 
 def _copied(task: Task) -> Task:

@@ -74,7 +74,7 @@ class ZooTask(Task):
 
     def losses_on(self, batch: Batch) -> Tensor:
         """The K losses ``[K]`` on a minibatch of :meth:`minibatch`."""
-        return self.losses_of({name: getattr(self, name) for name in self._names}, batch) * self.loss_scales
+        return self._net.losses(self.theta(), batch) * self.loss_scales
 
     def losses_of(self, parameters: Theta, batch: Batch) -> Tensor:
         """The losses, in f's own units, of other parameters than the task's, by name and in z's units; of one problem
