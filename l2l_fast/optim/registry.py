@@ -103,7 +103,7 @@ def identity(network: CoordinatewiseLSTM) -> dict[str, Any]:
 
 
 def digest(network: CoordinatewiseLSTM) -> str:
-    """Tells networks of different weights apart: the start of the SHA-256 of phi in float32, and of what is beside it."""
+    """Tells networks of different weights apart: the start of the SHA-256 of phi in float32, and what is beside it."""
     with torch.no_grad():
         parts = [network.phi()]
         if network.tensor_inputs:
