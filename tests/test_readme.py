@@ -62,7 +62,7 @@ def test_the_python_blocks_run(tmp_path, monkeypatch):
 
 def commands():
     for file, text in TEXTS.items():
-        for found in re.findall(r"python -m l2l_fast ([^`\n]*(?:\\\n[^`\n]*)*)", text):
+        for found in re.findall(r"python -m l2l_fast ((?:[^`\n]*\\\n)*[^`\n]*)", text):
             line = found.replace("\\\n", " ").split("#")[0].strip()
             if line:
                 yield file, line
