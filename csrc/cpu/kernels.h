@@ -95,6 +95,13 @@ struct Kernels {
   // d = m1^ / (r2^ + eps): of rows of 64 of theta and gradient, zero beyond those, and of averages before the step.
   void (*tile_sums)(const Correction&, const float* theta, const float* grad, const float* averages, int count,
                     double* sums);
+  // The step on tile `number` of its tensor, whose state is not float32 (state_io.h) and is updated in place; without
+  // the moving averages. count: coordinates in the tile. seed: of the step for the tensor.
+  void (*stored_step)(const Network&, const TensorStep&, StateType, const float* inputs, void* tile, int count,
+                      uint64_t seed, int64_t number, float* out);
+  // The moving averages [averages][64] of such a tile.
+  void (*decode_averages)(const Config&, StateType, const void* tile, float* rows);
+  void (*encode_averages)(const Config&, StateType, const float* rows, uint64_t seed, int64_t number, void* tile);
   // Bytes of scratch that backward needs, and the kernel.
   size_t (*backward_scratch)(const Config&, int steps);
   void (*backward)(const Network&, const BackwardTile&, float* scratch);

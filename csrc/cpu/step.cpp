@@ -34,6 +34,13 @@ class Coordinates {
   // Records the gradient, and takes it into the averages of the new state.
   void read(const Tiles::Place& place, float* g, float* x) const {
     const StepTensor& tensor = call_.tensors[place.tensor];
+    const int64_t at = place.tile * tile_floats(net_.config) + net_.config.average_row() * kTile;
+    read(place, tensor.state + at, tensor.new_state + at, g, x);
+  }
+
+  // The same with the tile's averages in other places.
+  void read(const Tiles::Place& place, const float* averages, float* new_averages, float* g, float* x) const {
+    const StepTensor& tensor = call_.tensors[place.tensor];
     const int64_t begin = place.tile * kTile;
     std::fill_n(g, kTile, 0.f);
     grads_[place.tensor].read(begin, place.count, g);
@@ -42,8 +49,7 @@ class Coordinates {
     if (tensor.record) std::copy(g, g + kTile, tensor.record + begin);
     {
       FlushDenormals flush;
-      const int64_t averages = place.tile * tile_floats(net_.config) + net_.config.average_row() * kTile;
-      kernel_.features(net_, step_of(place), g, tensor.state + averages, tensor.new_state + averages, x);
+      kernel_.features(net_, step_of(place), g, averages, new_averages, x);
     }
     x += net_.config.features() * kTile;
     for (int r = 0; r < net_.config.extra; r++, x += kTile)
@@ -87,6 +93,32 @@ void step_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& til
   });
 }
 
+// The same with states that are not float32.
+void step_stored_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& tiles,
+                       const Coordinates& coordinates) {
+  const Kernels& kernel = kernels();
+  const Config& config = call.config;
+  const StateType type = call.state_type;
+  const int64_t stride = TileLayout(config, type).bytes;
+  tiles.for_each(kGrain, [&](const Tiles::Place& place) {
+    alignas(64) float g[kTile], x[kMaxFeatures * kTile], out[kNormalizedReadOuts * kTile], averages[kAverages * kTile];
+    const StepTensor& tensor = call.tensors[place.tensor];
+    void* const stored = static_cast<char*>(tensor.stored) + place.tile * stride;
+    if (config.averages() > 0) kernel.decode_averages(config, type, stored, averages);
+    coordinates.read(place, averages, averages, g, x);
+    {
+      FlushDenormals flush;
+      const TensorStep& step = coordinates.step_of(place);
+      kernel.stored_step(net.network(), step, type, x, stored, place.count, tensor.seed, place.tile, out);
+      if (config.averages() > 0) {
+        kernel.update(net.network(), step, g, averages, x, out);
+        kernel.encode_averages(config, type, averages, tensor.seed, place.tile, stored);
+      }
+    }
+    coordinates.write(place, out);
+  });
+}
+
 // Layer by layer, as far as the call's phases say.
 void step_layers(const StepCall& call, const PackedNetwork& net, const Tiles& tiles, const Coordinates& coordinates) {
   const int layers = call.config.layers;
@@ -122,7 +154,9 @@ void cpu_step(const StepCall& call) {
   Tiles tiles;
   for (const StepTensor& tensor : call.tensors) tiles.add(tensor.grad.numel());
   const Coordinates coordinates(call, net);
-  if (call.config.gac == 0 && call.is_whole())
+  if (call.state_type != StateType::float32)
+    step_stored_tiles(call, net, tiles, coordinates);
+  else if (call.config.gac == 0 && call.is_whole())
     step_tiles(call, net, tiles, coordinates);
   else
     step_layers(call, net, tiles, coordinates);

@@ -49,6 +49,24 @@ void check_state(const Config& config, const at::Tensor& state, int64_t tiles, i
                     ": expected memory aligned to ", alignment, " bytes, got a slice that is not; clone it");
 }
 
+// The same of the in-place step, whose states may be of other types: [tiles, rows, 64] too, or [tiles, bytes].
+void check_stored_state(const Config& config, StateType type, const at::Tensor& state, int64_t tiles, int64_t alignment,
+                        int64_t index) {
+  if (type == StateType::float32) return check_state(config, state, tiles, alignment, "states", index);
+  const std::string name = label("states", index);
+  const at::ScalarType dtype = type == StateType::int8 ? at::kChar : at::kBFloat16;
+  TORCH_CHECK_TYPE(state.scalar_type() == dtype, name, ": expected dtype ", dtype, " as states[0], got ",
+                   state.scalar_type());
+  const std::vector<int64_t> int8_shape{tiles, TileLayout(config, type).bytes};
+  const std::vector<int64_t> other_shape{tiles, config.rows(), kTile};
+  const at::IntArrayRef shape = type == StateType::int8 ? int8_shape : other_shape;
+  TORCH_CHECK_VALUE(state.sizes() == shape, name, ": expected shape ", shape, ", got ", state.sizes());
+  TORCH_CHECK_VALUE(state.is_contiguous(), name, ": expected a contiguous tensor, got strides ", state.strides());
+  check_memory(state, "states", index);
+  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(state.const_data_ptr()) % alignment == 0, name,
+                    ": expected memory aligned to ", alignment, " bytes, got a slice that is not; clone it");
+}
+
 void check_same_device(const at::Tensor& tensor, const char* name, const at::Tensor& phi, int64_t index = -1) {
   TORCH_CHECK_VALUE(tensor.device() == phi.device(), label(name, index), ": expected device ", phi.device(),
                     " as phi, got ", tensor.device());
@@ -284,7 +302,25 @@ void check_upstream(const Config& config, const at::Tensor& grad, const at::Tens
   check_same_device(grad_new_state, "grad_new_state", phi);
 }
 
+StateType StepArguments::state_type() const {
+  if (states.empty() || states[0].scalar_type() == at::kFloat) return StateType::float32;
+  TORCH_CHECK_TYPE(states[0].scalar_type() == at::kBFloat16 || states[0].scalar_type() == at::kChar,
+                   "states[0]: expected dtype float32, bfloat16 or int8, got ", states[0].scalar_type());
+  return states[0].scalar_type() == at::kChar ? StateType::int8 : StateType::bfloat16;
+}
+
 void check_step(const Config& config, const StepArguments& a, int64_t alignment) {
+  const StateType type = a.state_type();
+  if (type != StateType::float32) {
+    TORCH_CHECK_NOT_IMPLEMENTED(config.is_plain(), "states: expected dtype float32 for a network with gac_cells, ",
+                                "extra_inputs or several outputs, got ", a.states[0].scalar_type());
+    TORCH_CHECK_NOT_IMPLEMENTED(!a.out && a.first_phase == 0 && a.last_phase == config.layers + 1,
+                                "states: expected dtype float32 for a step with `out` or of several phases, got ",
+                                a.states[0].scalar_type());
+  }
+  const size_t seeds = type == StateType::float32 ? 0 : a.params.size();
+  TORCH_CHECK_VALUE(a.seeds.size() == seeds, "seeds: expected ", seeds, " numbers (one a tensor, where states are not ",
+                    "float32), got ", a.seeds.size());
   TORCH_CHECK_VALUE(a.grads.size() == a.params.size(), "grads: expected ", a.params.size(), " tensors as params, got ",
                     a.grads.size());
   TORCH_CHECK_VALUE(a.states.size() == a.params.size(), "states: expected ", a.params.size(),
@@ -305,7 +341,7 @@ void check_step(const Config& config, const StepArguments& a, int64_t alignment)
     check_written(param, "params", k);
     check_written(state, "states", k);
     const int64_t tiles = tiles_for(param.numel());
-    check_state(config, state, tiles, alignment, "states", k);
+    check_stored_state(config, type, state, tiles, alignment, k);
     check_problems(a.problems, param.numel(), "params", k);
     total += param.numel();
     if (a.record)

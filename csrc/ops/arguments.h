@@ -59,6 +59,10 @@ struct StepArguments {
   const std::optional<at::Tensor>&extra, &out, &means, &sums;
   int64_t problems, first_phase, last_phase;
   const CommonArguments& common;
+  at::IntArrayRef seeds;
+
+  // Of all states; of float32 if there are none.
+  StateType state_type() const;
 };
 
 // TypeError / ValueError unless it all fits together and what is written shares no memory.

@@ -29,6 +29,8 @@ struct StepTensor {
   float* record;     // receives g, or null
   int64_t first;     // its first coordinate in the rows of extra inputs and outputs
   Common common;
+  void* stored = nullptr;  // the state, read and written, if it is not float32; state and new_state are null then
+  uint64_t seed = 0;       // of the rounding of such a state in this step
 };
 
 // With g = -grad if maximize else grad and u, new_state = phi(g, extra, state): param = param * decay + lr * u[0].
@@ -38,6 +40,7 @@ struct StepCall {
   Config config;
   at::Tensor phi;  // contiguous
   std::vector<StepTensor> tensors;
+  StateType state_type = StateType::float32;  // of all tensors; another one only of whole plain steps in place
   int64_t total = 0;             // coordinates of all tensors: the length of a row of `extra` and `out`
   const float* extra = nullptr;  // [extra][total], or null
   float* out = nullptr;          // [outputs][total], or null

@@ -102,26 +102,32 @@ void step_(at::TensorList params, at::TensorList grads, at::TensorList states, c
            const std::optional<at::Tensor>& extra, const std::optional<at::Tensor>& out, int64_t num_problems,
            const std::optional<at::Tensor>& means, const std::optional<at::Tensor>& sums, int64_t first_phase,
            int64_t last_phase, bool check_only, at::IntArrayRef ages, const std::optional<at::Tensor>& tensor_inputs,
-           const std::optional<at::Tensor>& nominal) {
+           const std::optional<at::Tensor>& nominal, at::IntArrayRef seeds) {
   const Config config = make_config({sizes, preprocess, constants});
   const Backend& backend = backend_of(phi, config);
   const CommonArguments common{ages, tensor_inputs, nominal};
   const StepArguments arguments{params, grads, states, phi,          record,      record_tiles, extra,
-                                out,    means, sums,   num_problems, first_phase, last_phase,   common};
+                                out,    means, sums,   num_problems, first_phase, last_phase,   common, seeds};
   check_step(config, arguments, backend.alignment);
   if (check_only) return;
   mark_written(arguments);
 
   StepCall call;
   call.config = config;
+  call.state_type = arguments.state_type();
+  const bool stored = call.state_type != StateType::float32;
   call.tensors.reserve(params.size());
   for (size_t k = 0; k < params.size(); k++) {
     if (params[k].numel() == 0) continue;
     params[k].mutable_data_ptr();  // materializes a lazy clone
     float* const recorded = record ? record->mutable_data_ptr<float>() + record_tiles[k] * kTile : nullptr;
-    float* const state = states[k].mutable_data_ptr<float>();
+    float* const state = stored ? nullptr : states[k].mutable_data_ptr<float>();
     call.tensors.push_back({params[k], grads[k].resolve_neg(), state, state, recorded, call.total, {}});
     if (config.averages() > 0) call.tensors.back().common = common.of(k);
+    if (stored) {
+      call.tensors.back().stored = states[k].mutable_data_ptr();
+      call.tensors.back().seed = static_cast<uint64_t>(seeds[k]);
+    }
     call.total += params[k].numel();
   }
   if (call.tensors.empty()) {

@@ -138,6 +138,7 @@ def step_(
     ages: Sequence[int] = (),
     tensor_inputs: Tensor | None = None,
     nominal: Tensor | None = None,
+    seeds: Sequence[int] = (),
 ) -> None:
     """In-place step of many tensors in one launch, averages over all of them.
 
@@ -148,7 +149,8 @@ def step_(
         params, grads: pairwise of one shape; float32, bfloat16 or float16 independently; any strides. What is written
             (params, states, record, out, means, sums) must provably share no memory with itself or any other argument;
             a gradient may be its parameter.
-        states: one float32 state per parameter, as :func:`step`; updated in place.
+        states: one state per parameter, updated in place: float32, as :func:`step`, or all of another type of
+            :mod:`l2l_fast.kernels.state_types`, for networks that are plain, in whole steps without ``out``.
         phi: float32 ``[P]``.
         record: optional flat float32 buffer; g of tensor k is written to ``record[64 * record_tiles[k]:]`` in logical
             order, in whole tiles, padding lanes zero.
@@ -165,6 +167,7 @@ def step_(
             and the same arguments (``out`` is required then).
         check_only: raise what the step would raise, and write nothing.
         ages, tensor_inputs, nominal: see above, of every tensor.
+        seeds: of states that are not float32, one 64-bit number per tensor: of the rounding in this step.
     """
     if torch.is_grad_enabled() and any(param.requires_grad for param in params):
         raise RuntimeError("step_ writes to parameters that require grad: call it under torch.no_grad()")
@@ -176,7 +179,7 @@ def step_(
     tensors = (params, grads, states, phi, *config.arguments)
     options = (lr, weight_decay, maximize, record, record_tiles, extra, out, num_problems)
     common = (ages, tensor_inputs, nominal)
-    torch.ops.l2l_fast.step_.default(*tensors, *options, means, sums, first, last, check_only, *common)
+    torch.ops.l2l_fast.step_.default(*tensors, *options, means, sums, first, last, check_only, *common, seeds)
 
 
 def check_apart(params: list[Tensor], grads: list[Tensor], states: list[Tensor]) -> None:
@@ -295,7 +298,7 @@ def tensor_sums(
 
 def _check_one_device(phi: Tensor, common: Sequence[Any] = (), **tensors: Tensor | Sequence[Tensor] | None) -> None:
     # One meta tensor among others brings the call here, where nothing would be computed. common: ages, tensor_inputs,
-    # nominal, or the first of these.
+    # nominal, or the first of these; what comes after them are no tensors.
     tensors.update(zip(("tensor_inputs", "nominal"), common[1:]))
     for name, value in tensors.items():
         for tensor in (value,) if isinstance(value, Tensor) else value or ():

@@ -14,7 +14,10 @@ namespace L2L_ISA {
 // Accumulators: 4 gates x kStepVectors, in 32 registers (AVX-512) or 16.
 constexpr int kStepVectors = kLanes == 16 ? 4 : 2;
 
-static void layer_forward(const LayerForward& f) {
+// One layer, unit by unit. Where its cells are is the caller's: cells.load(unit, lane) gives c, cells.store(unit, lane, c,
+// h) takes the new ones, cells.end(unit) comes behind all lanes of a unit.
+template <class Cells>
+static L2L_ALWAYS_INLINE void forward_units(const LayerForward& f, Cells& cells) {
   constexpr int width = kStepVectors * kLanes;
   for (int j = 0; j < f.hidden; j++) {
     const float* weights = f.weights + 4L * j * (1 + f.inputs + f.recurrent);
@@ -23,13 +26,32 @@ static void layer_forward(const LayerForward& f) {
       Wide<kStepVectors> a[1][4];
       gate_preactivations<1, kStepVectors>(weights, bias, {f.x + lane, kTile}, f.inputs, {f.h + lane, kTile},
                                            f.recurrent, a);
-      const long at = (long)j * kTile + lane;
-      Wide<kStepVectors> cell = load_wide<kStepVectors>(f.c + at);
+      Wide<kStepVectors> cell = cells.load(j, lane);
       const Wide<kStepVectors> out = cell_step<Math<kStepVectors>>(a[0][0], a[0][1], a[0][2], a[0][3], cell);
-      store_wide(f.new_c + at, cell);
-      store_wide(f.new_h + at, out);
+      cells.store(j, lane, cell, out);
     }
+    cells.end(j);
   }
+}
+
+// In rows of floats.
+struct FloatCells {
+  const float* c;
+  float *new_c, *new_h;
+
+  L2L_ALWAYS_INLINE Wide<kStepVectors> load(int unit, int lane) const {
+    return load_wide<kStepVectors>(c + (long)unit * kTile + lane);
+  }
+  L2L_ALWAYS_INLINE void store(int unit, int lane, const Wide<kStepVectors>& cell, const Wide<kStepVectors>& h) const {
+    store_wide(new_c + (long)unit * kTile + lane, cell);
+    store_wide(new_h + (long)unit * kTile + lane, h);
+  }
+  L2L_ALWAYS_INLINE void end(int) const {}
+};
+
+static void layer_forward(const LayerForward& f) {
+  FloatCells cells{f.c, f.new_c, f.new_h};
+  forward_units(f, cells);
 }
 
 // [read_outs][64] from the h of the last layer.

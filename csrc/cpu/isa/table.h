@@ -1,6 +1,7 @@
 // The kernel table of one instruction set. Each .cpp of this folder defines L2L_ISA and L2L_LANES, is compiled with
 // that set's flags, and includes this file and nothing else.
 #include "layer.h"
+#include "stored_step.h"
 #include "sums.h"
 
 namespace l2l {
@@ -58,6 +59,9 @@ extern const Kernels kernels = {L2L_STRING(L2L_ISA),
                                 step,
                                 tile_update,
                                 tile_sums,
+                                stored_step,
+                                decode_averages,
+                                encode_averages,
                                 backward_scratch,
                                 backward,
                                 layer_forward,

@@ -1,0 +1,221 @@
+// Rows of a state that is not float32 into rows of floats and back: core/state_io.h, vector by vector.
+#pragma once
+
+#include "../kernels.h"
+#include "simd.h"
+
+namespace l2l {
+namespace L2L_ISA {
+
+// Bits of vectors: shifts are logical.
+typedef uint32_t vu __attribute__((vector_size(kLanes * 4)));
+
+// One vector of what is stored, to and from 32-bit lanes. Codes of c come as 1 ... 255, or as anything below for what is
+// not a number; codes of h as -127 ... 127, or as the lowest integer.
+#if L2L_LANES == 16
+static L2L_ALWAYS_INLINE vf load_codes(const int8_t* p) {
+  return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+static L2L_ALWAYS_INLINE vf load_bfloat16(const uint16_t* p) {
+  return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+}
+static L2L_ALWAYS_INLINE void store_high_halves(uint16_t* p, const vu* x) {
+  for (int v = 0; v < 4; v++)
+    _mm256_storeu_si256((__m256i*)(p + 16 * v), _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)x[v], 16)));
+}
+static L2L_ALWAYS_INLINE void store_codes_of_h(int8_t* p, const vf* x) {
+  for (int v = 0; v < 4; v++)
+    _mm_storeu_si128((__m128i*)(p + 16 * v), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32((__m512)x[v])));
+}
+static L2L_ALWAYS_INLINE void store_codes_of_c(int8_t* p, const vf* x) {
+  for (int v = 0; v < 4; v++)
+    _mm_storeu_si128((__m128i*)(p + 16 * v), _mm_xor_si128(_mm512_cvtepi32_epi8(_mm512_cvttps_epi32((__m512)x[v])),
+                                                           _mm_set1_epi8((char)0x80)));
+}
+static L2L_ALWAYS_INLINE uint32_t largest_lane(vu x) { return _mm512_reduce_max_epu32((__m512i)x); }
+static L2L_ALWAYS_INLINE vu larger(vu a, vu b) { return (vu)_mm512_max_epu32((__m512i)a, (__m512i)b); }
+#elif L2L_LANES == 8
+static L2L_ALWAYS_INLINE vf load_codes(const int8_t* p) {
+  return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+static L2L_ALWAYS_INLINE vf load_bfloat16(const uint16_t* p) {
+  return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+}
+static L2L_ALWAYS_INLINE void store_high_halves(uint16_t* p, const vu* x) {
+  for (int v = 0; v < 8; v += 2) {
+    const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)x[v], 16),
+                                               _mm256_srli_epi32((__m256i)x[v + 1], 16));
+    _mm256_storeu_si256((__m256i*)(p + 8 * v), _mm256_permute4x64_epi64(packed, 0xd8));
+  }
+}
+// Packing goes by halves of the registers: the order of the eight quarters that come out.
+static L2L_ALWAYS_INLINE __m256i in_order(__m256i packed) {
+  return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+static L2L_ALWAYS_INLINE void store_codes_of_h(int8_t* p, const vf* x) {
+  for (int v = 0; v < 8; v += 4) {
+    const auto whole = [&](int i) L2L_LAMBDA { return _mm256_cvtps_epi32((__m256)x[v + i]); };
+    const __m256i low = _mm256_packs_epi32(whole(0), whole(1)), high = _mm256_packs_epi32(whole(2), whole(3));
+    _mm256_storeu_si256((__m256i*)(p + 8 * v), in_order(_mm256_packs_epi16(low, high)));
+  }
+}
+static L2L_ALWAYS_INLINE void store_codes_of_c(int8_t* p, const vf* x) {
+  for (int v = 0; v < 8; v += 4) {
+    const auto whole = [&](int i) L2L_LAMBDA { return _mm256_cvttps_epi32((__m256)x[v + i]); };
+    const __m256i low = _mm256_packus_epi32(whole(0), whole(1)), high = _mm256_packus_epi32(whole(2), whole(3));
+    const __m256i bytes = in_order(_mm256_packus_epi16(low, high));
+    _mm256_storeu_si256((__m256i*)(p + 8 * v), _mm256_xor_si256(bytes, _mm256_set1_epi8((char)0x80)));
+  }
+}
+static L2L_ALWAYS_INLINE vu larger(vu a, vu b) { return (vu)_mm256_max_epu32((__m256i)a, (__m256i)b); }
+static L2L_ALWAYS_INLINE uint32_t largest_lane(vu x) {
+  __m128i y = _mm_max_epu32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  y = _mm_max_epu32(y, _mm_shuffle_epi32(y, 0x4e));
+  y = _mm_max_epu32(y, _mm_shuffle_epi32(y, 0xb1));
+  return (uint32_t)_mm_cvtsi128_si32(y);
+}
+#else
+static L2L_ALWAYS_INLINE vf load_codes(const int8_t* p) {
+  vf x;
+  for (int i = 0; i < kLanes; i++) x[i] = (float)p[i];
+  return x;
+}
+static L2L_ALWAYS_INLINE vf load_bfloat16(const uint16_t* p) {
+  vu x;
+  for (int i = 0; i < kLanes; i++) x[i] = (uint32_t)p[i] << 16;
+  return (vf)x;
+}
+static L2L_ALWAYS_INLINE void store_high_halves(uint16_t* p, const vu* x) {
+  for (int i = 0; i < kTile; i++) p[i] = (uint16_t)(x[i / kLanes][i % kLanes] >> 16);
+}
+static L2L_ALWAYS_INLINE void store_codes_of_h(int8_t* p, const vf* x) {
+  for (int i = 0; i < kTile; i++) {
+    const float bounded = x[i / kLanes][i % kLanes];
+    p[i] = (int8_t)(bounded == bounded ? encode_whole(bounded) : kNotANumber);
+  }
+}
+static L2L_ALWAYS_INLINE void store_codes_of_c(int8_t* p, const vf* x) {
+  for (int i = 0; i < kTile; i++) p[i] = (int8_t)code_of_shifted(x[i / kLanes][i % kLanes]);
+}
+static L2L_ALWAYS_INLINE vu larger(vu a, vu b) {
+  const vu above = (vu)(a > b);
+  return (above & a) | (~above & b);
+}
+static L2L_ALWAYS_INLINE uint32_t largest_lane(vu x) {
+  uint32_t largest = 0;
+  for (int i = 0; i < kLanes; i++) largest = x[i] > largest ? x[i] : largest;
+  return largest;
+}
+#endif
+
+constexpr int kRowVectors = kTile / kLanes;
+
+static L2L_ALWAYS_INLINE void decode_bfloat16_row(const uint16_t* from, float* to) {
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) store(to + v * kLanes, load_bfloat16(from + v * kLanes));
+}
+
+static L2L_ALWAYS_INLINE void encode_bfloat16_row(const float* from, uint16_t* to) {
+  vu x[kRowVectors];
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) {
+    const vu bits = (vu)load(from + v * kLanes);
+    const vu number = (vu)((vf)bits == (vf)bits);
+    x[v] = (number & (bits + 0x7fffu + ((bits >> 16) & 1u))) | (~number & (bits | 0x400000u));
+  }
+  store_high_halves(to, x);
+}
+
+// random: 16 bits a lane. Infinities and NaNs stay.
+static L2L_ALWAYS_INLINE void round_bfloat16_row(const float* from, const vu* random, uint16_t* to) {
+  vu x[kRowVectors];
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) {
+    const vu bits = (vu)load(from + v * kLanes);
+    const vu finite = (vu)((vi)(bits & 0x7fffffffu) < (int32_t)kInfinity), number = (vu)((vf)bits == (vf)bits);
+    x[v] = (finite & (bits + random[v])) | (~finite & (bits | (~number & 0x400000u)));
+  }
+  store_high_halves(to, x);
+}
+
+static L2L_ALWAYS_INLINE vf decode_with_nan(vf code, float step) {
+  const vi number = code != (float)kNotANumber;
+  return (vf)((number & (vi)(code * step)) | (~number & (int32_t)kQuietNaN));
+}
+
+// any_nan: whether there may be codes that are not a number.
+static L2L_ALWAYS_INLINE void decode_codes_row(const int8_t* from, float step, bool any_nan, float* to) {
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) {
+    const vf code = load_codes(from + v * kLanes);
+    store(to + v * kLanes, any_nan ? decode_with_nan(code, step) : code * step);
+  }
+}
+
+static L2L_ALWAYS_INLINE void encode_h_row(const float* from, int8_t* to) {
+  vf x[kRowVectors];
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++)
+    x[v] = max(-127.f, min(127.f, load(from + v * kLanes) * 127.f));
+  store_codes_of_h(to, x);
+}
+
+static uint32_t finite_magnitude_of_row(const float* from) {
+  uint32_t largest = 0;
+  for (int i = 0; i < kTile; i++) {
+    const uint32_t magnitude = finite_magnitude(from[i]);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
+
+// Returns the exponent of the row's step.
+static L2L_ALWAYS_INLINE int encode_c_row(const float* from, const vu* random, int8_t* to) {
+  vu magnitudes{};
+  vf x[kRowVectors];
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) {
+    x[v] = load(from + v * kLanes);
+    magnitudes = larger(magnitudes, (vu)x[v] & 0x7fffffffu);
+  }
+  uint32_t largest = largest_lane(magnitudes);
+  if (largest >= kInfinity) largest = finite_magnitude_of_row(from);
+  const int e = step_exponent(largest);
+  const float inverse = power_of_two(-e);
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) x[v] = x[v] * inverse + (vf)(random[v] | 0x43000000u);
+  store_codes_of_c(to, x);
+  return e;
+}
+
+// Whether a tile has a code that is not a number: hardly ever.
+static bool has_nan_code(const int8_t* codes, int count) {
+  typedef int8_t bytes_of_row __attribute__((vector_size(kTile), aligned(1), may_alias));
+  bytes_of_row any{};
+  for (int r = 0; r < count; r++) any |= *(const bytes_of_row*)(codes + r * kTile) == (int8_t)kNotANumber;
+  uint64_t words[kTile / 8], all = 0;
+  __builtin_memcpy(words, &any, sizeof words);
+  for (const uint64_t word : words) all |= word;
+  return all != 0;
+}
+
+// The random bits of the rounded rows of one tile, best asked for in order.
+struct Draws {
+  const RoundingKey key;
+  vu lanes[kRowVectors], low[kRowVectors], high[kRowVectors];
+  int pair = -1;
+
+  L2L_ALWAYS_INLINE Draws(uint64_t seed, int64_t tile) : key(seed, tile) {
+    L2L_UNROLL for (int v = 0; v < kRowVectors; v++) {
+      vu lane;
+      for (int i = 0; i < kLanes; i++) lane[i] = (uint32_t)(v * kLanes + i);
+      lanes[v] = key.lane(lane);
+    }
+  }
+  L2L_ALWAYS_INLINE const vu* of(int row) {
+    if (row & 1 && row / 2 == pair) return high;
+    pair = row / 2;
+    L2L_UNROLL for (int v = 0; v < kRowVectors; v++) {
+      const vu draw = key.draw(lanes[v], row / 2);
+      low[v] = draw & 0xffffu;
+      high[v] = draw >> 16;
+    }
+    return row & 1 ? high : low;
+  }
+};
+
+}  // namespace L2L_ISA
+}  // namespace l2l
