@@ -91,7 +91,9 @@ struct RoundingKey {
   // c, layer by layer, then the averages.
   template <class U>
   L2L_HOST_DEVICE U draw(U lane, int pair) const {
-    return mix32(lane ^ (rows + kGolden32 * static_cast<uint32_t>(pair)));
+    const uint32_t row = mix32(rows + kGolden32 * static_cast<uint32_t>(pair));
+    const U x = (lane ^ row) * 0x7feb352du;
+    return x ^ (x >> 16);
   }
 };
 

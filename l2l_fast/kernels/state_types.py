@@ -153,7 +153,9 @@ def random_bits(seed: int, first: int, tiles: int, rows: int) -> Tensor:
     keys = [_mix64((seed + _GOLDEN64 * tile) & _MASK64) for tile in range(first, first + tiles)]
     lanes = torch.tensor([key & _MASK32 for key in keys]).view(-1, 1) + _GOLDEN32 * torch.arange(TILE)
     pairs = torch.tensor([key >> 32 for key in keys]).view(-1, 1) + _GOLDEN32 * torch.arange((rows + 1) // 2)
-    draws = _mix32(_mix32(lanes & _MASK32).unsqueeze(1) ^ (pairs & _MASK32).unsqueeze(2))
+    draws = _mix32(lanes & _MASK32).unsqueeze(1) ^ _mix32(pairs & _MASK32).unsqueeze(2)
+    draws = (draws * 0x7FEB352D) & _MASK32
+    draws = draws ^ (draws >> 16)
     return torch.stack([draws & 0xFFFF, draws >> 16], dim=2).view(tiles, -1, TILE)[:, :rows]
 
 

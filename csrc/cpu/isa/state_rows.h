@@ -183,10 +183,12 @@ static L2L_ALWAYS_INLINE int encode_c_row(const float* from, const vu* random, i
 
 // Whether a tile has a code that is not a number: hardly ever.
 static bool has_nan_code(const int8_t* codes, int count) {
-  typedef int8_t bytes_of_row __attribute__((vector_size(kTile), aligned(1), may_alias));
-  bytes_of_row any{};
-  for (int r = 0; r < count; r++) any |= *(const bytes_of_row*)(codes + r * kTile) == (int8_t)kNotANumber;
-  uint64_t words[kTile / 8], all = 0;
+  typedef int8_t bytes __attribute__((vector_size(kLanes * 4)));
+  typedef int8_t bytes_in_memory __attribute__((vector_size(kLanes * 4), aligned(1), may_alias));
+  bytes any{};
+  for (int i = 0; i < count * kTile; i += kLanes * 4)
+    any |= (bytes)(*(const bytes_in_memory*)(codes + i) == (int8_t)kNotANumber);
+  uint64_t words[sizeof any / 8], all = 0;
   __builtin_memcpy(words, &any, sizeof words);
   for (const uint64_t word : words) all |= word;
   return all != 0;
