@@ -16,9 +16,7 @@ def set_up():
     set_seed(0)
     labels = torch.randint(10, (1024,))
     images = torch.randn(10, 64)[labels] + 2 * torch.randn(1024, 64)  # one pattern for each class, under noise
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(images, labels), batch_size=32, shuffle=True
-    )
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=32, shuffle=True)
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 10))
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
     # Steps of the optimizer, not minibatches; the minibatches of an epoch are shared among the processes.

@@ -1,4 +1,4 @@
-"""torch.compile: of the model, and of a whole training step, in which the optimizer's step stays the one launch it is."""
+"""torch.compile: of the model, and of a whole training step with the optimizer in it."""
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ def training_step(images, labels):
     optimizer.zero_grad()
     loss = nn.functional.cross_entropy(compiled(images), labels)
     loss.backward()
-    optimizer.step()  # torch.compile breaks the graph here: there is nothing left to fuse
+    optimizer.step()  # breaks the graph: it is one launch already, of which nothing is left to fuse
     return loss
 
 

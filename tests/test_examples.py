@@ -1,7 +1,6 @@
 """Every script in examples/ runs as its user runs it, without a network, and says what it did.
 
-What a script imports is skipped for where it is not installed (``pip install 'l2l_fast[examples]'``); with
-L2L_FAST_FULL=1, as in ``make examples``, that is a failure.
+A script that imports what is not installed is skipped; with L2L_FAST_FULL=1, as in ``make examples``, it fails.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def command(script: Path) -> list[str]:
 def test_runs_and_says_what_it_did(script, tmp_path):
     missing = sorted(name for name in imported(script) if importlib.util.find_spec(name) is None)
     if missing and not FULL:
-        pytest.skip(f"needs {', '.join(missing)}: pip install 'l2l_fast[examples]'")
+        pytest.skip(f"needs {', '.join(missing)}; make examples installs it")
     folder = Path(l2l.__file__).parents[1]  # the package under test, whichever one is installed
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder)}
