@@ -23,7 +23,8 @@ class Counting(torch.utils.data.Dataset):
 
 def make_model():
     set_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=32, n_layer=2, n_head=2))
+    tiny = {"vocab_size": 32, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**tiny, bos_token_id=None, eos_token_id=None))
 
 
 def arguments(folder):
