@@ -27,12 +27,13 @@ REBUILD := missing-extension
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format bench sass sdist asan cuda-build clean missing-extension
+.PHONY: help setup test demo examples lint format bench sass sdist asan cuda-build clean missing-extension
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    set up, meta-train on real digits, compare with tuned baselines, plot"
 	@echo "make test    set up, run all tests"
+	@echo "make examples    set up, install the trainers people use, run every script in examples/"
 	@echo "make setup   only set up: $(VENV) with torch and the compiled package"
 	@echo "make cuda-build   build with nvcc and a torch with CUDA, import, run the tests; no GPU needed"
 	@echo "make lint | format | bench | sass | sdist | asan | clean"
@@ -61,6 +62,17 @@ test: setup
 
 demo: setup
 	$(PY) -m l2l_fast demo
+
+# The trainers that the examples show, at the versions that pyproject.toml allows; torch stays the one that is there.
+$(STAMPS)/examples: $(STAMPS)/installed
+	@echo "== installing what the examples need"
+	@$(PY) -c 'import importlib.metadata as m, torch; needed = [r.split(";")[0] for r in m.requires("l2l_fast") \
+	  if "extra == \"examples\"" in r]; print("torch==" + torch.__version__, *needed, sep="\n")' >$@.txt
+	@$(PY) -m pip install --quiet -r $@.txt
+	@touch $@
+
+examples: setup $(STAMPS)/examples
+	L2L_FAST_FULL=1 $(PY) -m pytest -v -s tests/test_examples.py
 
 bench: setup
 	$(PY) -m l2l_fast bench
@@ -93,4 +105,4 @@ cuda-build:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info l2l_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
-	find l2l_fast tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find l2l_fast tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -73,6 +73,19 @@ def test_state_dict_is_logical_and_a_snapshot():
     assert all(torch.equal(state_dict["state"][k][STATE], kept["state"][k][STATE]) for k in range(4))
 
 
+@pytest.mark.parametrize("numel", [63, 64, 65, 128])  # a tile has 64 coordinates, and one full tile needs no copying
+def test_state_dict_is_a_snapshot_of_whole_tiles_too(numel):
+    params = parameters((numel,))
+    optimizer = l2l.LearnedOptimizer(params, random_network())
+    run(optimizer, params, 1)
+    saved = optimizer.state_dict()["state"][0][STATE]
+    kept = saved.clone()
+    run(optimizer, params, 1)
+    assert torch.equal(saved, kept)
+    assert saved.is_contiguous()
+    assert saved.untyped_storage().nbytes() == saved.nbytes
+
+
 def test_loading_does_not_touch_the_loaded_dict():
     net, params, optimizer = trained()
     optimizer.state[params[0]]["note"] = torch.ones(2)

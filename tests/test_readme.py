@@ -22,7 +22,8 @@ from l2l_fast.evaluation.benchmark import command
 from l2l_fast.meta import MetaTrainer, record_of
 
 ROOT = Path(__file__).parent.parent
-TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+PATHS = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PATHS}
 whole = pytest.mark.skipif(not (ROOT / "Makefile").is_file(), reason="a copy of the sources alone")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXTS["README.md"], re.M | re.S)
 

@@ -128,7 +128,8 @@ def from_saved(saved: Any, param: Tensor, config: Config) -> State:
 
 def to_saved(tiles: Tensor, param: Tensor) -> Tensor:
     """The inverse of :func:`from_saved`, a copy."""
-    rows = tiles.detach().transpose(1, 2).reshape(-1, tiles.shape[1])
+    # contiguous() always copies here; reshape() alone would save a view of a state of one tile.
+    rows = tiles.detach().transpose(1, 2).contiguous().view(-1, tiles.shape[1])
     if rows.shape[0] > param.numel():
         rows = rows[: param.numel()].clone()  # or the padding would be saved with it
     return rows.view(*param.shape, rows.shape[1])
