@@ -15,7 +15,7 @@ from ..kernels import renamed
 from ..kernels.state import State
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
-from . import joint
+from . import joint, sharding
 from .batch import Batch, gather, only_make_state
 from .checkpoints import pack, unpack
 from .checks import check_group_problems, check_new_options, check_parameters, check_together, plain
@@ -122,9 +122,8 @@ class LearnedOptimizer(Optimizer):
             network = self._registry.network_of(group)
             check_group_problems(group, network, self._kept.reduce)
             if self._segment is not None:
-                check_recordable(
-                    "add_param_group, with a segment open", network, self._kept.reduce, self._segment.sampling
-                )
+                sharded = self._kept.reduce is not None or bool(sharding.meshes(group["params"]))
+                check_recordable("add_param_group, with a segment open", network, sharded, self._segment.sampling)
         except BaseException:
             self.param_groups.pop()
             raise
@@ -161,8 +160,9 @@ class LearnedOptimizer(Optimizer):
             if any(param is each for each in group["params"]):
                 config, entry = self._registry.network_of(group).config, self.state.get(param, {})
                 dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-                tiles = tiles_of(entry, param, config, dtype)
-                return None if tiles is None else as_state(tiles, param.numel(), config, age_of(entry, config))
+                held = sharding.local(param)
+                tiles = tiles_of(sharding.local_entry(entry, param), held, config, dtype)
+                return None if tiles is None else as_state(tiles, held.numel(), config, age_of(entry, config))
         raise KeyError(f"param: not a parameter of this optimizer, of shape {tuple(param.shape)}")
 
     @torch._disable_dynamo
@@ -197,7 +197,7 @@ class LearnedOptimizer(Optimizer):
         if len(batches) != 1 or batches[0].exact or batches[0].memory is not None:
             check_together(batches)
         if segment is None:
-            if batches and batches[0].lr == 0.0 and only_make_state(batches, self.state):
+            if batches and batches[0].lr == 0.0 and only_make_state(batches, self.state, self._kept.reduce):
                 for group, batch in zip(self.param_groups, batches, strict=True):
                     self._keep(batch, steps=0)
                     if batch.memory is not None:
@@ -258,7 +258,7 @@ class LearnedOptimizer(Optimizer):
             if batch.alignments:  # copies, as each is a view of all
                 self.state[param][ALIGNMENT_KEY] = batch.alignments[k].clone()
         for param, tiles in batch.fresh:
-            self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: param.numel()})
+            self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: sharding.local(param).numel()})
         batch.fresh.clear()
 
     # ---- meta-training ----
@@ -284,8 +284,9 @@ class LearnedOptimizer(Optimizer):
             raise TypeError(f"sampling: expected a Sampling, got {type(sampling).__name__}")
         if self._segment is not None:
             raise RuntimeError("start_segment: a segment is already open; call backward_segment() or discard_segment()")
-        for network in self.networks:
-            check_recordable("start_segment", network, self._kept.reduce, sampling)
+        for group, network in zip(self.param_groups, self.networks, strict=True):
+            sharded = self._kept.reduce is not None or bool(sharding.meshes(group["params"]))
+            check_recordable("start_segment", network, sharded, sampling)
         self._segment = Segment(sampling)
 
     def discard_segment(self) -> None:
@@ -334,7 +335,8 @@ class LearnedOptimizer(Optimizer):
                 entry = self.state.get(param, {})
                 if is_live(entry):
                     age = age_of(entry, network.config)
-                    states[param] = as_state(entry[STATE_KEY], param.numel(), network.config, age)
+                    numel = sharding.local(param).numel()
+                    states[param] = as_state(entry[STATE_KEY], numel, network.config, age)
         result = self._segment.backward(states, weights, grad_end_states, return_grad_start_states)
         self._segment = None
         return result
