@@ -256,8 +256,8 @@ def whole(saved: Tensor, param: Any) -> Tensor:
 
 def local_entry(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
     """An entry of the optimizer's state with the state of this process's shard of ``param``. A DTensor of any
-    placements is redistributed, by all processes alike; of a state of the whole parameter, as one process saves it, each
-    takes its part.
+    placements is redistributed, by all processes alike; of the state of a whole parameter, as one process saves it,
+    each takes its part.
 
     Raises:
         ValueError: it is of no such shape.
