@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import l2l_fast as l2l
 from tests.helpers import random_network
@@ -128,8 +130,7 @@ def values(seed: int) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) * 10.0**-k for k, shape in enumerate(SHAPES)]
 
 
-def placed(kind: str, layout: str, ranks: int, mode=None) -> tuple[list[Tensor], list[Tensor], float]:
-    """Parameters of one layout, those of one process, and the difference after some steps."""
+def placed(kind: str, layout: str, ranks: int) -> float:
     mesh = init_device_mesh("cpu", (ranks,))
     if layout == "grid":
         mesh = init_device_mesh("cpu", (2, ranks // 2))
@@ -159,7 +160,37 @@ def placed(kind: str, layout: str, ranks: int, mode=None) -> tuple[list[Tensor],
                 param.grad = distributed(grad)
         ours.step(), theirs.step()
     check_forms(ours)
+    assert difference(params, values(1)) > 1e-3
     return max(difference(params, single), difference(states(ours), states(theirs)))
+
+
+def with_tensor_parallel(kind: str, ranks: int, folder: Path, dtype=torch.float32) -> float:
+    """FSDP2 of a tensor parallel model, whose shards are strided, and through a checkpoint. The gradients themselves
+    differ by their rounding."""
+    mesh = init_device_mesh("cpu", (ranks // 2, 2), mesh_dim_names=("data", "tensor"))
+
+    def make(sharded: bool) -> tuple[nn.Module, l2l.LearnedOptimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype)
+        if sharded:
+            plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+            model = fully_shard(parallelize_module(model, mesh["tensor"], plan), mesh=mesh["data"])
+        return model, optimizer_of(model.parameters(), network(kind))
+
+    (model, ours), (single, theirs) = make(True), make(False)
+    torch.set_default_dtype(dtype)
+    train(model, ours, range(STEPS))
+    train(single, theirs, range(STEPS))
+    torch.set_default_dtype(torch.float32)
+    found = max(difference(model.parameters(), single.parameters()), difference(states(ours), states(theirs)))
+    place = str(folder / f"tensor-{kind}-{ranks}")
+    dcp.save(get_optimizer_state_dict(model, ours), checkpoint_id=place)
+    twin, other = make(True)
+    loaded = get_optimizer_state_dict(twin, other)
+    dcp.load(loaded, checkpoint_id=place)
+    set_optimizer_state_dict(twin, other, loaded)
+    assert same(states(other), states(ours))
+    return found
 
 
 def mixed_dtypes(ranks: int) -> float:
@@ -327,18 +358,24 @@ def whole_files(folder: Path) -> float:
 
 
 def copies() -> float:
-    """A copy of the optimizer goes on as the optimizer does."""
+    """A copy of the optimizer goes on as the optimizer does, also one that was pickled; autograd learns of a step."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     param = nn.Parameter(distribute_tensor(torch.ones(5, 3), mesh, [Shard(0)]))
     optimizer = optimizer_of([param], network("general"))
     param.grad = distribute_tensor(torch.arange(15.0).view(5, 3), mesh, [Shard(0)])
+    version = param._version
     optimizer.step()
-    other = copy.deepcopy(optimizer)
-    twin = other.param_groups[0]["params"][0]
-    assert twin is not param
-    twin.grad = param.grad.clone()
-    optimizer.step(), other.step()
-    return difference([param, *states(optimizer)], [twin, *states(other)])
+    assert param._version == version + 1
+    others = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    optimizer.step()
+    found = 0.0
+    for other in others:
+        twin = other.param_groups[0]["params"][0]
+        assert twin is not param
+        twin.grad = param.grad.clone()
+        other.step()
+        found = max(found, difference([param, *states(optimizer)], [twin, *states(other)]))
+    return found
 
 
 # ---- what is refused ----
@@ -384,6 +421,8 @@ def checks(ranks: int, folder: Path) -> dict:
         found |= {f"{layout}-{kind}": lambda kind=kind, layout=layout: placed(kind, layout, ranks) for kind in kinds}
     grid = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "shard"))
     return found | {
+        "tensor parallel-plain": lambda: with_tensor_parallel("plain", ranks, folder),
+        "tensor parallel-general": lambda: with_tensor_parallel("general", ranks, folder, torch.float64),
         "clipping": lambda: fsdp("general", clip=0.1),
         "float64": lambda: fsdp("plain", dtype=torch.float64),
         "mixed dtypes": lambda: mixed_dtypes(ranks),

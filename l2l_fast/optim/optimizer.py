@@ -246,6 +246,7 @@ class LearnedOptimizer(Optimizer):
                 joint.exact_step(batch, together, common)
         if batch.memory is not None:
             self._keep_memory(group, batch.memory)
+        sharding.mark_written(batch.owners.values())
 
     def _keep_memory(self, group: dict[str, Any], memory: Memory) -> None:
         self.state[group["params"][0]].update(memory.entries())

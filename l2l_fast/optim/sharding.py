@@ -43,6 +43,13 @@ def local(x: Tensor) -> Tensor:
     return held.wait() if hasattr(held, "wait") else held  # the result of a collective that may still be under way
 
 
+def mark_written(params: Iterable[Tensor]) -> None:
+    """Tell autograd that the shards of these DTensors were written to, as an operation on the DTensors would."""
+    for param in params:
+        if not param.is_inference():
+            torch.autograd.graph.increment_version(param)
+
+
 def local_gradient(param: Tensor, grad: Tensor) -> Tensor:
     """The gradient of this process's shard of ``param``. One of other placements (partial sums of a replicated
     parameter, say) is redistributed first, by all processes alike.
@@ -247,11 +254,12 @@ def whole(saved: Tensor, param: Any) -> Tensor:
     ``param`` is. Shards of a plain parameter, and states of other forms, are left as they are."""
     if not is_dtensor(param) or is_dtensor(saved) or saved.shape[:-1] != local(param).shape:
         return saved
-    shape = torch.Size((*param.shape, saved.shape[-1]))
-    stride = torch.empty(shape, device="meta").stride()  # of uneven shards it cannot be told from the local one
-    return type(param.detach()).from_local(
-        saved, param.device_mesh, param.placements, run_check=False, shape=shape, stride=stride
-    )
+    from torch.distributed.tensor import DTensor  # not above: see is_dtensor
+
+    shape = torch.Size((*param.shape, saved.shape[-1]))  # of uneven shards it cannot be told from the local one
+    stride = torch.empty(shape, device="meta").stride()
+    mesh, placements = param.device_mesh, param.placements
+    return DTensor.from_local(saved, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def local_entry(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
@@ -280,13 +288,8 @@ def local_entry(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
     if not is_dtensor(saved):
         saved = saved.detach()
         saved = saved.reshape(*param.shape, -1 if param.numel() else saved.shape[1:].numel()) if before else saved
-        mesh = param.device_mesh
-        copies = [_replicate()] * mesh.ndim
-        saved = type(param.detach()).from_local(saved.contiguous(), mesh, copies, run_check=False)
+        from torch.distributed.tensor import DTensor, Replicate
+
+        copies = [Replicate()] * param.device_mesh.ndim
+        saved = DTensor.from_local(saved.contiguous(), param.device_mesh, copies, run_check=False)
     return {**entry, STATE_KEY: local(_placed(saved.detach(), param))}
-
-
-def _replicate() -> Any:
-    from torch.distributed.tensor import Replicate  # not above: see is_dtensor
-
-    return Replicate()
