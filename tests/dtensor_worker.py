@@ -154,8 +154,7 @@ def placed(kind: str, layout: str, ranks: int) -> float:
         for param, own, grad in zip(params, single, values(100 + t), strict=True):
             own.grad = grad
             if layout == "partial":
-                own_part = grad if dist.get_rank() == 0 else torch.zeros_like(grad)
-                param.grad = DTensor.from_local(own_part, mesh, [Partial()], run_check=False)
+                param.grad = DTensor.from_local(grad / ranks, mesh, [Partial()], run_check=False)
             else:
                 param.grad = distributed(grad)
         ours.step(), theirs.step()

@@ -213,15 +213,18 @@ def _with_others(
     return batch._replace(num_problems=num_problems, memory=memory, reduce=reduce), exact
 
 
-def only_make_state(batches: Sequence[Batch], state: Mapping[Any, Any], reduce: Reduce | None) -> bool:
+def only_make_state(
+    batches: Sequence[Batch], state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]], reduce: Reduce | None
+) -> bool:
     """Whether a step asks for nothing but its state to be made: the first one, with every lr 0 and every gradient zero.
 
     An LSTM goes on with a gradient of zero as with any other, so that a checkpoint made before the first step would
-    hold the state after one. ``reduce``: of a process group, if there is one."""
+    hold the state after one. ``groups``: all of the optimizer, whose processes agree; ``reduce``: of a process group, if
+    there is one."""
     if reduce is not None or not all(batch.lr == 0.0 for batch in batches):
         return False  # where a function adds up, other processes may have gradients, and wait
     if any(isinstance(entry, Mapping) and STATE_KEY in entry for entry in state.values()):
         return False
     grads = [grad for batch in batches for grad in (*batch.grads, *(grad for _, grad, _ in batch.exact))]
     zero = not any(grad.is_meta or bool(grad.any()) for grad in grads)
-    return sharding.everywhere(zero, (param for batch in batches for param in batch.keys()))
+    return sharding.everywhere(zero, (param for group in groups for param in group["params"]))

@@ -112,11 +112,14 @@ def add_up(x: Tensor, mesh: Any) -> None:
     distributed = torch.distributed
     if mesh.get_coordinate() is None:
         return
+    there = x.to(mesh.device_type)  # shards may be offloaded to the CPU; else x itself
     if mesh.ndim > 1 and mesh.size() == distributed.get_world_size():
-        distributed.all_reduce(x)
-        return
-    for dim in range(mesh.ndim):
-        distributed.all_reduce(x, group=mesh.get_group(dim))
+        distributed.all_reduce(there)
+    else:
+        for dim in range(mesh.ndim):
+            distributed.all_reduce(there, group=mesh.get_group(dim))
+    if there is not x:
+        x.copy_(there)
 
 
 def everywhere(flag: bool, params: Iterable[Tensor]) -> bool:
@@ -222,8 +225,8 @@ def check_group(
         return
     if network.has_memory:
         raise NotImplementedError(
-            f"params: parameter {names(first)} is a DTensor, and the memory of NTMBFGS cannot be sharded; use "
-            "param.to_local() on one process, or a network without memory"
+            f"params: parameter {names(first)} is a DTensor, and the memory of NTMBFGS cannot be sharded; use a "
+            "network without memory"
         )
     if reduce is not None and (network.communicates or network.tensor_inputs):
         raise ValueError(
