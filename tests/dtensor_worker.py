@@ -130,7 +130,8 @@ def values(seed: int) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) * 10.0**-k for k, shape in enumerate(SHAPES)]
 
 
-def placed(kind: str, layout: str, ranks: int) -> float:
+def placed(kind: str, layout: str, ranks: int, recorded: bool = False) -> float:
+    """recorded: the last steps are a segment, and it is its gradient of phi that is compared."""
     mesh = init_device_mesh("cpu", (ranks,))
     if layout == "grid":
         mesh = init_device_mesh("cpu", (2, ranks // 2))
@@ -146,20 +147,27 @@ def placed(kind: str, layout: str, ranks: int) -> float:
         where = placements(x)
         return x.clone() if where is None else distribute_tensor(x, mesh, where)
 
-    net = network(kind)
+    nets = [network(kind), network(kind)]
     params = [nn.Parameter(distributed(x)) for x in values(1)]
     single = [nn.Parameter(x) for x in values(1)]
-    ours, theirs = optimizer_of(params, net, weight_decay=0.01), optimizer_of(single, net, weight_decay=0.01)
+    ours, theirs = (optimizer_of(*each, weight_decay=0.01) for each in zip((params, single), nets))
     for t in range(STEPS):
+        if recorded and t == STEPS - 4:
+            ours.start_segment(), theirs.start_segment()
         for param, own, grad in zip(params, single, values(100 + t), strict=True):
             own.grad = grad
             if layout == "partial":
                 param.grad = DTensor.from_local(grad / ranks, mesh, [Partial()], run_check=False)
             else:
                 param.grad = distributed(grad)
-        ours.step(), theirs.step()
+        if not recorded or t < STEPS - 1:
+            ours.step(), theirs.step()
     check_forms(ours)
     assert difference(params, values(1)) > 1e-3
+    if recorded:
+        ours.backward_segment(), theirs.backward_segment()
+        gradients = [[p.grad for p in net.parameters() if p.grad is not None] for net in nets]
+        return difference(*gradients) / max(float(x.abs().max()) for x in gradients[1])
     return max(difference(params, single), difference(states(ours), states(theirs)))
 
 
@@ -211,8 +219,9 @@ def mixed_dtypes(ranks: int) -> float:
 # ---- segments ----
 
 
-def segment(kind: str, mesh=None, **options) -> float:
-    """The gradient of phi, relative to its size; the same on every process."""
+def segment(kind: str, mesh=None, with_states: bool = False) -> float:
+    """The gradient of phi, relative to its size; the same on every process. with_states: gradients of states are given
+    at the end and asked for at the start."""
     gradients, starts = [], []
     for sharded in (True, False):
         model, net = build(), network(kind)
@@ -223,19 +232,21 @@ def segment(kind: str, mesh=None, **options) -> float:
         train(model, optimizer, range(2, 7))
         optimizer.zero_grad()
         backward(model, 7)
-        start = optimizer.backward_segment([1.0, 2.0, 0.5, 1.0, 3.0], **options)
+        ends = {param: optimizer.state_of(param) for param in model.parameters()} if with_states else None
+        start = optimizer.backward_segment([1.0, 2.0, 0.5, 1.0, 3.0], ends, with_states)
         starts.append(start if start is None else [start[param].to_logical() for param in model.parameters()])
         gradients.append(torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None]))
     everyone = [torch.empty_like(gradients[0]) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, gradients[0])
     assert all(torch.equal(each, gradients[0]) for each in everyone)
     if starts[0] is not None:
-        total = sum(float(pair[0][1].double().sum()) for pair in starts[0])
-        expected = sum(float(pair[0][1].double().sum()) for pair in starts[1])
-        sums = torch.tensor(total, dtype=torch.float64)
-        dist.all_reduce(sums)
-        copies = 1 if mesh is None else mesh.size(0)
-        assert abs(float(sums) / copies - expected) <= 1e-5 * abs(expected) and expected != 0
+        for ours, theirs in zip(*starts, strict=True):
+            for layer in range(2):
+                for part in range(2):
+                    total, expected = (x[layer][part].double().sum(0) for x in (ours, theirs))
+                    dist.all_reduce(total)
+                    total /= 1 if mesh is None else mesh.size(0)
+                    assert float((total - expected).norm()) <= 1e-5 * float(expected.norm()) > 0
     return float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
 
 
@@ -400,7 +411,6 @@ def refusals(ranks: int) -> float:
     partial = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Partial()], run_check=False))
     assert expect(ValueError, "'bias' is a DTensor of partial sums", make, [("bias", partial)], averages)
     optimizer = make(named, averages)
-    assert expect(NotImplementedError, "start_segment", optimizer.start_segment)
     other = init_device_mesh("cpu", (ranks, 1))
     second = nn.Parameter(distribute_tensor(torch.ones(4, 4), other, [Shard(0), Replicate()]))
     assert expect(NotImplementedError, "'other' is sharded over another", make, [*named, ("other", second)], averages)
@@ -418,6 +428,9 @@ def checks(ranks: int, folder: Path) -> dict:
     found |= {f"hsdp-{kind}": lambda kind=kind: hsdp(kind, ranks) for kind in kinds}
     for layout in ("columns", "copies", "partial", "grid", "beside plain"):
         found |= {f"{layout}-{kind}": lambda kind=kind, layout=layout: placed(kind, layout, ranks) for kind in kinds}
+    for layout in ("grid", "beside plain"):
+        for kind in kinds:
+            found[f"segment-{layout}-{kind}"] = lambda kind=kind, layout=layout: placed(kind, layout, ranks, True)
     grid = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "shard"))
     return found | {
         "tensor parallel-plain": lambda: with_tensor_parallel("plain", ranks, folder),
@@ -428,7 +441,10 @@ def checks(ranks: int, folder: Path) -> dict:
         "segment-plain": lambda: segment("plain"),
         "segment-general": lambda: segment("general"),
         "segment-copies": lambda: segment("general", grid),
-        "segment-starts": lambda: segment("plain", grid, return_grad_start_states=True),
+        "segment-averages": lambda: segment("averages"),
+        "segment-averages-copies": lambda: segment("averages", grid),
+        "segment-states": lambda: segment("plain", grid, with_states=True),
+        "segment-averages-states": lambda: segment("averages", grid, with_states=True),
         "stale gradients": stale_gradients,
         "only initialises": only_initialises,
         **{f"save-{kind}": lambda kind=kind: save(kind, folder) for kind in kinds if ranks == 2},

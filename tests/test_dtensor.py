@@ -21,7 +21,9 @@ LAYOUTS = ("fsdp", "hsdp", "columns", "copies", "partial", "grid", "beside plain
 BOUNDS = {f"{layout}-{kind}": 1e-6 for layout in LAYOUTS for kind in KINDS}
 BOUNDS |= {f"{layout}-plain": 0.0 for layout in LAYOUTS}  # nothing is added up over processes
 BOUNDS |= {f"load-{kind}": 1e-6 for kind in KINDS}
-BOUNDS |= {f"segment-{kind}": 1e-6 for kind in ("plain", "general", "copies", "starts")}
+SEGMENTS = ("plain", "general", "averages", "copies", "averages-copies", "states", "averages-states")
+SEGMENTS += tuple(f"{layout}-{kind}" for layout in ("grid", "beside plain") for kind in KINDS)
+BOUNDS |= {f"segment-{kind}": 1e-6 for kind in SEGMENTS}
 BOUNDS |= {"tensor parallel-plain": 2e-6, "tensor parallel-general": 1e-9}  # the latter in float64
 BOUNDS |= {"clipping": 1e-6, "float64": 1e-12, "mixed dtypes": 0.0, "copies of the optimizer": 0.0}
 BOUNDS |= dict.fromkeys(("stale gradients", "only initialises", "whole files", "refusals"), 0.0)
@@ -55,6 +57,7 @@ def test_equals_one_process(name, ranks, reports):
     assert all(report[name] <= BOUNDS[name] for report in reports[ranks]), [each[name] for each in reports[ranks]]
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_process_loads_what_two_saved(kind, reports, folder):
     model = dtensor_worker.build(seed=9)

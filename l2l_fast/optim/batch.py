@@ -187,8 +187,8 @@ def _with_others(
     if any(map(sharding.is_dtensor, group["params"])):
         check_sharding(group, batch.network, reduce)
         mesh = next(iter(sharding.meshes(group["params"])), None)
-        reduce = None if mesh is None else functools.partial(sharding.add_up, mesh=mesh)
-        batch = batch._replace(mesh=mesh)
+        if mesh is not None:
+            reduce, batch = functools.partial(sharding.add_up, mesh=mesh), batch._replace(mesh=mesh)
     # One average cannot run over the kernel and the reference: a single float64 tensor takes all to the latter.
     params, network = group["params"], batch.network
     moving = [param for param in params if param.grad is not None]
@@ -219,8 +219,8 @@ def only_make_state(
     """Whether a step asks for nothing but its state to be made: the first one, with every lr 0 and every gradient zero.
 
     An LSTM goes on with a gradient of zero as with any other, so that a checkpoint made before the first step would
-    hold the state after one. ``groups``: all of the optimizer, whose processes agree; ``reduce``: of a process group, if
-    there is one."""
+    hold the state after one. ``groups``: all of the optimizer, whose processes agree; ``reduce``: that of a process
+    group, if there is one."""
     if reduce is not None or not all(batch.lr == 0.0 for batch in batches):
         return False  # where a function adds up, other processes may have gradients, and wait
     if any(isinstance(entry, Mapping) and STATE_KEY in entry for entry in state.values()):

@@ -129,18 +129,18 @@ def _joint_step(
         extra = reads.new_empty(shape) if check_only else _by_tensor(batch.memory.read(reads), numels)
     if with_out:
         out = torch.empty(config.num_outputs, sum(numels), dtype=torch.float32, device=phi.device)
-    launches = [(batch.params, batch.grads, batch.states, out, sums)]
+    launches = [(batch.params, batch.grads, batch.states, places, out, sums)]
     if batch.mesh is not None and out is not None:
-        launches = _counted_and_copies(batch, out, sums)
+        launches = _counted_and_copies(batch, places, out, sums)
 
     def run(first_phase: int, last_phase: int) -> None:
-        for params, grads, states, outputs, own_sums in launches:
+        for params, grads, states, tiles, outputs, own_sums in launches:
             if not params:
                 continue
             operators.step_(
                 *(params, grads, states, phi, config, batch.lr, batch.weight_decay, batch.maximize),
                 record=gradients,
-                record_tiles=places,
+                record_tiles=tiles,
                 extra=extra,
                 out=outputs,
                 num_problems=num_problems,
@@ -172,17 +172,19 @@ def _joint_step(
     return means
 
 
-def _counted_and_copies(batch: Batch, out: Tensor, sums: Tensor) -> list[tuple[Any, ...]]:
+def _counted_and_copies(
+    batch: Batch, places: Sequence[int], out: Tensor, sums: Tensor
+) -> list[tuple[Any, ...]]:
     """What is launched of a group on a mesh: the tensors whose coordinates this process counts, then those that others
     count, with sums of their own, which are dropped."""
     counts = [sharding.counts_here(key, batch.mesh) for key in batch.keys()]
-    launches, place = [], 0
+    launches = []
     for wanted, into in ((True, sums), (False, torch.zeros_like(sums))):
-        chosen = [each for each, counted in zip(batch.moving(), counts, strict=True) if counted == wanted]
-        numel = sum(param.numel() for param, _, _ in chosen)
-        tensors = [list(each) for each in zip(*chosen, strict=True)] if chosen else [[], [], []]
-        launches.append((*tensors, out[:, place : place + numel].contiguous(), into))
-        place += numel
+        chosen = [k for k, counted in enumerate(counts) if counted == wanted]
+        lists = [[each[k] for k in chosen] for each in (batch.params, batch.grads, batch.states)]
+        tiles = [places[k] for k in chosen] if places else places
+        numel = sum(param.numel() for param in lists[0])
+        launches.append((*lists, tiles, out.new_empty(out.shape[0], numel), into))
     return launches
 
 

@@ -125,8 +125,9 @@ class LearnedOptimizer(Optimizer):
             network = self._registry.network_of(group)
             check_group_problems(group, network, self._kept.reduce)
             if self._segment is not None:
-                sharded = self._kept.reduce is not None or bool(sharding.meshes(group["params"]))
-                check_recordable("add_param_group, with a segment open", network, sharded, self._segment.sampling)
+                check_recordable(
+                    "add_param_group, with a segment open", network, self._kept.reduce, self._segment.sampling
+                )
         except BaseException:
             self.param_groups.pop()
             raise
@@ -284,15 +285,14 @@ class LearnedOptimizer(Optimizer):
             TypeError: ``sampling`` is something else.
             RuntimeError: a segment is already open (:meth:`discard_segment` drops it).
             NotImplementedError: a network with memory (unroll it in autograd, as :class:`l2l_fast.MetaTrainer` does),
-                or coordinates that communicate (averages) and are sharded, or shall be sampled.
+                or coordinates that communicate and are sharded (``process_group``), or shall be sampled.
         """
         if sampling is not None and not isinstance(sampling, Sampling):
             raise TypeError(f"sampling: expected a Sampling, got {type(sampling).__name__}")
         if self._segment is not None:
             raise RuntimeError("start_segment: a segment is already open; call backward_segment() or discard_segment()")
-        for group, network in zip(self.param_groups, self.networks, strict=True):
-            sharded = self._kept.reduce is not None or bool(sharding.meshes(group["params"]))
-            check_recordable("start_segment", network, sharded, sampling)
+        for network in self.networks:
+            check_recordable("start_segment", network, self._kept.reduce, sampling)
         self._segment = Segment(sampling)
 
     def discard_segment(self) -> None:

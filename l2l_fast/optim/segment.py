@@ -19,10 +19,11 @@ from ..kernels.config import Config
 from ..kernels.state import TILE, State
 from ..kernels.surroundings import without_autocast
 from ..networks.lstm import CoordinatewiseLSTM
+from . import segment_sharded
 from .segment_backward import Given, like, part_backward
 from .segment_checks import check_end_states, check_recordable, check_trainable, check_weights
 from .segment_sampling import Sampling
-from .sharding import Totals, by_mesh, everywhere, local, local_gradient
+from .sharding import Totals, by_mesh, everywhere, local, local_gradient, meshes
 from .state import as_state
 from .tape import Step, Tape
 
@@ -66,7 +67,8 @@ class Segment:
         witness = None
         started: list[tuple[Tensor, Tensor, Config, int]] = []
         for group, batch in batches:
-            check_recordable("step, with a segment open", batch.network, batch.reduce is not None, self.sampling)
+            reduce = None if batch.mesh is not None else batch.reduce
+            check_recordable("step, with a segment open", batch.network, reduce, self.sampling)
             keys = batch.keys()
             moving = [(key, grad, state) for key, (_, grad, state) in zip(keys, batch.moving(), strict=True)]
             tape = self.tapes.get(id(group))
@@ -169,6 +171,11 @@ class Segment:
             given = Given(self.start_states, finals[key], w, end_grads, bool(return_grad_start_states))
             run = part_backward if sampling is None else sampling.part_backward
             for part in tape.parts():
+                if tape.joint and (shared := meshes(part.params)):
+                    grad_phi, starts = segment_sharded.part_backward(tape, part, given, shared[0])
+                    grad_start.update(zip(part.params, starts))
+                    totals.add(tape.network, grad_phi.to(tape.phi.dtype), shared[0], True)
+                    continue
                 for mesh, counts, params in by_mesh(part.params):
                     # Copies whose sums another process counts have nothing to give but gradients of start states.
                     needed = params if counts or return_grad_start_states else []

@@ -11,19 +11,20 @@ from ..kernels.state import State
 from ..networks.lstm import CoordinatewiseLSTM
 
 if TYPE_CHECKING:
+    from .joint import Reduce
     from .segment_sampling import Sampling
 
 
 def check_recordable(
-    name: str, network: CoordinatewiseLSTM, sharded: bool, sampling: Sampling | None = None
+    name: str, network: CoordinatewiseLSTM, reduce: Reduce | None, sampling: Sampling | None = None
 ) -> None:
     """Raise NotImplementedError, with ``name`` in front, unless the steps of ``network`` can be back-propagated."""
     if network.has_memory or network.num_outputs > 1:
         raise NotImplementedError(
             f"{name}: a network with memory or several outputs is unrolled in autograd, not in segments"
         )
-    if network.communicates and sharded:
-        raise NotImplementedError(f"{name}: not with averages over sharded coordinates (process_group, DTensor)")
+    if network.communicates and reduce is not None:
+        raise NotImplementedError(f"{name}: not with averages over a process_group; those over DTensors can be")
     if network.communicates and sampling is not None:
         raise NotImplementedError(f"{name}: coordinates that communicate cannot be sampled")
 

@@ -109,16 +109,20 @@ def meshes(params: Iterable[Tensor], of_copies: bool = False) -> list[Any]:
 
 def add_up(x: Tensor, mesh: Any) -> None:
     """The sum of ``x`` over the processes of ``mesh``, in place; processes outside of it do nothing."""
-    distributed = torch.distributed
     if mesh.get_coordinate() is None:
         return
-    there = x.to(mesh.device_type)  # shards may be offloaded to the CPU; else x itself
-    if mesh.ndim > 1 and mesh.size() == distributed.get_world_size():
-        distributed.all_reduce(there)
+    if mesh.ndim > 1 and mesh.size() == torch.distributed.get_world_size():
+        _all_reduce(x, mesh, [None])
     else:
-        for dim in range(mesh.ndim):
-            distributed.all_reduce(there, group=mesh.get_group(dim))
-    if there is not x:
+        _all_reduce(x, mesh, [mesh.get_group(dim) for dim in range(mesh.ndim)])
+
+
+def _all_reduce(x: Tensor, mesh: Any, groups: Sequence[Any]) -> None:
+    offloaded = x.device.type != mesh.device_type  # shards may be kept on the CPU
+    there = x.to(mesh.device_type) if offloaded else x
+    for group in groups:
+        torch.distributed.all_reduce(there, group=group)
+    if offloaded:
         x.copy_(there)
 
 
@@ -131,6 +135,34 @@ def everywhere(flag: bool, params: Iterable[Tensor]) -> bool:
     for mesh in found * len(found):  # as often as news may need to go from mesh to mesh
         add_up(against, mesh)
     return not bool(against.any())
+
+
+class Adder:
+    """Adds up over a mesh as :func:`add_up`, in autograd: what the sums reach on one process reaches all addends."""
+
+    def __init__(self, mesh: Any) -> None:
+        self.mesh = mesh
+        self._token = torch.zeros(())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        total, self._token = _Added.apply(x, self._token, self.mesh)
+        return total
+
+
+class _Added(torch.autograd.Function):
+    # The token makes a chain of all sums, so that all processes go back through them in one order.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor, mesh: Any) -> tuple[Tensor, Tensor]:
+        ctx.mesh = mesh
+        total = x.detach().clone()
+        add_up(total, mesh)
+        return total, token.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, token: Tensor) -> tuple[Tensor, Tensor, None]:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        add_up(total, ctx.mesh)
+        return total, token, None
 
 
 def adds_by_tensor(params: Sequence[Tensor]) -> Callable[[Tensor], None] | None:
@@ -153,6 +185,14 @@ def adds_by_tensor(params: Sequence[Tensor]) -> Callable[[Tensor], None] | None:
             rows[places] = part
 
     return add
+
+
+def from_counted(x: Tensor, param: Any, mesh: Any) -> Tensor:
+    """To all processes with the same coordinates of ``param``, what the one has in which they count, where it is; the
+    others have zeros of that shape, which is overwritten."""
+    splits = map(_splits, param.placements) if is_dtensor(param) else [False] * mesh.ndim
+    _all_reduce(x, mesh, [mesh.get_group(dim) for dim, split in enumerate(splits) if not split])
+    return x
 
 
 def by_mesh(params: Sequence[Tensor]) -> list[tuple[Any, bool, list[Tensor]]]:
