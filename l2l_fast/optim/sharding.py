@@ -320,8 +320,9 @@ def local_entry(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
         return {**entry, STATE_KEY: saved.full_tensor()} if is_dtensor(saved) else entry
     if is_live(entry) and not is_dtensor(saved):
         return entry
-    before = saved.dim() == 4 and saved.shape[0] == param.numel() and saved.shape[2] == 2  # release 0.1: flat
-    if saved.shape[:-1] != param.shape and not before:
+    if saved.shape[:-1] != param.shape and saved.dim() == 4 and saved.shape[0] == param.numel():
+        saved = saved.reshape(*param.shape, saved.shape[1:].numel())  # before 0.2: flat
+    if saved.shape[:-1] != param.shape:
         raise ValueError(
             f"state_dict: expected {STATE_KEY!r} of the shape {tuple(param.shape)} of the whole parameter, a DTensor, "
             f"and one dimension more, got {tuple(saved.shape)}"
@@ -329,10 +330,8 @@ def local_entry(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
     if is_dtensor(saved) and saved.device_mesh != param.device_mesh:
         saved = saved.full_tensor()
     if not is_dtensor(saved):
-        saved = saved.detach()
-        saved = saved.reshape(*param.shape, -1 if param.numel() else saved.shape[1:].numel()) if before else saved
         from torch.distributed.tensor import DTensor, Replicate
 
         copies = [Replicate()] * param.device_mesh.ndim
-        saved = DTensor.from_local(saved.contiguous(), param.device_mesh, copies, run_check=False)
+        saved = DTensor.from_local(saved.detach().contiguous(), param.device_mesh, copies, run_check=False)
     return {**entry, STATE_KEY: local(_placed(saved.detach(), param))}
