@@ -6,6 +6,11 @@ everything; here that is compared with what is allowed."""
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,6 +69,18 @@ def test_one_process_loads_what_two_saved(kind, reports, folder):
     optimizer = dtensor_worker.optimizer_of(model.parameters(), dtensor_worker.network(kind))
     exact, later = dtensor_worker.load_into(model, optimizer, kind, folder)
     assert exact and later <= 1e-6
+
+
+def test_the_programs_of_the_docs_run(tmp_path):
+    text = (Path(__file__).parents[1] / "docs/distributed.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    assert len(blocks) == 2
+    end = "assert all(age == 10 for age in (e['lstm_age'] for e in opt.state.values())) and len(opt.state) == 4\n"
+    (tmp_path / "train.py").write_text("\n".join([*blocks, end, "dist.destroy_process_group()\n"]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(l2l.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_plain_parameters_are_their_own_shards():
