@@ -6,7 +6,6 @@ import copy
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -71,29 +70,10 @@ def ddp(rank: int, folder: Path) -> None:
     assert_same(model, single, 1e-4)
 
 
-def dtensor(rank: int, folder: Path) -> None:
-    """Sharded parameters are refused by name, before anything is written."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    mesh = init_device_mesh("cpu", (2,))
-    net = random_network(seed=1)
-    sharded = nn.Parameter(distribute_tensor(torch.zeros(6, 3), mesh, [Shard(0)]))
-    plain = nn.Parameter(torch.zeros(4))
-    with pytest.raises(NotImplementedError, match="'weight' is a DTensor"):
-        l2l.LearnedOptimizer([("bias", plain), ("weight", sharded)], net)
-    optimizer = l2l.LearnedOptimizer([{"params": [plain]}, {"params": [other := nn.Parameter(torch.zeros(6, 3))]}], net)
-    optimizer.param_groups[1]["params"][0] = sharded  # as some wrappers replace parameters
-    plain.grad, other.grad, sharded.grad = torch.ones(4), torch.ones(6, 3), torch.ones_like(sharded)
-    with pytest.raises(NotImplementedError, match="DTensor"):
-        optimizer.step()
-    assert torch.equal(plain, torch.zeros(4)) and len(optimizer.state) == 0
-
-
 def main(case: str, folder: str, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    {"zero": zero, "ddp": ddp, "dtensor": dtensor}[case](rank, Path(folder))
+    {"zero": zero, "ddp": ddp}[case](rank, Path(folder))
     dist.barrier()
     dist.destroy_process_group()
 

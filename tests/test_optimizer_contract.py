@@ -397,7 +397,7 @@ def test_a_process_group_without_communication_is_named():
 # ---- processes ----
 
 
-@pytest.mark.parametrize("case", ["zero", "ddp", "dtensor"])
+@pytest.mark.parametrize("case", ["zero", "ddp"])
 def test_two_processes(case, tmp_path):
     run_processes("contract_worker.py", case, tmp_path, count=2)
 

@@ -10,7 +10,7 @@ in :mod:`l2l_fast.kernels.normalized`). States are logical: one pair ``(h, c)`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -90,16 +90,22 @@ def preprocess_gradient(grad: Tensor, preprocess: str, p: float) -> Tensor:
 
 
 @takes_groups()
-def global_average(h: Tensor, gac_cells: int, num_problems: int) -> Tensor:
+def global_average(
+    h: Tensor, gac_cells: int, num_problems: int, add: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Outgoing activations ``h`` ``[numel, H]`` with those of the first ``gac_cells`` cells replaced by their mean over
     the coordinates of each of ``num_problems`` equal, consecutive parts (appendix D: LSTM+GAC). One that is not finite
-    (its gradient was not) is left out of the mean and goes out itself, so that it stays in its own coordinate."""
-    if gac_cells == 0 or h.shape[0] == 0:
+    (its gradient was not) is left out of the mean and goes out itself, so that it stays in its own coordinate. ``add``
+    adds up a tensor over the processes that hold coordinates, in autograd; None if all are here."""
+    if gac_cells == 0 or (h.shape[0] == 0 and add is None):
         return h
     finite = h.isfinite()
     by_problem = (num_problems, h.shape[0] // num_problems)
     cells, counted = (x[:, :gac_cells].unflatten(0, by_problem) for x in (torch.where(finite, h, 0.0), finite))
-    mean = cells.sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp_min(1)
+    sums, counts = cells.sum(dim=1, keepdim=True), counted.sum(dim=1, keepdim=True)
+    if add is not None:
+        sums, counts = add(torch.stack([sums, counts.to(sums.dtype)]))
+    mean = sums / counts.clamp_min(1)
     outgoing = torch.where(finite[:, :gac_cells], mean.expand_as(cells).flatten(0, 1), h[:, :gac_cells])
     return torch.cat([outgoing, h[:, gac_cells:]], dim=1)
 
@@ -114,6 +120,7 @@ def lstm_step(
     extra: Tensor | None = None,
     tensor_inputs: Tensor | None = None,
     nominal: Tensor | None = None,
+    add: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, LogicalState]:
     """One step of the coordinatewise LSTM with the weights in the flat vector ``phi``.
 
@@ -130,6 +137,7 @@ def lstm_step(
         tensor_inputs: ``[config.tensor_inputs]``, what all coordinates have in common, a constant; None if there are
             none. nominal: ``[5]``, see :mod:`l2l_fast.kernels.normalized`, a constant; None for its default, and for
             all other kinds.
+        add: that of :func:`global_average`.
 
     Returns:
         The update, of grad's shape and dtype (with several outputs: all of them, ``[num_outputs, *grad.shape]``, the
@@ -171,7 +179,7 @@ def lstm_step(
         gates = product(x, weight_ih.T) + product(h.to(dtype), weight_hh.T) + bias
         i, f, g, o = gates.chunk(4, dim=1)
         c = torch.sigmoid(f) * c.to(dtype) + torch.sigmoid(i) * torch.tanh(g)
-        h = global_average(torch.sigmoid(o) * torch.tanh(c), config.gac_cells, num_problems)
+        h = global_average(torch.sigmoid(o) * torch.tanh(c), config.gac_cells, num_problems, add)
         new_state.append((h, c))
         x = h
     outputs = product(x, weights.weight_out.T) + weights.bias_out
@@ -284,6 +292,7 @@ def segment_backward(
     num_problems: int = 1,
     tensor_inputs: Tensor | None = None,
     nominal: Tensor | None = None,
+    add: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, list[LogicalState]]:
     """Gradient of the meta-loss of one unrolled segment (equation 3 with the gradients of f held constant).
 
@@ -302,6 +311,8 @@ def segment_backward(
         grad_end_states: optional, one logical state per tensor: dL/d(state after step T) from elsewhere.
         num_problems: as in :func:`lstm_step`.
         tensor_inputs, nominal: those of :func:`lstm_step`, ``[T, tensors, ...]``.
+        add: that of :func:`global_average`. What is returned is then the part of it that goes through the coordinates
+            given here.
 
     Returns:
         ``dL/dphi`` ``[P]`` and, per tensor, dL/d(start state) as a logical state; both in phi's / the states' dtype.
@@ -333,7 +344,8 @@ def segment_backward(
                 numels = [part.numel() for part in parts]
                 state = join_states([states[k] for k in together], num_problems)
                 common = [None if rows is None else rows[t, together[0]] for rows in (tensor_inputs, nominal)]
-                update, state = lstm_step(join(parts, num_problems), state, phi, config, num_problems, None, *common)
+                joined = join(parts, num_problems)
+                update, state = lstm_step(joined, state, phi, config, num_problems, None, *common, add)
                 outputs += separate(update, numels, num_problems)
                 for k, new in zip(together, separate_states(state, numels, num_problems), strict=True):
                     upstream.append(_adjoint(k, t, grads, loss_weights, decays).reshape(-1) * lrs[t])

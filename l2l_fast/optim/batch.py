@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from types import MappingProxyType
@@ -17,14 +18,17 @@ from ..kernels.operators import KERNEL_DTYPES
 from ..kernels.state import TILE, num_tiles
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
-from . import joint
-from .checks import check_devices, check_plain, check_total_steps, number, truth
+from . import joint, sharding
+from .checks import check_devices, check_plain, check_sharding, check_total_steps, number, truth
 from .joint import Reduce
 from .state import NUMEL_KEY, STATE_KEY, age_of, alignment_of, tiles_of
 from .tensor_features import Common, TensorFeatures, aligned, common_of, needs_sums
 from .tensor_sums import sums_of
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+_EMPTY_OWNERS: Mapping[int, Tensor] = MappingProxyType({})
 
 
 class Batch(NamedTuple):
@@ -54,10 +58,17 @@ class Batch(NamedTuple):
     common: Common = Common()  # of the fused tensors
     exact_common: Common = Common()
     alignments: tuple[Tensor, ...] = ()  # of the fused, then the exact tensors, after the step
+    mesh: Any = None  # of a joint step whose coordinates are sharded over one, which ``reduce`` adds up over
+    owners: Mapping[int, Tensor] = _EMPTY_OWNERS  # of shards, by their id: the parameters, DTensors
 
     def moving(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(parameter, gradient, state) of all tensors, the fused ones first."""
         return [*zip(self.params, self.grads, self.states, strict=True), *self.exact]
+
+    def keys(self) -> list[Tensor]:
+        """The parameters as the optimizer knows them, in the order of :meth:`moving`, which has shards of DTensors."""
+        params = [*self.params, *(param for param, _, _ in self.exact)]
+        return [self.owners.get(id(param), param) for param in params] if self.owners else params
 
     def exact_steps(self) -> list[tuple[list[tuple[Tensor, Tensor, Tensor]], Common]]:
         """The exact tensors (there are some), those that step together in one list, and what they have in common."""
@@ -69,8 +80,7 @@ class Batch(NamedTuple):
         """The parameters with averages, and their ages after the step."""
         if not self.config.averages:
             return []
-        params = (param for param, _, _ in self.moving())
-        return list(zip(params, [*self.common.ages, *self.exact_common.ages]))
+        return list(zip(self.keys(), [*self.common.ages, *self.exact_common.ages]))
 
 
 def gather(
@@ -99,12 +109,18 @@ def gather(
         batch, all_exact = _with_others(group, batch, state, reduce)
     on_cpu, rows = phi.is_cpu, config.rows
     params, grads, states, state_of = batch.params, batch.grads, batch.states, state.get
+    owners: dict[int, Tensor] = {}
     shapes: dict[int, tuple[int, ...]] = {}  # of states, by the number of coordinates
     for k, param in enumerate(group["params"]):
         grad = param.grad
         if grad is None:
             continue
+        key, entry = param, state_of(param, _EMPTY)
         if type(param) is not Parameter or type(grad) is not Tensor:
+            if sharding.is_dtensor(param):
+                entry = sharding.local_entry(entry, key)
+                param, grad = sharding.local(key), sharding.local_gradient(key, grad)
+                owners[id(param)] = key
             check_plain(param, group, k, "params")
             check_plain(grad, group, k, "grad")
         fused = grad.dtype in KERNEL_DTYPES and param.dtype in KERNEL_DTYPES and not all_exact
@@ -114,7 +130,6 @@ def gather(
         if not (on_cpu and param.is_cpu and grad.is_cpu):
             check_devices(param, grad, phi, fused)
         dtype = torch.float32 if fused else torch.float64
-        entry = state_of(param, _EMPTY)
         tiles, numel = entry.get(STATE_KEY), param.numel()
         shape = shapes.get(numel)
         if shape is None:
@@ -125,13 +140,15 @@ def gather(
                 tiles = tiles_of(entry, param, config, dtype)
                 if tiles is None:
                     tiles = torch.zeros(shape, dtype=dtype, device=param.device)
-            batch.fresh.append((param, tiles))
+            batch.fresh.append((key, tiles))
         if fused:
             params.append(param)
             grads.append(grad)
             states.append(tiles)
         else:
             batch.exact.append((param, grad, tiles))
+    if owners:
+        batch = batch._replace(owners=owners)
     return _with_common(group, batch, state, reduce, tensor_features) if config.averages else batch
 
 
@@ -145,11 +162,12 @@ def _with_common(
     """The batch with what a network with averages has to know of every tensor."""
     total_steps = check_total_steps(group["total_steps"])
     moving = batch.moving()
-    params = [param for param, _, _ in moving]
+    params = batch.keys()
     ages = [age_of(state.get(param, _EMPTY), batch.config) + 1 for param in params]
     sums = alignments = None
     if needs_sums(batch.network, tensor_features):
-        sums = sums_of(group["params"], moving, batch.config, batch.maximize, ages, reduce)
+        adds = sharding.adds_by_tensor(group["params"]) if reduce is None else reduce
+        sums = sums_of(group["params"], moving, batch.config, batch.maximize, ages, adds, params)
     if sums is not None and params:
         before = [alignment_of(state.get(param, _EMPTY), param) for param in params]
         alignments = aligned(sums, torch.stack(before))
@@ -166,6 +184,11 @@ def _with_others(
     group: Mapping[str, Any], batch: Batch, state: Mapping[Tensor, Mapping[str, Any]], reduce: Reduce | None
 ) -> tuple[Batch, bool]:
     """The batch of a joint step, and whether it is exact as a whole."""
+    if any(map(sharding.is_dtensor, group["params"])):
+        check_sharding(group, batch.network, reduce)
+        mesh = next(iter(sharding.meshes(group["params"])), None)
+        if mesh is not None:
+            reduce, batch = functools.partial(sharding.add_up, mesh=mesh), batch._replace(mesh=mesh)
     # One average cannot run over the kernel and the reference: a single float64 tensor takes all to the latter.
     params, network = group["params"], batch.network
     moving = [param for param in params if param.grad is not None]
@@ -190,14 +213,18 @@ def _with_others(
     return batch._replace(num_problems=num_problems, memory=memory, reduce=reduce), exact
 
 
-def only_make_state(batches: Sequence[Batch], state: Mapping[Any, Any]) -> bool:
+def only_make_state(
+    batches: Sequence[Batch], state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]], reduce: Reduce | None
+) -> bool:
     """Whether a step asks for nothing but its state to be made: the first one, with every lr 0 and every gradient zero.
 
     An LSTM goes on with a gradient of zero as with any other, so that a checkpoint made before the first step would
-    hold the state after one."""
-    if not all(batch.lr == 0.0 and batch.reduce is None for batch in batches):
-        return False  # where coordinates are sharded, other processes may have gradients, and wait
+    hold the state after one. ``groups``: all of the optimizer, whose processes agree; ``reduce``: that of a process
+    group, if there is one."""
+    if reduce is not None or not all(batch.lr == 0.0 for batch in batches):
+        return False  # where a function adds up, other processes may have gradients, and wait
     if any(isinstance(entry, Mapping) and STATE_KEY in entry for entry in state.values()):
         return False
     grads = [grad for batch in batches for grad in (*batch.grads, *(grad for _, grad, _ in batch.exact))]
-    return not any(grad.is_meta or bool(grad.any()) for grad in grads)
+    zero = not any(grad.is_meta or bool(grad.any()) for grad in grads)
+    return sharding.everywhere(zero, (param for group in groups for param in group["params"]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..networks.lstm import CoordinatewiseLSTM
-from . import joint
+from . import joint, sharding
 from .checks import check_group_problems, check_total_steps, number, plain, truth
 from .joint import Reduce
 from .registry import check_same_network, digest, take_in_renamed
@@ -43,9 +43,18 @@ def pack(
             packed[FAILURE_KEY] = failure
         groups.append(packed)
     packed_state = {
-        index[id(key)] if isinstance(key, Tensor) else key: pack_entry(value, key) for key, value in state.items()
+        index[id(key)] if isinstance(key, Tensor) else key: _packed(value, key) for key, value in state.items()
     }
     return {"state": packed_state, "param_groups": groups}
+
+
+def _packed(entry: Any, param: Any) -> Any:
+    if not sharding.is_dtensor(param):
+        return pack_entry(entry, param)
+    packed = pack_entry(entry, sharding.local(param))
+    if isinstance(packed, dict) and isinstance(packed.get(STATE_KEY), Tensor):
+        packed[STATE_KEY] = sharding.whole(packed[STATE_KEY], param)
+    return packed
 
 
 def unpack(
@@ -94,10 +103,10 @@ def unpack(
             state[key] = entry
             continue
         param, group, network = owners[key]
-        entry = modernized(entry)
+        entry = sharding.local_entry(modernized(entry), param)
         # The memory of a group is with its first parameter.
         keeps = network.has_memory and param is group["params"][0]
-        state[param] = unpack_entry(entry, param, network.config, keeps)
+        state[param] = unpack_entry(entry, sharding.local(param), network.config, keeps)
         if keeps and (entries := joint.memory_entries(entry)):
             state[param].update(_own_memory(entries, group, network))
         if entry and STATE_KEY not in entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from ..kernels import checks, operators
 from ..kernels.checks import check_gradient, check_problems
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
-from . import joint
+from . import joint, sharding
 from .joint import Reduce
 
 if TYPE_CHECKING:
@@ -103,10 +104,13 @@ def check_parameters(group: Mapping[str, Any]) -> None:
     Raises:
         TypeError: not dense and real floating point.
         ValueError: the same parameter twice.
-        NotImplementedError: a DTensor, or another tensor that is made of tensors.
+        NotImplementedError: a tensor that is made of tensors, unless it is a DTensor.
     """
     params = group["params"]
     for k, param in enumerate(params):
+        if sharding.is_dtensor(param):
+            sharding.check_dtensor(_name(group, k), param)
+            param = sharding.local(param)
         check_plain(param, group, k, "params")
         check_gradient("params", param)
     if len(set(params)) != len(params):
@@ -114,15 +118,19 @@ def check_parameters(group: Mapping[str, Any]) -> None:
 
 
 def check_plain(tensor: Tensor, group: Mapping[str, Any], k: int, what: str) -> None:
-    """Raise NotImplementedError for a tensor without memory of its own, such as a DTensor: kernels need a pointer."""
+    """Raise NotImplementedError for a tensor without memory of its own: kernels need a pointer."""
     if type(tensor) in (Tensor, Parameter) or not is_traceable_wrapper_subclass(tensor):
         return
-    names = group.get("param_names")
-    name = repr(names[k]) if names else f"{k} of its group, of shape {tuple(tensor.shape)}"
     raise NotImplementedError(
-        f"{what}: parameter {name} is a {type(tensor).__name__}, and only plain tensors can be stepped; "
-        "use param.to_local(), or optimize before sharding"
+        f"{what}: parameter {_name(group, k)} is a {type(tensor).__name__}, and only plain tensors, or DTensors of "
+        "them, can be stepped"
     )
+
+
+def _name(group: Mapping[str, Any], k: int) -> str:
+    """The k-th parameter of a group, for messages."""
+    names = group.get("param_names")
+    return repr(names[k]) if names else f"{k} of its group, of shape {tuple(group['params'][k].shape)}"
 
 
 def check_group_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
@@ -133,12 +141,19 @@ def check_group_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, 
             f'num_problems: expected 1 for a network with preprocess="normalized", whose tensors have one age and one '
             f"vector of inputs each, got {problems}; give every problem parameters of its own"
         )
+    check_sharding(group, network, reduce)
     if not network.communicates:
         return
     for param in group["params"]:
         check_problems(group["num_problems"], param.numel())
     if reduce is not None and network.has_memory:
         raise NotImplementedError("process_group: the memory of NTMBFGS cannot be sharded")
+
+
+def check_sharding(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
+    """Raise ValueError or NotImplementedError unless ``network`` can step those parameters that are DTensors."""
+    name = functools.partial(_name, group)
+    sharding.check_group(group["params"], name, network, group["num_problems"], reduce)
 
 
 def check_together(batches: Sequence[Batch]) -> None:

@@ -18,6 +18,7 @@ from ..kernels import operators, reference
 from ..kernels.state import State
 from ..kernels.surroundings import without_autocast
 from ..networks.memory import Memory
+from . import sharding
 from .state import as_state, modernized
 
 if TYPE_CHECKING:
@@ -128,18 +129,23 @@ def _joint_step(
         extra = reads.new_empty(shape) if check_only else _by_tensor(batch.memory.read(reads), numels)
     if with_out:
         out = torch.empty(config.num_outputs, sum(numels), dtype=torch.float32, device=phi.device)
+    launches = [(batch.params, batch.grads, batch.states, places, out, sums)]
+    if batch.mesh is not None and out is not None:
+        launches = _counted_and_copies(batch, places, out, sums)
 
     def run(first_phase: int, last_phase: int) -> None:
-        if batch.params:
+        for params, grads, states, tiles, outputs, own_sums in launches:
+            if not params:
+                continue
             operators.step_(
-                *(batch.params, batch.grads, batch.states, phi, config, batch.lr, batch.weight_decay, batch.maximize),
+                *(params, grads, states, phi, config, batch.lr, batch.weight_decay, batch.maximize),
                 record=gradients,
-                record_tiles=places,
+                record_tiles=tiles,
                 extra=extra,
-                out=out,
+                out=outputs,
                 num_problems=num_problems,
                 means=means,
-                sums=sums,
+                sums=own_sums,
                 phases=(first_phase, last_phase),
                 check_only=check_only,
             )
@@ -164,6 +170,22 @@ def _joint_step(
             for param, read in zip(batch.params, extra[0].split(numels), strict=True):
                 param.add_(read.view_as(param).to(param.dtype), alpha=batch.lr)
     return means
+
+
+def _counted_and_copies(
+    batch: Batch, places: Sequence[int], out: Tensor, sums: Tensor
+) -> list[tuple[Any, ...]]:
+    """What is launched of a group on a mesh: the tensors whose coordinates this process counts, then those that others
+    count, with sums of their own, which are dropped."""
+    counts = [sharding.counts_here(key, batch.mesh) for key in batch.keys()]
+    launches = []
+    for wanted, into in ((True, sums), (False, torch.zeros_like(sums))):
+        chosen = [k for k, counted in enumerate(counts) if counted == wanted]
+        lists = [[each[k] for k in chosen] for each in (batch.params, batch.grads, batch.states)]
+        tiles = [places[k] for k in chosen] if places else places
+        numel = sum(param.numel() for param in lists[0])
+        launches.append((*lists, tiles, out.new_empty(out.shape[0], numel), into))
+    return launches
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from ..kernels import renamed
 from ..kernels.state import State
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
-from . import joint
+from . import joint, sharding
 from .batch import Batch, gather, only_make_state
 from .checkpoints import pack, unpack
 from .checks import check_group_problems, check_new_options, check_parameters, check_together, plain
@@ -37,7 +37,8 @@ class LearnedOptimizer(Optimizer):
     Equation 1 of Andrychowicz et al. 2016 as a :class:`torch.optim.Optimizer`: parameter groups, learning-rate
     schedulers, closures, hooks, state dicts, gradient scaling and clipping work as usual. All float32, bfloat16 and
     float16 parameters of a group are updated by one launch, in float32 arithmetic; float64 parameters take the
-    reference path.
+    reference path. Of a DTensor (FSDP2, tensor parallelism) every process steps its shard; what runs over coordinates
+    is added up over its mesh (:mod:`l2l_fast.optim.sharding`).
 
     Args:
         params: parameters, named parameters or group dicts. A group may carry its own ``"network"`` (the paper's CIFAR
@@ -50,10 +51,11 @@ class LearnedOptimizer(Optimizer):
             independent problems lie side by side in the leading dimension of every parameter, and do not mix. An
             option of a parameter group, as lr is; averages and memory span all parameters of the group. Its name before
             0.2, ``groups``, is understood here and in groups, with a DeprecationWarning.
-        process_group: of ``torch.distributed``, if the coordinates are sharded over its processes: global averages then
-            run over all of them. Or a function that adds up a float64 tensor over the processes in place. Every process
-            must take every step, also one whose parameters have no gradients. With inputs per tensor every process
-            holds its shard of the same tensors, perhaps an empty one, in the same order.
+        process_group: of ``torch.distributed``, if the coordinates are sharded over its processes by hand, in plain
+            tensors (DTensors know their mesh): global averages then run over all of them. Or a function that adds up a
+            float64 tensor over the processes in place. Every process must take every step, also one whose parameters
+            have no gradients. With inputs per tensor every process holds its shard of the same tensors, perhaps an
+            empty one, in the same order.
         total_steps: how many steps the run will have, for networks with inputs per tensor, of which the progress is
             one; None: not known, which they are told. An option of a parameter group.
         tensor_features: for such networks, ``(param, age, total_steps) -> (tensor_inputs, nominal)``, asked for every
@@ -63,7 +65,8 @@ class LearnedOptimizer(Optimizer):
         TypeError: a network, option or parameter of an unsupported type (parameters must be dense and real floating
             point; so must gradients, which :meth:`step` checks before it writes anything).
         ValueError: a negative lr or weight_decay, a group without a network, or one not on its network's device.
-        NotImplementedError: parameters on a device for which this build has no kernel.
+        NotImplementedError: parameters on a device for which this build has no kernel; DTensors with a network with
+            memory, or, where averages run over them, on several meshes in one group or with several problems.
 
     Meta-training: :meth:`start_segment` and :meth:`backward_segment`.
     """
@@ -161,8 +164,9 @@ class LearnedOptimizer(Optimizer):
             if any(param is each for each in group["params"]):
                 config, entry = self._registry.network_of(group).config, self.state.get(param, {})
                 dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-                tiles = tiles_of(entry, param, config, dtype)
-                return None if tiles is None else as_state(tiles, param.numel(), config, age_of(entry, config))
+                held = sharding.local(param)
+                tiles = tiles_of(sharding.local_entry(entry, param), held, config, dtype)
+                return None if tiles is None else as_state(tiles, held.numel(), config, age_of(entry, config))
         raise KeyError(f"param: not a parameter of this optimizer, of shape {tuple(param.shape)}")
 
     @torch._disable_dynamo
@@ -171,8 +175,9 @@ class LearnedOptimizer(Optimizer):
         """One update of every parameter that has a gradient; returns the closure's loss, if there is a closure.
 
         torch.compile leaves the step alone: it is one launch already. The first step of all, if every lr is 0 and every
-        gradient exactly zero, makes the state and leaves it as new, outside of segments and unless coordinates are
-        sharded: such a step is how ``torch.distributed.checkpoint`` has an optimizer make what it will look for.
+        gradient exactly zero, makes the state and leaves it as new, outside of segments and unless there is a
+        ``process_group``: such a step is how ``torch.distributed.checkpoint`` has an optimizer make what it will look
+        for.
 
         Raises:
             TypeError, ValueError, NotImplementedError: a gradient, parameter, state or option that does not fit, in
@@ -197,7 +202,8 @@ class LearnedOptimizer(Optimizer):
         if len(batches) != 1 or batches[0].exact or batches[0].memory is not None:
             check_together(batches)
         if segment is None:
-            if batches and batches[0].lr == 0.0 and only_make_state(batches, self.state):
+            groups, reduce = self.param_groups, self._kept.reduce
+            if batches and batches[0].lr == 0.0 and only_make_state(batches, self.state, groups, reduce):
                 for group, batch in zip(self.param_groups, batches, strict=True):
                     self._keep(batch, steps=0)
                     if batch.memory is not None:
@@ -246,6 +252,7 @@ class LearnedOptimizer(Optimizer):
                 joint.exact_step(batch, together, common)
         if batch.memory is not None:
             self._keep_memory(group, batch.memory)
+        sharding.mark_written(batch.owners.values())
 
     def _keep_memory(self, group: dict[str, Any], memory: Memory) -> None:
         self.state[group["params"][0]].update(memory.entries())
@@ -258,7 +265,7 @@ class LearnedOptimizer(Optimizer):
             if batch.alignments:  # copies, as each is a view of all
                 self.state[param][ALIGNMENT_KEY] = batch.alignments[k].clone()
         for param, tiles in batch.fresh:
-            self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: param.numel()})
+            self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: sharding.local(param).numel()})
         batch.fresh.clear()
 
     # ---- meta-training ----
@@ -278,7 +285,7 @@ class LearnedOptimizer(Optimizer):
             TypeError: ``sampling`` is something else.
             RuntimeError: a segment is already open (:meth:`discard_segment` drops it).
             NotImplementedError: a network with memory (unroll it in autograd, as :class:`l2l_fast.MetaTrainer` does),
-                or coordinates that communicate and are sharded, or shall be sampled.
+                or coordinates that communicate and are sharded (``process_group``), or shall be sampled.
         """
         if sampling is not None and not isinstance(sampling, Sampling):
             raise TypeError(f"sampling: expected a Sampling, got {type(sampling).__name__}")
@@ -305,7 +312,8 @@ class LearnedOptimizer(Optimizer):
         constant: exactly what back-propagation through the unrolled LSTM gives when the gradients are detached. f is
         the function whose gradients the optimizer saw: if they were clipped, so is f's gradient here. With
         ``maximize=True`` f is still the user's function, to be meta-maximised by the caller. A parameter without a
-        gradient at theta_s did not move there and contributes nothing to f(theta_s).
+        gradient at theta_s did not move there and contributes nothing to f(theta_s). Of DTensors every process takes
+        its shard, and gets the gradient over all shards; states and their gradients are those of its own.
 
         Args:
             weights: w_1 ... w_T (default: all 1).
@@ -334,7 +342,8 @@ class LearnedOptimizer(Optimizer):
                 entry = self.state.get(param, {})
                 if is_live(entry):
                     age = age_of(entry, network.config)
-                    states[param] = as_state(entry[STATE_KEY], param.numel(), network.config, age)
+                    numel = sharding.local(param).numel()
+                    states[param] = as_state(entry[STATE_KEY], numel, network.config, age)
         result = self._segment.backward(states, weights, grad_end_states, return_grad_start_states)
         self._segment = None
         return result
@@ -346,7 +355,8 @@ class LearnedOptimizer(Optimizer):
 
         Each parameter's entry holds ``"lstm_state"``, of shape ``param.shape + (2 * num_layers * hidden_size,)`` (per
         layer h, then c; of a normalized network four more, its moving averages, with their age in ``"lstm_age"``),
-        independent of tiles, device and threads. A snapshot: later steps do not change it. Of the
+        independent of tiles, device and threads; a DTensor, placed as the parameter is, where that is one. A snapshot:
+        later steps do not change it. Of the
         networks only a description and a digest of the weights are stored, to be compared on loading (save them with
         :meth:`CoordinatewiseLSTM.save`). An open segment is not stored. What others keep in ``state`` (wrappers of
         optimizers) is stored as it is. After a step that failed half-way it says so, and will not be loaded."""
@@ -361,7 +371,8 @@ class LearnedOptimizer(Optimizer):
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; the argument is not modified. The groups keep their networks. Files
-        of earlier releases load.
+        of earlier releases load. The state of a DTensor may be a DTensor of any placements, or a plain tensor of the
+        whole parameter, of which each process takes its shard; all processes load at once.
 
         Raises:
             RuntimeError: a segment is open.

@@ -19,9 +19,11 @@ from ..kernels.config import Config
 from ..kernels.state import TILE, State
 from ..kernels.surroundings import without_autocast
 from ..networks.lstm import CoordinatewiseLSTM
+from . import segment_sharded
 from .segment_backward import Given, like, part_backward
 from .segment_checks import check_end_states, check_recordable, check_trainable, check_weights
 from .segment_sampling import Sampling
+from .sharding import Totals, by_mesh, everywhere, local, local_gradient, meshes
 from .state import as_state
 from .tape import Step, Tape
 
@@ -65,27 +67,29 @@ class Segment:
         witness = None
         started: list[tuple[Tensor, Tensor, Config, int]] = []
         for group, batch in batches:
-            check_recordable("step, with a segment open", batch.network, batch.reduce, self.sampling)
-            moving = batch.moving()
+            reduce = None if batch.mesh is not None else batch.reduce
+            check_recordable("step, with a segment open", batch.network, reduce, self.sampling)
+            keys = batch.keys()
+            moving = [(key, grad, state) for key, (_, grad, state) in zip(keys, batch.moving(), strict=True)]
             tape = self.tapes.get(id(group))
             if tape is not None and tape.network is not batch.network:
                 raise RuntimeError("step: a group's network was replaced during the segment")
             if tape is not None and tape.num_problems != batch.num_problems:
                 raise RuntimeError("step: a parameter group's number of problems was changed during the segment")
-            for param, grad, state in moving:
+            for param, _, state in moving:
                 if param in self.current_states:
                     self._check_same_state("step", param, state)
                 if self.owners.setdefault(param, id(group)) != id(group):
                     raise RuntimeError("step: a parameter's group was replaced during the segment")
-                witness = witness or (param, grad)
+                witness = param if witness is None else witness
             ages = [age - 1 for _, age in batch.ages()] or [0] * len(moving)
             started.extend((param, state, batch.config, age) for (param, _, state), age in zip(moving, ages))
         for param, state, config, age in started:
             if param not in self.start_states:
-                self.start_states[param] = as_state(state.clone(), param.numel(), config, age)
+                self.start_states[param] = as_state(state.clone(), local(param).numel(), config, age)
         self._moving = [(param, state) for param, state, _, _ in started]
         if witness is not None:
-            self._watch(*witness)
+            self._watch(witness, witness.grad)
         self._broken = True  # until end_step
 
     def record(self, group: dict[str, Any], batch: Batch) -> tuple[Tensor | None, list[int]]:
@@ -95,14 +99,17 @@ class Segment:
             tape = Tape(batch.network, batch.phi, batch.config, batch.joint, batch.num_problems)
             self.tapes[id(group)] = tape
         gradients, tiles = None, []
+        keys = batch.keys()
+        params, others = keys[: len(batch.params)], keys[len(batch.params) :]
         if batch.params:
-            tiles = tape.place(batch.params)
+            tiles = tape.place(params)
             gradients = torch.empty(TILE * tape.total_tiles, dtype=torch.float32, device=batch.params[0].device)
-        exact = {param: (-grad if batch.maximize else grad.clone()).to(torch.float64) for param, grad, _ in batch.exact}
+        wide = ((-grad if batch.maximize else grad.clone()).to(torch.float64) for _, grad, _ in batch.exact)
+        exact = dict(zip(others, wide, strict=True))
         decay = 1.0 - batch.lr * batch.weight_decay
         sign = -1.0 if batch.maximize else 1.0
         common = {"common": batch.common, "exact_common": batch.exact_common}
-        tape.steps.append(Step(self.num_steps, batch.params, gradients, exact, batch.lr, decay, sign, **common))
+        tape.steps.append(Step(self.num_steps, params, gradients, exact, batch.lr, decay, sign, **common))
         return gradients, tiles
 
     def keep_means(self, group: dict[str, Any], means: Tensor | None) -> None:
@@ -159,16 +166,23 @@ class Segment:
 
         sampling = None if end_grads or return_grad_start_states else self.sampling
         grad_start: dict[Tensor, State] = {}
-        totals: dict[int, tuple[CoordinatewiseLSTM, Tensor]] = {}
+        totals = Totals()
         for key, tape in self.tapes.items():
             given = Given(self.start_states, finals[key], w, end_grads, bool(return_grad_start_states))
+            run = part_backward if sampling is None else sampling.part_backward
             for part in tape.parts():
-                run = part_backward if sampling is None else sampling.part_backward
-                grad_phi, starts = run(tape, part, given)
-                grad_start.update(zip(part.params, starts))
-                _, total = totals.get(id(tape.network), (None, 0.0))
-                totals[id(tape.network)] = (tape.network, total + grad_phi.to(tape.phi.dtype))
-        for network, total in totals.values():
+                if tape.joint and (shared := meshes(part.params)):
+                    grad_phi, starts = segment_sharded.part_backward(tape, part, given, shared[0])
+                    grad_start.update(zip(part.params, starts))
+                    totals.add(tape.network, grad_phi.to(tape.phi.dtype), shared[0], True)
+                    continue
+                for mesh, counts, params in by_mesh(part.params):
+                    # Copies whose sums another process counts have nothing to give but gradients of start states.
+                    needed = params if counts or return_grad_start_states else []
+                    grad_phi, starts = run(tape, part._replace(params=needed), given)
+                    grad_start.update(zip(params, starts))
+                    totals.add(tape.network, grad_phi.to(tape.phi.dtype), mesh, counts)
+        for network, total in totals.over_processes():
             _accumulate(network, total)
         if not return_grad_start_states:
             return None
@@ -203,6 +217,7 @@ class Segment:
         for param in {param: None for step in tape.steps for param in (*step.params, *step.exact)}:
             grad = param.grad
             if grad is not None:
+                grad = local_gradient(param, grad)
                 check_gradient("grad", grad)
                 final[param] = grad
         return final
@@ -219,17 +234,23 @@ class Segment:
         witness, reference_to_grad, version = self._last_gradient
         if witness.grad is None or not _is_same(witness.grad, reference_to_grad, version):
             return
+        # Shards may be empty, or zero all the time: so all processes are asked.
+        if everywhere(self._ends_as_it_stepped(finals), self.owners):
+            raise RuntimeError(
+                "backward_segment: .grad still holds the gradients of the last step; clear them and call "
+                "f().backward() once more, so that they are those at theta_T"
+            )
+
+    def _ends_as_it_stepped(self, finals: Mapping[int, dict[Tensor, Tensor]]) -> bool:
+        """Whether the gradients at theta_T are those of the last step in all coordinates."""
         for key, tape in self.tapes.items():
             last = tape.steps[-1]
             for param in (*last.params, *last.exact):
                 recorded = last.sign * last.gradient(param, tape.tiles)
                 final = finals[key].get(param)
                 if final is None or not torch.equal(final.reshape(-1).to(recorded.dtype), recorded):
-                    return
-        raise RuntimeError(
-            "backward_segment: .grad still holds the gradients of the last step; clear them and call f().backward() "
-            "once more, so that they are those at theta_T"
-        )
+                    return False
+        return True
 
 
 def _accumulate(network: CoordinatewiseLSTM, grad_phi: Tensor) -> None:

@@ -47,10 +47,11 @@ def _by_the_operator(tape: Tape, part: Part, given: Given) -> tuple[Tensor, list
     for param in params:
         if param in given.final:
             place = TILE * tape.tiles[param]
-            last[place : place + param.numel()].view(param.shape).copy_(given.final[param])
+            final = given.final[param]
+            last[place : place + final.numel()].view(final.shape).copy_(final)
     grad_phi, grad_starts = operators.segment_backward(
         [start.data for start in starts],
-        [param.numel() for param in params],
+        [start.numel for start in starts],
         [tape.tiles[param] for param in params],
         [each[:size] for each in gradients] + [last],
         [step.means for step in steps if step.means is not None],

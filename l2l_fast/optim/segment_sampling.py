@@ -71,11 +71,12 @@ def _part(tape: Tape, part: Part, given: Given, chosen: Tensor) -> Tensor:
     gradients = [tape.steps[index].gradients for index in part.indices]
     last = torch.zeros(tiles * TILE, dtype=torch.float32, device=tape.phi.device)
     if param in given.final:
-        last[: param.numel()].view(param.shape).copy_(given.final[param])
+        final = given.final[param]
+        last[: final.numel()].view(final.shape).copy_(final)
     rows = [each.view(-1, TILE)[place : place + tiles] for each in gradients if each is not None]
     rows.append(last.view(-1, TILE))
     # Only the last tile may be partly filled, and the chosen ones are in order.
-    unfilled = tiles * TILE - param.numel() if int(chosen[-1]) == tiles - 1 else 0
+    unfilled = tiles * TILE - given.start_states[param].numel if int(chosen[-1]) == tiles - 1 else 0
     grad_phi, _ = operators.segment_backward(
         [given.start_states[param].data.index_select(0, chosen)],
         [chosen.numel() * TILE - unfilled],

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..kernels.config import Config
 from ..kernels.state import TILE, num_tiles
 from ..networks.lstm import CoordinatewiseLSTM
+from .sharding import local
 from .tensor_features import Common
 
 
@@ -35,7 +36,7 @@ class Step:
         if param in self.exact:
             return self.exact[param].reshape(-1)
         assert self.gradients is not None
-        return self.gradients[TILE * tiles[param] :][: param.numel()]
+        return self.gradients[TILE * tiles[param] :][: local(param).numel()]
 
     def common_of(self, params: Iterable[Tensor], exact: bool) -> Common:
         """What some of the tensors of this step had in common, each with its own coordinates."""
@@ -70,7 +71,7 @@ class Tape:
         for param in params:
             if param not in self.tiles:
                 self.tiles[param] = self.total_tiles
-                self.total_tiles += num_tiles(param.numel())
+                self.total_tiles += num_tiles(local(param).numel())
         return [self.tiles[param] for param in params]
 
     def parts(self) -> list[Part]:

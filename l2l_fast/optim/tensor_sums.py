@@ -19,6 +19,7 @@ def sums_of(
     maximize: bool,
     ages: Sequence[int],
     reduce: Reduce | None,
+    owners: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """float64 ``[moving tensors, 6]``: the sums of :func:`l2l_fast.kernels.normalized.tensor_sums`, and the numbers of
     coordinates.
@@ -27,6 +28,7 @@ def sums_of(
         params: all of the group: with ``reduce``, which adds up over processes, every process gives a row for each, as
             one may have a gradient of its shard where another has none.
         moving: (parameter, gradient, state) of those that move; ages: of each, this step included.
+        owners: which of ``params`` they are, where ``moving`` has shards of them.
     """
     device = params[0].device if params else torch.device("cpu")
     sums = torch.zeros(len(moving), 6, dtype=torch.float64, device=device)
@@ -41,7 +43,7 @@ def sums_of(
     if reduce is None:
         return sums
     rows = {id(param): k for k, param in enumerate(params)}
-    places = [rows[id(param)] for param, _, _ in moving]
+    places = [rows[id(param)] for param in (owners or [param for param, _, _ in moving])]
     everything = torch.zeros(len(params), 6, dtype=torch.float64, device=device)
     everything[places] = sums
     reduce(everything)
