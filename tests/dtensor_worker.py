@@ -250,6 +250,24 @@ def segment(kind: str, mesh=None, with_states: bool = False) -> float:
     return float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
 
 
+def sampled(ranks: int) -> float:
+    """Shards of so many tiles that they are sampled; a sample of all of them is exact."""
+    mesh, gradients = init_device_mesh("cpu", (ranks,)), []
+    whole = torch.randn(200, 40, generator=torch.Generator().manual_seed(1))
+    for sampling in (l2l.optim.segment_sampling.Sampling(1.0, torch.Generator().manual_seed(dist.get_rank())), None):
+        param = nn.Parameter(whole.clone() if sampling is None else distribute_tensor(whole, mesh, [Shard(0)]))
+        net = network("plain")
+        optimizer = optimizer_of([param], net)
+        optimizer.start_segment(sampling)
+        for _ in range(3):
+            param.grad = param.detach().clone()
+            optimizer.step()
+        param.grad = param.detach().clone()
+        optimizer.backward_segment()
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None]))
+    return float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
+
+
 def stale_gradients() -> float:
     """A forgotten backward() is noticed by all processes, those of empty shards included, and only then."""
     model = shard(build())
@@ -445,6 +463,7 @@ def checks(ranks: int, folder: Path) -> dict:
         "segment-averages-copies": lambda: segment("averages", grid),
         "segment-states": lambda: segment("plain", grid, with_states=True),
         "segment-averages-states": lambda: segment("averages", grid, with_states=True),
+        "segment-sampled": lambda: sampled(ranks),
         "stale gradients": stale_gradients,
         "only initialises": only_initialises,
         **{f"save-{kind}": lambda kind=kind: save(kind, folder) for kind in kinds if ranks == 2},

@@ -6,6 +6,11 @@ everything; here that is compared with what is allowed."""
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,12 +26,13 @@ LAYOUTS = ("fsdp", "hsdp", "columns", "copies", "partial", "grid", "beside plain
 BOUNDS = {f"{layout}-{kind}": 1e-6 for layout in LAYOUTS for kind in KINDS}
 BOUNDS |= {f"{layout}-plain": 0.0 for layout in LAYOUTS}  # nothing is added up over processes
 BOUNDS |= {f"load-{kind}": 1e-6 for kind in KINDS}
-SEGMENTS = ("plain", "general", "averages", "copies", "averages-copies", "states", "averages-states")
+SEGMENTS = ("plain", "general", "averages", "copies", "averages-copies", "states", "averages-states", "sampled")
 SEGMENTS += tuple(f"{layout}-{kind}" for layout in ("grid", "beside plain") for kind in KINDS)
 BOUNDS |= {f"segment-{kind}": 1e-6 for kind in SEGMENTS}
 BOUNDS |= {"tensor parallel-plain": 2e-6, "tensor parallel-general": 1e-9}  # the latter in float64
 BOUNDS |= {"clipping": 1e-6, "float64": 1e-12, "mixed dtypes": 0.0, "copies of the optimizer": 0.0}
 BOUNDS |= dict.fromkeys(("stale gradients", "only initialises", "whole files", "refusals"), 0.0)
+DOCS = Path(__file__).parents[1] / "docs" / "distributed.md"
 RANKS = pytest.mark.parametrize("ranks", [2, 4])
 
 
@@ -64,6 +70,19 @@ def test_one_process_loads_what_two_saved(kind, reports, folder):
     optimizer = dtensor_worker.optimizer_of(model.parameters(), dtensor_worker.network(kind))
     exact, later = dtensor_worker.load_into(model, optimizer, kind, folder)
     assert exact and later <= 1e-6
+
+
+@pytest.mark.skipif(not DOCS.is_file(), reason="a copy of the sources without docs")
+def test_the_programs_of_the_docs_run(tmp_path):
+    text = DOCS.read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    assert len(blocks) == 2
+    end = "assert all(age == 10 for age in (e['lstm_age'] for e in opt.state.values())) and len(opt.state) == 4\n"
+    (tmp_path / "train.py").write_text("\n".join([*blocks, end, "dist.destroy_process_group()\n"]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(l2l.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_plain_parameters_are_their_own_shards():

@@ -24,7 +24,7 @@ def check_recordable(
             f"{name}: a network with memory or several outputs is unrolled in autograd, not in segments"
         )
     if network.communicates and reduce is not None:
-        raise NotImplementedError(f"{name}: not with averages over a process_group; those over DTensors can be")
+        raise NotImplementedError(f"{name}: not with coordinates sharded over a process_group, only with DTensors")
     if network.communicates and sampling is not None:
         raise NotImplementedError(f"{name}: coordinates that communicate cannot be sampled")
 
