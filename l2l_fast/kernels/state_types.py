@@ -32,7 +32,7 @@ from .state import TILE, num_tiles
 
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
-_CHUNK = 1024  # tiles that are converted at a time: some 20 MB of float32
+CHUNK = 1024  # tiles that are converted at a time: some 20 MB of float32
 _NAN_CODE = -128
 _LOW, _HIGH = -120, 122  # of exponents
 _MASK32, _MASK64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
@@ -76,15 +76,15 @@ def encode(rows: Tensor, config: Config, dtype: torch.dtype, numel: int, seed: i
     """The inverse of :func:`decode`, which gives back what it gave.
 
     Args:
-        rows: float32 ``[tiles, rows, 64]``. dtype: one of ``STATE_DTYPES``.
+        rows: float32 ``[tiles, rows, 64]``. dtype: one of ``STATE_DTYPES``; or float64, of rows that are.
         numel: coordinates of the tensor; what lies beyond them does not choose a step.
         seed: of the step for this tensor (:func:`seed_of`); None rounds everything to the nearest.
     """
-    if dtype is torch.float32:
-        return rows.float()
+    if dtype in (torch.float32, torch.float64):
+        return rows.to(dtype)
     out = torch.empty((rows.shape[0], *tile_shape(config, dtype)), dtype=dtype, device=rows.device)
-    for begin in range(0, rows.shape[0], _CHUNK):
-        part = slice(begin, begin + _CHUNK)
+    for begin in range(0, rows.shape[0], CHUNK):
+        part = slice(begin, begin + CHUNK)
         _encode_tiles(rows[part].float(), config, numel - begin * TILE, seed, begin, out[part])
     return out
 

@@ -15,13 +15,14 @@ from torch.nn import Parameter
 from ..kernels.checks import check_gradient, check_problems
 from ..kernels.config import Config
 from ..kernels.operators import KERNEL_DTYPES
-from ..kernels.state import TILE, num_tiles
+from ..kernels.state import num_tiles
+from ..kernels.state_types import seed_of, tile_shape, zeros
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
 from . import joint, sharding
-from .checks import check_devices, check_plain, check_sharding, check_total_steps, number, truth
+from .checks import check_devices, check_plain, check_sharding, check_state_dtype, check_total_steps, number, truth
 from .joint import Reduce
-from .state import NUMEL_KEY, STATE_KEY, age_of, alignment_of, tiles_of
+from .state import NUMEL_KEY, STATE_KEY, age_of, alignment_of, steps_of, tiles_of
 from .tensor_features import Common, TensorFeatures, aligned, common_of, needs_sums
 from .tensor_sums import sums_of
 
@@ -60,6 +61,8 @@ class Batch(NamedTuple):
     alignments: tuple[Tensor, ...] = ()  # of the fused, then the exact tensors, after the step
     mesh: Any = None  # of a joint step whose coordinates are sharded over one, which ``reduce`` adds up over
     owners: Mapping[int, Tensor] = _EMPTY_OWNERS  # of shards, by their id: the parameters, DTensors
+    steps: Sequence[int] = ()  # of the fused tensors after the step, where their states are not float32
+    seeds: Sequence[int] = ()  # of the rounding of such states
 
     def moving(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(parameter, gradient, state) of all tensors, the fused ones first."""
@@ -77,9 +80,9 @@ class Batch(NamedTuple):
         return [([each], self.exact_common.of([k])) for k, each in enumerate(self.exact)]
 
     def ages(self) -> list[tuple[Tensor, int]]:
-        """The parameters with averages, and their ages after the step."""
+        """The parameters whose steps are counted, and their numbers after the step."""
         if not self.config.averages:
-            return []
+            return list(zip(self.keys(), self.steps))
         return list(zip(self.keys(), [*self.common.ages, *self.exact_common.ages]))
 
 
@@ -90,9 +93,11 @@ def gather(
     state: Mapping[Tensor, Mapping[str, Any]],
     reduce: Reduce | None,
     tensor_features: TensorFeatures | None = None,
+    first: int = 0,
 ) -> Batch:
     """What a parameter group does in a step, checked as far as Python sees it; ``state`` is the optimizer's, which is
-    only read. tensor_features: see :func:`l2l_fast.optim.tensor_features.common_of`.
+    only read. tensor_features: see :func:`l2l_fast.optim.tensor_features.common_of`. first: parameters of the groups
+    before it.
 
     Raises:
         TypeError, ValueError, NotImplementedError: an option, gradient, parameter or state that does not fit.
@@ -107,9 +112,12 @@ def gather(
     all_exact = False
     if batch.joint:
         batch, all_exact = _with_others(group, batch, state, reduce)
-    on_cpu, rows = phi.is_cpu, config.rows
+    on_cpu, state_dtype = phi.is_cpu, check_state_dtype(group, network)
+    rounded = state_dtype is not torch.float32
     params, grads, states, state_of = batch.params, batch.grads, batch.states, state.get
     owners: dict[int, Tensor] = {}
+    steps: list[int] = []
+    seeds: list[int] = []
     shapes: dict[int, tuple[int, ...]] = {}  # of states, by the number of coordinates
     for k, param in enumerate(group["params"]):
         grad = param.grad
@@ -129,26 +137,31 @@ def gather(
             check_gradient("grad", grad)
         if not (on_cpu and param.is_cpu and grad.is_cpu):
             check_devices(param, grad, phi, fused)
-        dtype = torch.float32 if fused else torch.float64
+        dtype = state_dtype if fused else torch.float64
         tiles, numel = entry.get(STATE_KEY), param.numel()
         shape = shapes.get(numel)
         if shape is None:
-            shape = shapes[numel] = (num_tiles(numel), rows, TILE)
+            shape = shapes[numel] = (num_tiles(numel), *tile_shape(config, state_dtype))
         fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.shape == shape
         if not fits or entry.get(NUMEL_KEY) != numel:
             with torch.inference_mode(False):  # a state outlives the mode that its first step is taken in
                 tiles = tiles_of(entry, param, config, dtype)
                 if tiles is None:
-                    tiles = torch.zeros(shape, dtype=dtype, device=param.device)
+                    tiles = zeros(numel, config, dtype, param.device)
             batch.fresh.append((key, tiles))
         if fused:
             params.append(param)
             grads.append(grad)
             states.append(tiles)
+            if rounded:
+                steps.append(steps_of(entry, None if config.averages else 0) + 1)
+                seeds.append(seed_of(first + k, steps[-1]))
         else:
             batch.exact.append((param, grad, tiles))
     if owners:
         batch = batch._replace(owners=owners)
+    if rounded:
+        batch = batch._replace(steps=steps, seeds=seeds)
     return _with_common(group, batch, state, reduce, tensor_features) if config.averages else batch
 
 

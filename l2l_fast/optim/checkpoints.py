@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.config import Config
 from ..networks.lstm import CoordinatewiseLSTM
 from . import joint, sharding
 from .checks import check_group_problems, check_total_steps, number, plain, truth
 from .joint import Reduce
 from .registry import check_same_network, digest, take_in_renamed
-from .state import STATE_KEY, check_structure, modernized, pack_entry, unpack_entry
+from .state import STATE_KEY, check_structure, dtype_of, modernized, pack_entry, unpack_entry
 
 # In the groups of a checkpoint of half-written state, since nothing else goes through everybody's hands unchanged.
 FAILURE_KEY = "half_way"
@@ -42,16 +43,24 @@ def pack(
         if failure is not None:
             packed[FAILURE_KEY] = failure
         groups.append(packed)
+    configs = {
+        id(param): network.config
+        for group, network in zip(param_groups, networks, strict=True)
+        for param in group["params"]
+    }
     packed_state = {
-        index[id(key)] if isinstance(key, Tensor) else key: _packed(value, key) for key, value in state.items()
+        index[id(key)] if isinstance(key, Tensor) else key: _packed(value, key, configs.get(id(key)))
+        for key, value in state.items()
     }
     return {"state": packed_state, "param_groups": groups}
 
 
-def _packed(entry: Any, param: Any) -> Any:
+def _packed(entry: Any, param: Any, config: Config | None) -> Any:
+    if config is None:
+        return entry  # of no parameter
     if not sharding.is_dtensor(param):
-        return pack_entry(entry, param)
-    packed = pack_entry(entry, sharding.local(param))
+        return pack_entry(entry, param, config)
+    packed = pack_entry(entry, sharding.local(param), config)
     if isinstance(packed, dict) and isinstance(packed.get(STATE_KEY), Tensor):
         packed[STATE_KEY] = sharding.whole(packed[STATE_KEY], param)
     return packed
@@ -89,7 +98,7 @@ def unpack(
         for name in ("num_problems", "total_steps"):
             new.setdefault(name, old[name])  # written before there was this option
         owners.update((key, (param, new, network)) for key, param in zip(new["params"], old["params"], strict=True))
-        new.update({"params": old["params"], "network": old["network"]})
+        new.update({"params": old["params"], "network": old["network"], "state_dtype": old["state_dtype"]})
         for name in ("lr", "weight_decay"):
             number(name, new[name])
         truth("maximize", new["maximize"])
@@ -106,7 +115,8 @@ def unpack(
         entry = sharding.local_entry(modernized(entry), param)
         # The memory of a group is with its first parameter.
         keeps = network.has_memory and param is group["params"][0]
-        state[param] = unpack_entry(entry, sharding.local(param), network.config, keeps)
+        held = sharding.local(param)
+        state[param] = unpack_entry(entry, held, network.config, keeps, dtype_of(held, group["state_dtype"]))
         if keeps and (entries := joint.memory_entries(entry)):
             state[param].update(_own_memory(entries, group, network))
         if entry and STATE_KEY not in entry:

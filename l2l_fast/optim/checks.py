@@ -25,7 +25,7 @@ from .joint import Reduce
 if TYPE_CHECKING:
     from .batch import Batch
 
-OPTIONS = ("network", "lr", "weight_decay", "maximize", "num_problems", "total_steps")
+OPTIONS = ("network", "lr", "weight_decay", "maximize", "num_problems", "total_steps", "state_dtype")
 # What schedulers and users keep in a group beside the optimizer's own options.
 BOOKKEEPING = {
     *("params", "param_names", "name", "names", "group_name"),
@@ -96,6 +96,32 @@ def check_new_options(group: Mapping[str, Any], given: Mapping[str, Any]) -> Non
 def check_total_steps(value: Any) -> int | None:
     """The number of steps of a run as a plain int, None if it is not known; TypeError or ValueError for others."""
     return value if value is None else checks.integer("total_steps", value, 1)
+
+
+def check_state_dtype(group: Mapping[str, Any], network: CoordinatewiseLSTM) -> torch.dtype:
+    """The dtype that a group's ``state_dtype`` names.
+
+    Raises:
+        ValueError: it names none.
+        NotImplementedError: one that steps of this network do not have, or a float64 parameter in another than float32.
+    """
+    name = group["state_dtype"]
+    if name == "float32":
+        return torch.float32
+    if not checks.chosen(name, STATE_DTYPES):
+        raise ValueError(f"state_dtype: expected one of {', '.join(map(repr, STATE_DTYPES))}, got {name!r}")
+    if network.communicates or network.has_memory or network.num_outputs > 1:
+        raise NotImplementedError(
+            f"state_dtype: expected 'float32' for a network whose coordinates communicate, or with a memory or several "
+            f"outputs, got {name!r}"
+        )
+    for k, param in enumerate(group["params"]):
+        if torch.float64 in (param.dtype, param.dtype if param.grad is None else param.grad.dtype):
+            raise NotImplementedError(
+                f"state_dtype: expected 'float32' for float64 parameters and gradients, which keep a float64 state, got "
+                f"{name!r} and parameter {_name(group, k)}"
+            )
+    return STATE_DTYPES[name]
 
 
 def check_parameters(group: Mapping[str, Any]) -> None:

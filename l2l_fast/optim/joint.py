@@ -107,6 +107,7 @@ def fused_step(
         record=gradients,
         record_tiles=places,
         check_only=check_only,
+        seeds=batch.seeds,
         **batch.common._asdict(),
     )
     if not check_only:

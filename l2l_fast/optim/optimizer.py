@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,13 +19,31 @@ from ..networks.memory import Memory
 from . import joint, sharding
 from .batch import Batch, gather, only_make_state
 from .checkpoints import pack, unpack
-from .checks import check_group_problems, check_new_options, check_parameters, check_together, plain
+from .checks import (
+    check_group_problems,
+    check_new_options,
+    check_parameters,
+    check_state_dtype,
+    check_together,
+    plain,
+)
 from .joint import Kept
 from .registry import Registry, check_network, take_in_renamed
 from .segment import Segment
 from .segment_checks import check_recordable
 from .segment_sampling import Sampling
-from .state import AGE_KEY, ALIGNMENT_KEY, NUMEL_KEY, STATE_KEY, age_of, as_state, is_live, modernized, tiles_of
+from .state import (
+    AGE_KEY,
+    ALIGNMENT_KEY,
+    NUMEL_KEY,
+    STATE_KEY,
+    age_of,
+    as_state,
+    dtype_of,
+    is_live,
+    modernized,
+    tiles_of,
+)
 from .tensor_features import TensorFeatures
 
 # What load_state_dict leaves alone and pickles keep; those of earlier releases may lack it.
@@ -60,6 +79,11 @@ class LearnedOptimizer(Optimizer):
             one; None: not known, which they are told. An option of a parameter group.
         tensor_features: for such networks, ``(param, age, total_steps) -> (tensor_inputs, nominal)``, asked for every
             parameter before each of its steps, the age-th. Default: those of :mod:`l2l_fast.optim.tensor_features`.
+        state_dtype: "float32", "bfloat16" (half the bytes) or "int8" (a quarter of those of h and c; averages as
+            bfloat16), what the state is kept in between steps (:mod:`l2l_fast.kernels.state_types`); steps are computed
+            in float32, and what is rounded stochastically is the same for any number of threads and after resuming. An
+            option of a parameter group; a checkpoint of one type loads into another. Not for meta-training, networks
+            whose coordinates communicate, or float64 parameters.
 
     Raises:
         TypeError: a network, option or parameter of an unsupported type (parameters must be dense and real floating
@@ -84,6 +108,7 @@ class LearnedOptimizer(Optimizer):
         process_group: Any = None,
         total_steps: int | None = None,
         tensor_features: TensorFeatures | None = None,
+        state_dtype: str = "float32",
     ) -> None:
         if tensor_features is not None and not callable(tensor_features):
             raise TypeError(f"tensor_features: expected a function, got {type(tensor_features).__name__}")
@@ -93,7 +118,7 @@ class LearnedOptimizer(Optimizer):
         self._kept = Kept(process_group)
         self._failure: str | None = None
         defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
-        defaults.update(num_problems=num_problems, total_steps=total_steps)
+        defaults.update(num_problems=num_problems, total_steps=total_steps, state_dtype=state_dtype)
         super().__init__(params, defaults)
         told = (network.communicates or network.tensor_inputs for network in self.networks)
         if process_group is not None and not any(told):
@@ -124,10 +149,10 @@ class LearnedOptimizer(Optimizer):
                 group[name] = group[name] if isinstance(group[name], Tensor) else plain(group[name])
             network = self._registry.network_of(group)
             check_group_problems(group, network, self._kept.reduce)
+            check_state_dtype(group, network)
             if self._segment is not None:
-                check_recordable(
-                    "add_param_group, with a segment open", network, self._kept.reduce, self._segment.sampling
-                )
+                name, sampling = "add_param_group, with a segment open", self._segment.sampling
+                check_recordable(name, network, self._kept.reduce, sampling, group["state_dtype"])
         except BaseException:
             self.param_groups.pop()
             raise
@@ -163,8 +188,8 @@ class LearnedOptimizer(Optimizer):
         for group in self.param_groups:
             if any(param is each for each in group["params"]):
                 config, entry = self._registry.network_of(group).config, self.state.get(param, {})
-                dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
                 held = sharding.local(param)
+                dtype = dtype_of(held, group["state_dtype"])
                 tiles = tiles_of(sharding.local_entry(entry, param), held, config, dtype)
                 return None if tiles is None else as_state(tiles, held.numel(), config, age_of(entry, config))
         raise KeyError(f"param: not a parameter of this optimizer, of shape {tuple(param.shape)}")
@@ -194,9 +219,10 @@ class LearnedOptimizer(Optimizer):
         networks = self.networks
         # Rebuilt every step: a copy of 20 kB costs less than a cache that could go stale.
         phis = {id(network): network.phi() for network in dict.fromkeys(networks)}
+        firsts = itertools.accumulate((len(group["params"]) for group in self.param_groups), initial=0)
         batches = [
-            gather(group, network, phis[id(network)], self.state, self._kept.reduce, self._tensor_features)
-            for group, network in zip(self.param_groups, networks, strict=True)
+            gather(group, network, phis[id(network)], self.state, self._kept.reduce, self._tensor_features, first)
+            for group, network, first in zip(self.param_groups, networks, firsts, strict=False)
         ]
         segment = self._segment
         if len(batches) != 1 or batches[0].exact or batches[0].memory is not None:
@@ -406,6 +432,7 @@ class LearnedOptimizer(Optimizer):
         take_in_renamed(self.defaults)
         self.defaults.setdefault("num_problems", 1)
         self.defaults.setdefault("total_steps", None)
+        self.defaults.setdefault("state_dtype", "float32")
         for name, make in _KEPT.items():
             if name not in self.__dict__:
                 self.__dict__[name] = make()
@@ -413,6 +440,7 @@ class LearnedOptimizer(Optimizer):
             take_in_renamed(group)
             group.setdefault("num_problems", 1)
             group.setdefault("total_steps", None)
+            group.setdefault("state_dtype", "float32")
             self._registry.network_of(group)
         for key, entry in self.state.items():
             self.state[key] = modernized(entry)

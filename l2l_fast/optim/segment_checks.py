@@ -16,9 +16,18 @@ if TYPE_CHECKING:
 
 
 def check_recordable(
-    name: str, network: CoordinatewiseLSTM, reduce: Reduce | None, sampling: Sampling | None = None
+    name: str,
+    network: CoordinatewiseLSTM,
+    reduce: Reduce | None,
+    sampling: Sampling | None = None,
+    state_dtype: str = "float32",
 ) -> None:
     """Raise NotImplementedError, with ``name`` in front, unless the steps of ``network`` can be back-propagated."""
+    if state_dtype != "float32":
+        raise NotImplementedError(
+            f"{name}: meta-training needs state_dtype='float32', got {state_dtype!r}: what rounding does to a state has no "
+            "derivative"
+        )
     if network.has_memory or network.num_outputs > 1:
         raise NotImplementedError(
             f"{name}: a network with memory or several outputs is unrolled in autograd, not in segments"

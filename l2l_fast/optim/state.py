@@ -2,10 +2,11 @@
 
 ``optimizer.state[param]["lstm_state"]`` has two forms under one name, as torch's tools look in a checkpoint for what
 they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_fast.kernels.state`), with ``"numel"``
-beside it. In a checkpoint it is of the parameter's shape and one more dimension with the numbers of a coordinate: h and
-c of the first layer, h and c of the second, ..., then the moving averages, if the network has some; independent of
-tiles, device and threads, and sharded as the parameter is. With averages, the steps that they are of are beside it, as
-``"lstm_age"``; with inputs per tensor, ``"lstm_alignment"``.
+beside it, in one of the types of :mod:`l2l_fast.kernels.state_types`. In a checkpoint it is of the parameter's shape and
+one more dimension with the numbers of a coordinate: h and c of the first layer, h and c of the second, ..., then the
+moving averages, if the network has some; independent of tiles, device and threads, and sharded as the parameter is.
+With averages, and where rounding is stochastic, the steps of the state are beside it, as ``"lstm_age"``; with inputs per
+tensor, ``"lstm_alignment"``.
 
 Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved form is
 understood there, too. With a memory, what it holds is beside the state of the group's first parameter, under the names
@@ -22,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import state_types
 from ..kernels.checks import as_float, as_int
 from ..kernels.config import Config
-from ..kernels.state import TILE, Averages, State, num_tiles
+from ..kernels.state import TILE, State, num_tiles
 from ..networks.memory import Memory, as_digits, from_digits
 
 STATE_KEY = "lstm_state"
@@ -36,8 +38,18 @@ AGE_KEY = "lstm_age"
 ALIGNMENT_KEY = "lstm_alignment"
 
 
+# The seeds of their rounding are of a step, so that steps are counted whatever the network is.
+COUNTED = (torch.bfloat16, torch.int8)
+
+
+def dtype_of(param: Tensor, state_dtype: str) -> torch.dtype:
+    """The dtype of a parameter's live state in a group of this ``state_dtype``."""
+    return torch.float64 if param.dtype == torch.float64 else state_types.STATE_DTYPES[state_dtype]
+
+
 def as_state(tiles: Tensor, numel: int, config: Config, age: int = 0) -> State:
-    """The tiles of a parameter as a :class:`State`, which shares their memory."""
+    """The tiles of a parameter as a :class:`State`, which shares their memory where they are float32 or float64."""
+    tiles = state_types.decode(tiles, config) if tiles.dtype in COUNTED else tiles
     return State(tiles, numel, config.hidden_size, config.num_layers, config.averages, age)
 
 
@@ -47,9 +59,20 @@ def age_of(entry: Mapping[str, Any], config: Config) -> int:
     Raises:
         ValueError: there are averages, but no such number.
     """
-    if not config.averages or entry.get(STATE_KEY) is None:
+    return steps_of(entry) if config.averages else 0
+
+
+def steps_of(entry: Mapping[str, Any], default: int | None = None) -> int:
+    """The steps of the state in an entry, 0 without one. default: where they were not counted; None: that is an error.
+
+    Raises:
+        ValueError: there is a state, but no such number.
+    """
+    if entry.get(STATE_KEY) is None:
         return 0
     value = entry.get(AGE_KEY)
+    if value is None and default is not None:
+        return default
     age = from_digits(value) if isinstance(value, Tensor) and value.dim() == 1 else as_int(value)
     if age is None or age < 0:
         raise ValueError(f"state: expected a number of steps >= 0 as {AGE_KEY!r} beside {STATE_KEY!r}, got {value!r}")
@@ -75,7 +98,8 @@ def alignment_of(entry: Mapping[str, Any], param: Tensor) -> Tensor:
 
 def tiles_of(entry: Mapping[str, Any], param: Tensor, config: Config, dtype: torch.dtype) -> Tensor | None:
     """The state of ``param`` as the kernels take it, from its entry in ``optimizer.state`` in whatever form it is;
-    None if there is none. The tensor itself where it has the right form.
+    None if there is none. The tensor itself where it has the right form. From one type to another numbers are rounded
+    to the nearest; what a type has held before, it holds again.
 
     Raises:
         TypeError, ValueError: it does not fit the parameter or the network.
@@ -84,8 +108,9 @@ def tiles_of(entry: Mapping[str, Any], param: Tensor, config: Config, dtype: tor
     if value is None:
         return None
     if not is_live(entry):
-        return from_saved(value, param, config).data.to(dtype)
-    fits = value.shape == (num_tiles(param.numel()), config.rows, TILE) and value.is_floating_point()
+        return from_saved(value, param, config, dtype)
+    stored = value.dtype is torch.int8 or value.is_floating_point()
+    fits = stored and value.shape == (num_tiles(param.numel()), *state_types.tile_shape(config, value.dtype))
     if not fits or entry[NUMEL_KEY] != param.numel():
         raise ValueError(
             f"the state of a parameter of shape {tuple(param.shape)} does not fit the parameter or the group's network "
@@ -94,7 +119,19 @@ def tiles_of(entry: Mapping[str, Any], param: Tensor, config: Config, dtype: tor
         )
     if value.dtype is dtype and value.is_contiguous():
         return value
-    return value.detach().to(dtype).contiguous()
+    return _converted(value.detach(), param.numel(), config, dtype)
+
+
+def _converted(value: Tensor, numel: int, config: Config, dtype: torch.dtype) -> Tensor:
+    """The tiles of a state as tiles of another type."""
+    if value.is_floating_point() and dtype in (torch.float32, torch.float64):
+        return value.to(dtype).contiguous()
+    converted = state_types.zeros(numel, config, dtype, value.device)
+    for begin in range(0, value.shape[0], state_types.CHUNK):  # all at once in float32 may be too much
+        part = slice(begin, begin + state_types.CHUNK)
+        rows = state_types.decode(value[part], config)
+        converted[part] = state_types.encode(rows, config, dtype, numel - begin * TILE)
+    return converted
 
 
 def is_live(entry: Mapping[str, Any]) -> bool:
@@ -102,12 +139,14 @@ def is_live(entry: Mapping[str, Any]) -> bool:
     value, numel = entry.get(STATE_KEY), entry.get(NUMEL_KEY)
     if not isinstance(value, Tensor) or isinstance(numel, bool) or not isinstance(numel, (int, float)):
         return False
-    # In the saved form what is before the last dimension are the coordinates.
-    return value.dim() == 3 and value.shape[0] == num_tiles(int(numel)) and value.shape[2] == TILE
+    if value.dim() < 2 or value.shape[0] != num_tiles(int(numel)):
+        return False
+    # In the saved form what is before the last dimension are the coordinates; it is never int8.
+    return value.dtype is torch.int8 if value.dim() == 2 else value.dim() == 3 and value.shape[2] == TILE
 
 
-def from_saved(saved: Any, param: Tensor, config: Config) -> State:
-    """A parameter's state from its saved form, on its device; in float64 for a float64 parameter.
+def from_saved(saved: Any, param: Tensor, config: Config, dtype: torch.dtype) -> Tensor:
+    """The tiles of a parameter's state of this dtype from its saved form, on its device.
 
     Raises:
         TypeError, ValueError: not a tensor of that form.
@@ -119,30 +158,40 @@ def from_saved(saved: Any, param: Tensor, config: Config) -> State:
         raise ValueError(f"state_dict: expected {STATE_KEY!r} of shape {shapes[0]}, got {got}")
     if saved.layout != torch.strided or not saved.is_floating_point():
         raise TypeError(f"state_dict: expected a dense real {STATE_KEY!r}, got {saved.dtype}, {saved.layout}")
-    dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-    numbers = saved.detach().to(param.device, dtype).reshape(numel, rows)
-    parts = numbers[:, : rows - config.averages].split(config.hidden_size, dim=1)
-    averages = [Averages(numbers[:, rows - config.averages :], 0)] if config.averages else []
-    return State.from_logical([*zip(parts[::2], parts[1::2], strict=True), *averages])
+    numbers = saved.detach().reshape(numel, rows)
+    tiles = state_types.zeros(numel, config, dtype, param.device)
+    for begin in range(0, tiles.shape[0], state_types.CHUNK):
+        part = numbers[begin * TILE : (begin + state_types.CHUNK) * TILE]
+        part = part.to(param.device, torch.float64 if dtype is torch.float64 else torch.float32)
+        part = torch.nn.functional.pad(part, (0, 0, 0, -part.shape[0] % TILE))
+        chunk = part.view(-1, TILE, rows).transpose(1, 2)
+        place = slice(begin, begin + state_types.CHUNK)
+        tiles[place] = state_types.encode(chunk, config, dtype, numel - begin * TILE)
+    return tiles
 
 
-def to_saved(tiles: Tensor, param: Tensor) -> Tensor:
-    """The inverse of :func:`from_saved`, a copy."""
-    # contiguous() always copies here; reshape() alone would save a view of a state of one tile.
-    rows = tiles.detach().transpose(1, 2).contiguous().view(-1, tiles.shape[1])
-    if rows.shape[0] > param.numel():
-        rows = rows[: param.numel()].clone()  # or the padding would be saved with it
-    return rows.view(*param.shape, rows.shape[1])
+def to_saved(tiles: Tensor, param: Tensor, config: Config) -> Tensor:
+    """The inverse of :func:`from_saved`, a copy without the padding; of an int8 state in bfloat16, which holds its
+    numbers exactly but for h, of which :func:`from_saved` finds the code again."""
+    tiles, numel = tiles.detach(), param.numel()
+    dtype = torch.bfloat16 if tiles.dtype is torch.int8 else tiles.dtype
+    saved = torch.empty((numel, config.rows), dtype=dtype, device=tiles.device)
+    for begin in range(0, tiles.shape[0], state_types.CHUNK):
+        part = tiles[begin : begin + state_types.CHUNK]
+        part = state_types.decode(part, config) if part.dtype is torch.int8 else part
+        coordinates = saved[begin * TILE : (begin + state_types.CHUNK) * TILE]
+        coordinates.copy_(part.transpose(1, 2).reshape(-1, config.rows)[: coordinates.shape[0]])
+    return saved.view(*param.shape, config.rows)
 
 
-def pack_entry(entry: Any, param: Tensor) -> Any:
+def pack_entry(entry: Any, param: Tensor, config: Config) -> Any:
     """A parameter's state for a checkpoint: copies of all that is the optimizer's own, the rest as it is."""
     if not isinstance(entry, dict):
         return entry
     packed, live = {}, is_live(entry)
     for key, value in entry.items():
         if key == STATE_KEY and live:
-            packed[key] = to_saved(value, param)
+            packed[key] = to_saved(value, param, config)
         elif key == ALIGNMENT_KEY and isinstance(value, Tensor):
             packed[key] = value.detach().clone()
         elif key == AGE_KEY and as_int(value) is not None:
@@ -154,21 +203,23 @@ def pack_entry(entry: Any, param: Tensor) -> Any:
     return packed
 
 
-def unpack_entry(entry: Mapping[str, Any], param: Tensor, config: Config, has_memory: bool) -> dict[str, Any]:
-    """The inverse of :func:`pack_entry`; TypeError or ValueError if it does not fit. ``has_memory``: the names of a
-    memory are the optimizer's own here, and left out. Elsewhere they are another's, or left over from a network that
-    the group had before."""
+def unpack_entry(
+    entry: Mapping[str, Any], param: Tensor, config: Config, has_memory: bool, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The inverse of :func:`pack_entry`, with a state of this dtype (:func:`dtype_of`); TypeError or ValueError if it
+    does not fit. ``has_memory``: the names of a memory are the optimizer's own here, and left out. Elsewhere they are
+    another's, or left over from a network that the group had before."""
     own = {STATE_KEY, *(Memory.KEYS if has_memory else ()), *((NUMEL_KEY,) if is_live(entry) else ())}
-    own |= {AGE_KEY} if config.averages else set()
+    counted = config.averages > 0 or dtype in COUNTED
+    own |= {AGE_KEY} if counted else set()
     own |= {ALIGNMENT_KEY} if config.tensor_inputs else set()
     unpacked = {key: copy.deepcopy(value) for key, value in entry.items() if key not in own}
-    dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     tiles = tiles_of(entry, param, config, dtype)
     if tiles is not None:
         unpacked[STATE_KEY] = tiles.to(param.device, copy=tiles is entry.get(STATE_KEY))
         unpacked[NUMEL_KEY] = param.numel()
-        if config.averages:
-            unpacked[AGE_KEY] = age_of(entry, config)
+        if counted:
+            unpacked[AGE_KEY] = steps_of(entry, None if config.averages else 0)
         if config.tensor_inputs:
             unpacked[ALIGNMENT_KEY] = alignment_of(entry, param).clone()
     return unpacked
