@@ -20,7 +20,8 @@ import l2l_fast as l2l
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 FULL = os.environ.get("L2L_FAST_FULL") == "1"
-NOT_YET = {"fsdp2.py": "LearnedOptimizer refuses DTensor parameters; remove this entry when it steps them"}
+# A worker thread of gloo that lets go of tensors while Python shuts down: once in some ten runs, after all was said.
+AT_EXIT = "terminate called without an active exception"
 
 if not SCRIPTS:
     pytest.skip("a copy of the sources alone: there is no examples/", allow_module_level=True)
@@ -43,17 +44,18 @@ def command(script: Path) -> list[str]:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_runs_and_says_what_it_did(script, tmp_path):
-    if script.name in NOT_YET:
-        pytest.skip(NOT_YET[script.name])
     missing = sorted(name for name in imported(script) if importlib.util.find_spec(name) is None)
     if missing and not FULL:
         pytest.skip(f"needs {', '.join(missing)}; make examples installs it")
     folder = Path(l2l.__file__).parents[1]  # the package under test, whichever one is installed
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder)}
-    done = subprocess.run(
-        command(script), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    for _ in range(3):
+        done = subprocess.run(
+            command(script), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        if done.returncode == 0 or AT_EXIT not in done.stderr:
+            break
     print(f"\n{done.stdout}")
     assert done.returncode == 0, done.stderr
     assert re.search(r"loss \d+\.\d+ -> \d+\.\d+", done.stdout), done.stdout
