@@ -38,16 +38,17 @@ L2L_HOST_DEVICE int64_t tile_floats(const Config& config) { return static_cast<i
 
 enum class StateType : int { float32 = 0, bfloat16 = 1, int8 = 2 };
 
-// Where the parts of a tile are that is not float32, in bytes.
+// Where the parts of a tile are, in bytes.
 struct TileLayout {
   int exponents, averages;  // int8: of the rows of c; of the first average
   int64_t bytes;            // from one tile to the next
 
   L2L_HOST_DEVICE TileLayout(const Config& config, StateType type) {
-    const int codes = config.average_row() * kTile;
-    const int row = 2 * kTile;
-    exponents = codes;
-    averages = type == StateType::int8 ? codes + (config.layers * config.hidden + 15) / 16 * 16 : 2 * codes;
+    const int numbers = config.average_row() * kTile, row = (type == StateType::float32 ? 4 : 2) * kTile;
+    exponents = numbers;
+    averages = type == StateType::float32    ? 4 * numbers
+               : type == StateType::bfloat16 ? 2 * numbers
+                                             : numbers + (config.layers * config.hidden + 15) / 16 * 16;
     bytes = static_cast<int64_t>(averages) + config.averages() * row;
   }
 };

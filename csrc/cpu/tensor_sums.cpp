@@ -33,20 +33,19 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
     check_coordinates(grads[k], "grads", index);
     TORCH_CHECK_VALUE(grads[k].sizes() == params[k].sizes(), "grads[", k, "]: expected shape ", params[k].sizes(),
                       ", got ", grads[k].sizes());
-    const bool fits = states[k].scalar_type() == at::kFloat && states[k].is_contiguous() &&
-                      states[k].numel() == tiles_for(params[k].numel()) * tile_floats(config);
-    TORCH_CHECK_VALUE(fits, "states[", k, "]: expected the contiguous float32 state of ", params[k].numel(),
-                      " coordinates");
+    check_state_of(config, states[k], params[k].numel(), index);
     TORCH_CHECK_VALUE(ages[k] >= 1, "ages: expected at least 1, got ", ages[k]);
   }
   at::Tensor out = at::empty({static_cast<int64_t>(count), kTensorSums}, at::TensorOptions().dtype(at::kDouble));
   double* const result = out.mutable_data_ptr<double>();
   const auto tile_sums = kernels().tile_sums;
-  const int64_t averages = static_cast<int64_t>(config.average_row()) * kTile;
+  const auto decode_averages = kernels().decode_averages;
   for (size_t k = 0; k < count; k++) {
     const at::Tensor param = params[k].resolve_neg(), grad = grads[k].resolve_neg();
     const StridedView theta(param), g(grad);
-    const float* state = states[k].const_data_ptr<float>();
+    const StateType type = state_type_of(states[k], "states", static_cast<int64_t>(k));
+    const char* const state = static_cast<const char*>(states[k].const_data_ptr());
+    const TileLayout layout(config, type);
     // Of no steps, all averages are zero, and so is all that is made of them.
     const Correction correction = ages[k] > 1 ? make_correction(config, ages[k] - 1) : Correction{};
     Tiles tiles;
@@ -58,7 +57,13 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
                              float x[kTile] = {}, y[kTile] = {};
                              theta.read(place.tile * kTile, place.count, x);
                              g.read(place.tile * kTile, place.count, y);
-                             const float* rows = state + place.tile * tile_floats(config) + averages;
+                             const char* const tile = state + place.tile * layout.bytes;
+                             float decoded[kAverages * kTile];
+                             const float* rows = reinterpret_cast<const float*>(tile + layout.averages);
+                             if (type != StateType::float32) {
+                               decode_averages(config, type, tile, decoded);
+                               rows = decoded;
+                             }
                              tile_sums(correction, x, y, rows, place.count, sums[slice].of[0]);
                            });
                          });

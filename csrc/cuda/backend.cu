@@ -29,6 +29,8 @@ void normalized_step(const StepCall& call) {
 }
 
 void step(const StepCall& call) {
+  TORCH_CHECK_NOT_IMPLEMENTED(call.state_type == StateType::float32,
+                              "states: expected dtype float32 on CUDA, whose kernels have no other yet");
   const c10::cuda::CUDAGuard guard(call.phi.device());
   if (call.config.averages() > 0) return normalized_step(call);
   const bool in_place = call.in_place();

@@ -302,11 +302,19 @@ void check_upstream(const Config& config, const at::Tensor& grad, const at::Tens
   check_same_device(grad_new_state, "grad_new_state", phi);
 }
 
+StateType state_type_of(const at::Tensor& state, const char* name, int64_t index) {
+  const at::ScalarType dtype = state.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kChar, label(name, index),
+                   ": expected dtype float32, bfloat16 or int8, got ", dtype);
+  return dtype == at::kFloat ? StateType::float32 : dtype == at::kChar ? StateType::int8 : StateType::bfloat16;
+}
+
+void check_state_of(const Config& config, const at::Tensor& state, int64_t numel, int64_t index) {
+  check_stored_state(config, state_type_of(state, "states", index), state, tiles_for(numel), 1, index);
+}
+
 StateType StepArguments::state_type() const {
-  if (states.empty() || states[0].scalar_type() == at::kFloat) return StateType::float32;
-  TORCH_CHECK_TYPE(states[0].scalar_type() == at::kBFloat16 || states[0].scalar_type() == at::kChar,
-                   "states[0]: expected dtype float32, bfloat16 or int8, got ", states[0].scalar_type());
-  return states[0].scalar_type() == at::kChar ? StateType::int8 : StateType::bfloat16;
+  return states.empty() ? StateType::float32 : state_type_of(states[0], "states", 0);
 }
 
 void check_step(const Config& config, const StepArguments& a, int64_t alignment) {

@@ -65,6 +65,12 @@ struct StepArguments {
   StateType state_type() const;
 };
 
+// TypeError if no type has this dtype.
+StateType state_type_of(const at::Tensor& state, const char* name, int64_t index);
+
+// TypeError / ValueError unless states[index] is the contiguous state, of any type, of so many coordinates.
+void check_state_of(const Config& config, const at::Tensor& state, int64_t numel, int64_t index);
+
 // TypeError / ValueError unless it all fits together and what is written shares no memory.
 void check_step(const Config& config, const StepArguments& arguments, int64_t alignment);
 

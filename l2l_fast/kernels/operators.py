@@ -25,7 +25,8 @@ from torch import Tensor
 from .. import _C as _C  # loading the extension registers the operators
 from . import normalized, reference
 from .config import Config
-from .state import State
+from .state import Averages, State
+from .state_types import decode_averages
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -280,15 +281,15 @@ def tensor_sums(
     next: ``[tensors, 5]``, float64, on their device. On the CPU the same for any number of threads.
 
     Args:
-        states: as for :func:`step_`; float64 ones, and those on other devices, go through plain PyTorch.
+        states: as for :func:`step_`, of any type; float64 ones, and those on other devices, go through plain PyTorch.
         ages: of every tensor in the step, 1 in its first.
     """
-    if all(state.is_cpu and state.dtype is torch.float32 for state in states):
+    if all(state.is_cpu and state.dtype is not torch.float64 for state in states):
         return torch.ops.l2l_fast._tensor_sums(params, grads, states, *config.arguments, maximize, ages)
     rows = []
     for param, grad, state, age in zip(params, grads, states, ages, strict=True):
-        sizes = (param.numel(), config.hidden_size, config.num_layers, config.averages, age - 1)
-        averages = State(state, *sizes).to_logical()[-1]
+        stored = state[:, config.rows - config.averages :] if state.dtype is torch.float64 else decode_averages(state, config)
+        averages = Averages(stored.transpose(1, 2).reshape(-1, config.averages)[: param.numel()], age - 1)
         rows.append(normalized.tensor_sums(param, -grad if maximize else grad, averages, config.betas or ()))
     return torch.stack(rows)
 

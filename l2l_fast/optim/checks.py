@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..kernels import checks, operators
 from ..kernels.checks import check_gradient, check_problems
+from ..kernels.state_types import STATE_DTYPES
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
 from . import joint, sharding

@@ -317,8 +317,8 @@ class LearnedOptimizer(Optimizer):
             raise TypeError(f"sampling: expected a Sampling, got {type(sampling).__name__}")
         if self._segment is not None:
             raise RuntimeError("start_segment: a segment is already open; call backward_segment() or discard_segment()")
-        for network in self.networks:
-            check_recordable("start_segment", network, self._kept.reduce, sampling)
+        for group, network in zip(self.param_groups, self.networks, strict=True):
+            check_recordable("start_segment", network, self._kept.reduce, sampling, group["state_dtype"])
         self._segment = Segment(sampling)
 
     def discard_segment(self) -> None:

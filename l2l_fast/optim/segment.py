@@ -68,7 +68,9 @@ class Segment:
         started: list[tuple[Tensor, Tensor, Config, int]] = []
         for group, batch in batches:
             reduce = None if batch.mesh is not None else batch.reduce
-            check_recordable("step, with a segment open", batch.network, reduce, self.sampling)
+            check_recordable(
+                "step, with a segment open", batch.network, reduce, self.sampling, group["state_dtype"]
+            )
             keys = batch.keys()
             moving = [(key, grad, state) for key, (_, grad, state) in zip(keys, batch.moving(), strict=True)]
             tape = self.tapes.get(id(group))
