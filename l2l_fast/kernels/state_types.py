@@ -53,7 +53,8 @@ def decode(data: Tensor, config: Config) -> Tensor:
     """A state as float32 ``[tiles, rows, 64]``; exact."""
     if data.dtype is not torch.int8:
         return data.float()
-    tiles, codes = data.shape[0], data[:, : _exponents_at(config)].view(data.shape[0], -1, TILE)
+    tiles, rows = data.shape[0], 2 * config.num_layers * config.hidden_size
+    codes = data[:, : _exponents_at(config)].view(tiles, rows, TILE)
     exponents = data[:, _exponents_at(config) :][:, : config.num_layers * config.hidden_size]
     numbers = codes.float()
     pairs = numbers.view(tiles, config.num_layers, 2, config.hidden_size, TILE)

@@ -1,0 +1,207 @@
+"""What states of fewer bytes cost and save: bytes, time, losses, and a model of GPT-2's shape.
+
+    python -m bench.state_types bytes      # per parameter, by network and type, as optimizers hold them
+    python -m bench.state_types speed      # of a step, by network and type; in one thread unless --threads
+    python -m bench.state_types losses     # after 1,000 steps on four networks, five seeds each: some ten minutes
+    python -m bench.state_types gpt2       # 124 million parameters, int8: 20 steps, within 24 GB
+
+Timings want an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import l2l_fast as l2l
+from bench.validation import sample
+from l2l_fast.kernels import operators
+from l2l_fast.kernels.state_types import STATE_DTYPES, seed_of, zeros
+
+ROOT = Path(__file__).parent.parent
+LSTM = ROOT / "docs/general/weights/lstm-2x20.safetensors"
+STEPS, SEEDS, TAIL = 1000, 5, 50
+
+
+def networks() -> dict[str, l2l.CoordinatewiseLSTM]:
+    return {
+        "LSTM 2x20": l2l.CoordinatewiseLSTM(),
+        "LSTM 1x8": l2l.CoordinatewiseLSTM(hidden_size=8, num_layers=1),
+        "general": l2l.load_pretrained("general"),
+    }
+
+
+def show_bytes() -> None:
+    print(f"{'network':12}" + "".join(f"{kind:>12}" for kind in STATE_DTYPES) + "   bytes per parameter")
+    for name, network in networks().items():
+        found = []
+        for kind in STATE_DTYPES:
+            param = nn.Parameter(torch.zeros(1000, 640))
+            param.grad = torch.ones_like(param)
+            optimizer = l2l.LearnedOptimizer([param], network, state_dtype=kind)
+            optimizer.step()
+            state = optimizer.state[param]["lstm_state"]
+            found.append(state.numel() * state.element_size() / param.numel())
+        print(f"{name:12}" + "".join(f"{each:12.2f}" for each in found))
+
+
+def show_speed(threads: int, numel: int = 2_000_000, rounds: int = 15) -> None:
+    """Medians over rounds that take one sample of each type; beside them the ratio to float32."""
+    torch.set_num_threads(threads)
+    print(f"ns per coordinate, {numel:,} of them, {threads} thread(s), {l2l._C.isa()}")
+    for name, network in networks().items():
+        config, phi = network.config, network.phi().detach()
+        param, grad = torch.zeros(numel), torch.randn(numel)
+        states = {kind: zeros(numel, config, dtype) for kind, dtype in STATE_DTYPES.items()}
+        times: dict[str, list[float]] = {kind: [] for kind in states}
+        for step in range(1, rounds + 1):
+            for kind, state in states.items():
+                options = {} if kind == "float32" else {"seeds": [seed_of(0, step)]}
+                if config.averages:
+                    options.update(ages=[step], tensor_inputs=torch.zeros(1, config.tensor_inputs))
+                begin = time.perf_counter()
+                operators.step_([param], [grad], [state], phi, config, 1e-3, 0.0, False, **options)
+                times[kind].append(time.perf_counter() - begin)
+        middle = {kind: median(each) / numel * 1e9 for kind, each in times.items()}
+        row = "".join(f"   {kind} {each:6.1f} ({each / middle['float32']:.3f})" for kind, each in middle.items())
+        print(f"{name:12}{row}", flush=True)
+
+
+def zoo(family: str) -> Callable[[int], tuple[nn.Module, Callable[[nn.Module], Tensor]]]:
+    def make(seed: int) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+        return sample(family, seed), lambda task: task.losses()
+
+    return make
+
+
+def mnist(seed: int) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+    return l2l.problems.MNIST(data="mnist-10k-embedded").sample(seed, "validation"), lambda task: task().reshape(1)
+
+
+def final_loss(
+    make: Callable[[int], tuple[nn.Module, Callable[[nn.Module], Tensor]]],
+    network: l2l.CoordinatewiseLSTM,
+    kind: str,
+    seed: int,
+) -> float:
+    """The mean of the last 50 of 1,000 losses."""
+    task, losses_of = make(seed)
+    known = {"total_steps": STEPS} if network.tensor_inputs else {}
+    optimizer = l2l.LearnedOptimizer(task.parameters(), network, state_dtype=kind, **known)
+    tail = []
+    for step in range(STEPS):
+        losses = losses_of(task)
+        if step >= STEPS - TAIL:
+            tail.append(losses.detach().mean().item())
+        optimizer.zero_grad()
+        losses.sum().backward()
+        optimizer.step()
+    return mean(tail)
+
+
+def show_losses() -> None:
+    lstm = l2l.load(LSTM)
+    cases = {
+        "mnist-mlp on its perceptron": (mnist, l2l.load_pretrained("mnist-mlp")),
+        "LSTM 2x20 on a vision transformer": (zoo("vision-transformer"), lstm),
+        "LSTM 2x20 on a deep GRU": (zoo("deep-gru"), lstm),
+        "general on a residual perceptron": (zoo("residual-perceptron"), l2l.load_pretrained("general")),
+    }
+    print(f"loss after {STEPS:,} steps: mean over {SEEDS} seeds (smallest .. largest)")
+    for name, (make, network) in cases.items():
+        print(name)
+        for kind in STATE_DTYPES:
+            found = [final_loss(make, network, kind, seed) for seed in range(SEEDS)]
+            print(f"  {kind:9} {mean(found):.4f} ({min(found):.4f} .. {max(found):.4f})", flush=True)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.norms[0](x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.mlp(self.norms[1](x))
+
+
+class GPT2(nn.Module):
+    """The shape of GPT-2 small: 12 layers of 768, 50,257 tokens, whose embedding is the head, 1,024 positions."""
+
+    def __init__(self, width: int = 768, layers: int = 12, heads: int = 12, tokens: int = 50257) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(tokens, width), nn.Embedding(1024, width)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        for weight in (self.tokens.weight, self.positions.weight):
+            nn.init.normal_(weight, std=0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
+        return self.norm(self.blocks(x)) @ self.tokens.weight.T
+
+
+def show_gpt2(kind: str, steps: int = 20, length: int = 256) -> None:
+    """Text of its own making: each token is followed by one of eight."""
+    torch.manual_seed(0)
+    model, successors = GPT2(), torch.randint(50257, (50257, 8))
+    numel = sum(param.numel() for param in model.parameters())
+    network = l2l.CoordinatewiseLSTM()
+    with torch.no_grad():
+        network.weight_out.mul_(0.01)  # untrained: small random updates
+    optimizer = l2l.LearnedOptimizer(model.parameters(), network, state_dtype=kind)
+    print(f"{numel:,} parameters, {length} tokens a step, LSTM 2x20, {kind}, {torch.get_num_threads()} threads")
+    times: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
+    for step in range(steps):
+        ids = [torch.randint(50257, (1,))]
+        for _ in range(length):
+            ids.append(successors[ids[-1], torch.randint(8, (1,))])
+        text = torch.stack(ids, 1)
+        marks = [time.perf_counter()]
+        loss = functional.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[0, 1:])
+        marks.append(time.perf_counter())
+        optimizer.zero_grad()
+        loss.backward()
+        marks.append(time.perf_counter())
+        optimizer.step()
+        marks.append(time.perf_counter())
+        for part, begin, end in zip(times.values(), marks, marks[1:], strict=False):
+            part.append(end - begin)
+        print(f"step {step + 1:2}  loss {loss.item():.3f}  " + "  ".join(f"{k} {v[-1]:.2f} s" for k, v in times.items()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    state = sum(s["lstm_state"].numel() * s["lstm_state"].element_size() for s in optimizer.state.values())
+    print("medians: " + ", ".join(f"{k} {median(v):.2f} s" for k, v in times.items()))
+    print(f"state {state / 1e9:.2f} GB ({state / numel:.2f} bytes per parameter), {peak:.2f} GB at the peak in all")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("bytes", "speed", "losses", "gpt2"))
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--state-dtype", choices=tuple(STATE_DTYPES), default="int8", help="of gpt2")
+    options = parser.parse_args()
+    if options.what == "bytes":
+        show_bytes()
+    elif options.what == "speed":
+        show_speed(options.threads or 1)
+    else:
+        torch.set_num_threads(options.threads or torch.get_num_threads())
+        show_losses() if options.what == "losses" else show_gpt2(options.state_dtype)
+
+
+if __name__ == "__main__":
+    main()
