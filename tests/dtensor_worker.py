@@ -319,7 +319,21 @@ def only_initialises() -> float:
 
 def checkpointed(kind: str) -> tuple[nn.Module, l2l.LearnedOptimizer]:
     model = shard(build())
-    return model, optimizer_of(model.parameters(), network(kind))
+    return model, optimizer_of(model.parameters(), network(kind), **state_type(kind))
+
+
+def state_type(kind: str) -> dict:
+    return {"state_dtype": kind} if kind in ("bfloat16", "int8") else {}
+
+
+def load_rounded(kind: str, ranks: int, folder: Path) -> float:
+    """States of fewer bytes: bfloat16 is the same again however it is sharded; int8 where the tiles are the same, and
+    elsewhere within the steps of the new ones. So are the steps that follow, whose rounding is by the shard."""
+    exact, later = load_into(*checkpointed(kind), kind, folder)
+    assert exact or (kind == "int8" and ranks != 2)
+    assert later == 0.0 or ranks != 2
+    assert later < 0.05
+    return 0.0
 
 
 def save(kind: str, folder: Path) -> float:
@@ -441,7 +455,7 @@ def refusals(ranks: int) -> float:
 
 
 def checks(ranks: int, folder: Path) -> dict:
-    kinds = ("plain", "averages", "general")
+    kinds, rounded = ("plain", "averages", "general"), ("bfloat16", "int8")
     found = {f"fsdp-{kind}": lambda kind=kind: fsdp(kind) for kind in kinds}
     found |= {f"hsdp-{kind}": lambda kind=kind: hsdp(kind, ranks) for kind in kinds}
     for layout in ("columns", "copies", "partial", "grid", "beside plain"):
@@ -466,8 +480,9 @@ def checks(ranks: int, folder: Path) -> dict:
         "segment-sampled": lambda: sampled(ranks),
         "stale gradients": stale_gradients,
         "only initialises": only_initialises,
-        **{f"save-{kind}": lambda kind=kind: save(kind, folder) for kind in kinds if ranks == 2},
+        **{f"save-{kind}": lambda kind=kind: save(kind, folder) for kind in (*kinds, *rounded) if ranks == 2},
         **{f"load-{kind}": lambda kind=kind: load(kind, folder) for kind in kinds},
+        **{f"load-{kind}": lambda kind=kind: load_rounded(kind, ranks, folder) for kind in rounded},
         "whole files": lambda: whole_files(folder),
         "copies of the optimizer": copies,
         "refusals": lambda: refusals(ranks),

@@ -26,6 +26,8 @@ LAYOUTS = ("fsdp", "hsdp", "columns", "copies", "partial", "grid", "beside plain
 BOUNDS = {f"{layout}-{kind}": 1e-6 for layout in LAYOUTS for kind in KINDS}
 BOUNDS |= {f"{layout}-plain": 0.0 for layout in LAYOUTS}  # nothing is added up over processes
 BOUNDS |= {f"load-{kind}": 1e-6 for kind in KINDS}
+ROUNDED = ("bfloat16", "int8")  # types of states
+BOUNDS |= {f"load-{kind}": 0.0 for kind in ROUNDED}
 SEGMENTS = ("plain", "general", "averages", "copies", "averages-copies", "states", "averages-states", "sampled")
 SEGMENTS += tuple(f"{layout}-{kind}" for layout in ("grid", "beside plain") for kind in KINDS)
 BOUNDS |= {f"segment-{kind}": 1e-6 for kind in SEGMENTS}
@@ -53,7 +55,7 @@ def reports(folder):
 
 @RANKS
 def test_every_check_ran(ranks, reports):
-    saved = {f"save-{kind}" for kind in KINDS} if ranks == 2 else set()
+    saved = {f"save-{kind}" for kind in (*KINDS, *ROUNDED)} if ranks == 2 else set()
     assert all(set(report) == {*BOUNDS, *saved} for report in reports[ranks])
 
 
@@ -70,6 +72,15 @@ def test_one_process_loads_what_two_saved(kind, reports, folder):
     optimizer = dtensor_worker.optimizer_of(model.parameters(), dtensor_worker.network(kind))
     exact, later = dtensor_worker.load_into(model, optimizer, kind, folder)
     assert exact and later <= 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_one_process_loads_the_states_of_fewer_bytes_that_two_saved(kind, reports, folder):
+    model = dtensor_worker.build(seed=9)
+    optimizer = dtensor_worker.optimizer_of(model.parameters(), dtensor_worker.network(kind), state_dtype=kind)
+    exact, later = dtensor_worker.load_into(model, optimizer, kind, folder)
+    assert later < 0.05 and (exact or kind == "int8")
 
 
 @pytest.mark.skipif(not DOCS.is_file(), reason="a copy of the sources without docs")
