@@ -181,7 +181,8 @@ def show_gpt2(kind: str, steps: int = 20, length: int = 256) -> None:
         marks.append(time.perf_counter())
         for part, begin, end in zip(times.values(), marks, marks[1:], strict=False):
             part.append(end - begin)
-        print(f"step {step + 1:2}  loss {loss.item():.3f}  " + "  ".join(f"{k} {v[-1]:.2f} s" for k, v in times.items()))
+        took = "  ".join(f"{part} {each[-1]:.2f} s" for part, each in times.items())
+        print(f"step {step + 1:2}  loss {loss.item():.3f}  {took}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     state = sum(s["lstm_state"].numel() * s["lstm_state"].element_size() for s in optimizer.state.values())
     print("medians: " + ", ".join(f"{k} {median(v):.2f} s" for k, v in times.items()))

@@ -45,7 +45,7 @@ def test_the_python_blocks_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(MetaTrainer, "fit", short)
     names = {"loader": [(torch.randn(8, 784), torch.randint(10, (8,))) for _ in range(2)]}
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     for block in BLOCKS:
         if "fashion-conv" in block:
             names["model"] = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(3, 3))

@@ -330,7 +330,7 @@ def test_what_needs_float32_says_so():
     with pytest.raises(NotImplementedError, match=r"expected 'float32' for float64 parameters"):
         l2l.LearnedOptimizer([param.double().detach()], plain, state_dtype="int8")
     opt = l2l.LearnedOptimizer([param], plain, state_dtype="int8")
-    with pytest.raises(NotImplementedError, match="start_segment: meta-training needs state_dtype='float32', got 'int8'"):
+    with pytest.raises(NotImplementedError, match="start_segment: meta-training needs .*, got 'int8'"):
         opt.start_segment()
 
 

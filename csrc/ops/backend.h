@@ -41,9 +41,9 @@ struct StepCall {
   at::Tensor phi;  // contiguous
   std::vector<StepTensor> tensors;
   StateType state_type = StateType::float32;  // of all tensors; another one only of whole plain steps in place
-  int64_t total = 0;             // coordinates of all tensors: the length of a row of `extra` and `out`
-  const float* extra = nullptr;  // [extra][total], or null
-  float* out = nullptr;          // [outputs][total], or null
+  int64_t total = 0;                          // coordinates of all tensors: the length of a row of `extra` and `out`
+  const float* extra = nullptr;               // [extra][total], or null
+  float* out = nullptr;                       // [outputs][total], or null
   float lr = 1.f, decay = 0.f;
   bool maximize = false;
   int64_t problems = 1;    // a tensor's coordinates belong to so many of equal size, one after the other

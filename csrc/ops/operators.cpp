@@ -106,8 +106,8 @@ void step_(at::TensorList params, at::TensorList grads, at::TensorList states, c
   const Config config = make_config({sizes, preprocess, constants});
   const Backend& backend = backend_of(phi, config);
   const CommonArguments common{ages, tensor_inputs, nominal};
-  const StepArguments arguments{params, grads, states, phi,          record,      record_tiles, extra,
-                                out,    means, sums,   num_problems, first_phase, last_phase,   common, seeds};
+  const StepArguments arguments{params, grads, states,       phi,         record,     record_tiles, extra, out,
+                                means,  sums,  num_problems, first_phase, last_phase, common,       seeds};
   check_step(config, arguments, backend.alignment);
   if (check_only) return;
   mark_written(arguments);

@@ -288,7 +288,8 @@ def tensor_sums(
         return torch.ops.l2l_fast._tensor_sums(params, grads, states, *config.arguments, maximize, ages)
     rows = []
     for param, grad, state, age in zip(params, grads, states, ages, strict=True):
-        stored = state[:, config.rows - config.averages :] if state.dtype is torch.float64 else decode_averages(state, config)
+        wide = state.dtype is torch.float64
+        stored = state[:, config.rows - config.averages :] if wide else decode_averages(state, config)
         averages = Averages(stored.transpose(1, 2).reshape(-1, config.averages)[: param.numel()], age - 1)
         rows.append(normalized.tensor_sums(param, -grad if maximize else grad, averages, config.betas or ()))
     return torch.stack(rows)

@@ -1,17 +1,17 @@
-"""How a state is stored: as float32, which arithmetic is done on, or in fewer bytes; the oracle of csrc/core/state_io.h.
+"""How a state is stored: as float32, which arithmetic is done on, or in fewer bytes. The oracle of core/state_io.h.
 
 A state that is not float32 is decoded, stepped in float32 and encoded again, tile by tile. What is stored, per layer:
 h and c; and, of networks with normalized inputs, the moving averages.
 
-===========  =======================================================  =============================================
-type         h, c                                                     averages
-===========  =======================================================  =============================================
-bfloat16     bfloat16, h to the nearest, c stochastically             bfloat16, stochastically
-int8         ``round(127 h)``; c in steps of ``2^e``, stochastically   bfloat16, stochastically
-===========  =======================================================  =============================================
+========  =====================================================  ========================
+type      h, c                                                   averages
+========  =====================================================  ========================
+bfloat16  h to the nearest, c stochastically                     stochastically
+int8      ``round(127 h)``, c in steps of 2^e, stochastically    bfloat16, stochastically
+========  =====================================================  ========================
 
-e is the smallest exponent that brings the 64 numbers of one cell in one tile into -127..127; cells of one unit are alike
-in all coordinates and unlike those of another, so that one step for all cells of a coordinate would lose the small ones.
+e is the smallest exponent that brings the 64 numbers of one cell in one tile into -127..127; cells of one unit are
+alike in all coordinates and unlike those of others, so that a step for all of a coordinate would lose the small ones.
 Rounding is stochastic where a number is carried on from step to step: rounded to the nearest, it would stop where what
 it gains in a step is less than half a unit in the last place. The random numbers are a function of a seed, the
 coordinate and the row (a counter-based generator), and of nothing else.

@@ -119,8 +119,8 @@ def check_state_dtype(group: Mapping[str, Any], network: CoordinatewiseLSTM) -> 
     for k, param in enumerate(group["params"]):
         if torch.float64 in (param.dtype, param.dtype if param.grad is None else param.grad.dtype):
             raise NotImplementedError(
-                f"state_dtype: expected 'float32' for float64 parameters and gradients, which keep a float64 state, got "
-                f"{name!r} and parameter {_name(group, k)}"
+                f"state_dtype: expected 'float32' for float64 parameters and gradients, which keep a float64 state, "
+                f"got {name!r} and parameter {_name(group, k)}"
             )
     return STATE_DTYPES[name]
 

@@ -25,8 +25,8 @@ def check_recordable(
     """Raise NotImplementedError, with ``name`` in front, unless the steps of ``network`` can be back-propagated."""
     if state_dtype != "float32":
         raise NotImplementedError(
-            f"{name}: meta-training needs state_dtype='float32', got {state_dtype!r}: what rounding does to a state has no "
-            "derivative"
+            f"{name}: meta-training needs state_dtype='float32', got {state_dtype!r}: what rounding does to a state "
+            "has no derivative"
         )
     if network.has_memory or network.num_outputs > 1:
         raise NotImplementedError(

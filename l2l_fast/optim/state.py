@@ -1,11 +1,11 @@
 """The state of LearnedOptimizer: plain tensors, live and in checkpoints.
 
 ``optimizer.state[param]["lstm_state"]`` has two forms under one name, as torch's tools look in a checkpoint for what
-they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_fast.kernels.state`), with ``"numel"``
-beside it, in one of the types of :mod:`l2l_fast.kernels.state_types`. In a checkpoint it is of the parameter's shape and
-one more dimension with the numbers of a coordinate: h and c of the first layer, h and c of the second, ..., then the
-moving averages, if the network has some; independent of tiles, device and threads, and sharded as the parameter is.
-With averages, and where rounding is stochastic, the steps of the state are beside it, as ``"lstm_age"``; with inputs per
+they see in the live state. Live it is in the layout of the kernels (:mod:`l2l_fast.kernels.state`, or a type of
+:mod:`l2l_fast.kernels.state_types`), with ``"numel"`` beside it. In a checkpoint it is of the parameter's shape and one
+more dimension with the numbers of a coordinate: h and c of the first layer, h and c of the second, ..., then the moving
+averages, if the network has some; independent of tiles, device and threads, and sharded as the parameter is. With
+averages, and where rounding is stochastic, the steps of the state are beside it, as ``"lstm_age"``; with inputs per
 tensor, ``"lstm_alignment"``.
 
 Wrappers of optimizers (ZeRO among them) put what was saved into the live state as it is, so the saved form is

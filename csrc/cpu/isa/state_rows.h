@@ -10,8 +10,8 @@ namespace L2L_ISA {
 // Bits of vectors: shifts are logical.
 typedef uint32_t vu __attribute__((vector_size(kLanes * 4)));
 
-// One vector of what is stored, to and from 32-bit lanes. Codes of c come as 1 ... 255, or as anything below for what is
-// not a number; codes of h as -127 ... 127, or as the lowest integer.
+// One vector of what is stored, to and from 32-bit lanes. Codes of c come as 1 ... 255, or as anything below for what
+// is not a number; codes of h as -127 ... 127, or as the lowest integer.
 #if L2L_LANES == 16
 static L2L_ALWAYS_INLINE vf load_codes(const int8_t* p) {
   return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
@@ -29,8 +29,8 @@ static L2L_ALWAYS_INLINE void store_codes_of_h(int8_t* p, const vf* x) {
 }
 static L2L_ALWAYS_INLINE void store_codes_of_c(int8_t* p, const vf* x) {
   for (int v = 0; v < 4; v++)
-    _mm_storeu_si128((__m128i*)(p + 16 * v), _mm_xor_si128(_mm512_cvtepi32_epi8(_mm512_cvttps_epi32((__m512)x[v])),
-                                                           _mm_set1_epi8((char)0x80)));
+    _mm_storeu_si128((__m128i*)(p + 16 * v),
+                     _mm_xor_si128(_mm512_cvtepi32_epi8(_mm512_cvttps_epi32((__m512)x[v])), _mm_set1_epi8((char)0x80)));
 }
 static L2L_ALWAYS_INLINE uint32_t largest_lane(vu x) { return _mm512_reduce_max_epu32((__m512i)x); }
 static L2L_ALWAYS_INLINE vu larger(vu a, vu b) { return (vu)_mm512_max_epu32((__m512i)a, (__m512i)b); }
@@ -43,8 +43,8 @@ static L2L_ALWAYS_INLINE vf load_bfloat16(const uint16_t* p) {
 }
 static L2L_ALWAYS_INLINE void store_high_halves(uint16_t* p, const vu* x) {
   for (int v = 0; v < 8; v += 2) {
-    const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)x[v], 16),
-                                               _mm256_srli_epi32((__m256i)x[v + 1], 16));
+    const __m256i packed =
+        _mm256_packus_epi32(_mm256_srli_epi32((__m256i)x[v], 16), _mm256_srli_epi32((__m256i)x[v + 1], 16));
     _mm256_storeu_si256((__m256i*)(p + 8 * v), _mm256_permute4x64_epi64(packed, 0xd8));
   }
 }

@@ -14,8 +14,8 @@ namespace L2L_ISA {
 // Accumulators: 4 gates x kStepVectors, in 32 registers (AVX-512) or 16.
 constexpr int kStepVectors = kLanes == 16 ? 4 : 2;
 
-// One layer, unit by unit. Where its cells are is the caller's: cells.load(unit, lane) gives c, cells.store(unit, lane, c,
-// h) takes the new ones, cells.end(unit) comes behind all lanes of a unit.
+// One layer, unit by unit. Where its cells are is the caller's: cells.load(unit, lane) gives c, cells.store(unit, lane,
+// c, h) takes the new ones, cells.end(unit) comes behind all lanes of a unit.
 template <class Cells>
 static L2L_ALWAYS_INLINE void forward_units(const LayerForward& f, Cells& cells) {
   constexpr int width = kStepVectors * kLanes;

@@ -1,5 +1,5 @@
-// The step on one tile whose state is not float32. What is stored is decoded where the layer reads it and encoded as soon
-// as a unit is done: while the multiply-adds of the next one keep the processor's other half busy.
+// The step on one tile whose state is not float32. What is stored is decoded where the layer reads it and encoded as
+// soon as a unit is done: while the multiply-adds of the next one keep the processor's other half busy.
 #pragma once
 
 #include "state_rows.h"
