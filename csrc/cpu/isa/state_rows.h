@@ -148,10 +148,10 @@ static L2L_ALWAYS_INLINE void decode_codes_row(const int8_t* from, float step, b
   }
 }
 
+// Of an h that a cell gave, |h| <= 1 to rounding: there is nothing to be bounded.
 static L2L_ALWAYS_INLINE void encode_h_row(const float* from, int8_t* to) {
   vf x[kRowVectors];
-  L2L_UNROLL for (int v = 0; v < kRowVectors; v++)
-    x[v] = max(-127.f, min(127.f, load(from + v * kLanes) * 127.f));
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) x[v] = load(from + v * kLanes) * 127.f;
   store_codes_of_h(to, x);
 }
 
