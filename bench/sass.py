@@ -168,6 +168,10 @@ def threads_and_shared(kernel: Kernel) -> tuple[int, int]:
     numbers = [int(n) for n in re.findall(r"\d+", kernel.name)]
     if kernel.name.startswith("step_kernel"):
         return 128, packed_bytes(numbers[0], LAYERS)
+    if kernel.name.startswith("stored_step_kernel"):
+        hidden, coordinates, features = numbers[:3]
+        weights = packed_bytes(hidden, LAYERS, features=features, read_outs=2 if features == 5 else 1)
+        return 128, weights + 4 * 128 * coordinates * (hidden + (features == 5))
     if kernel.name.startswith("normalized_step_kernel"):
         return 128, packed_bytes(numbers[0], LAYERS, features=5, read_outs=2)
     if kernel.name.startswith("backward_kernel"):

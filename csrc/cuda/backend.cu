@@ -28,10 +28,30 @@ void normalized_step(const StepCall& call) {
                in_place ? "step_" : "step", call.config);
 }
 
+// In place, where states are not float32.
+void stored_step(const StepCall& call) {
+  TableBuilder<StoredStepEntry> builder;
+  builder.reserve(call.tensors.size());
+  int64_t tiles = 0;
+  const bool averages = call.config.averages() > 0;
+  for (const StepTensor& tensor : call.tensors) {
+    const int64_t numel = tensor.grad.numel();
+    builder.add({tiles += tiles_for(numel), numel, view_of(builder, tensor.param), view_of(builder, tensor.grad),
+                 static_cast<unsigned char*>(tensor.stored), tensor.seed, tensor.record,
+                 averages ? make_correction(call.config, tensor.common.age) : Correction{}, tensor.common.inputs,
+                 tensor.common.nominal});
+  }
+  const NormalizedStepScalars scalars{
+      {call.config, {}, call.phi.const_data_ptr<float>(), 0, call.lr, call.decay, call.maximize, true, {}}, nullptr};
+  CallMemory memory(call.phi);
+  check_launch(
+      run_stored_step(scalars, call.state_type, builder, memory.workspace(), c10::cuda::getCurrentCUDAStream()),
+      "step_", call.config);
+}
+
 void step(const StepCall& call) {
-  TORCH_CHECK_NOT_IMPLEMENTED(call.state_type == StateType::float32,
-                              "states: expected dtype float32 on CUDA, whose kernels have no other yet");
   const c10::cuda::CUDAGuard guard(call.phi.device());
+  if (call.state_type != StateType::float32) return stored_step(call);
   if (call.config.averages() > 0) return normalized_step(call);
   const bool in_place = call.in_place();
   // Only the layered kernel has outputs beside the update, or phases.

@@ -46,13 +46,13 @@ __device__ __forceinline__ void tensor_biases(const Config& config, const float*
 }
 
 // A block per tensor.
-template <int TableBytes>
+template <int TableBytes, class Entry>
 __global__ void __launch_bounds__(kBiasThreads)
     tensor_bias_kernel(const __grid_constant__ StepArguments<TableBytes, NormalizedStepScalars> arguments) {
   const NormalizedStepScalars& s = arguments.scalars;
   const Config& config = s.config;
-  const Table<NormalizedStepEntry> table(s.table, arguments.table.words);
-  const float* inputs = global(reinterpret_cast<const NormalizedStepEntry*>(table.words)[blockIdx.x].inputs);
+  const Table<Entry> table(s.table, arguments.table.words);
+  const float* inputs = global(reinterpret_cast<const Entry*>(table.words)[blockIdx.x].inputs);
   tensor_biases(config, s.phi, inputs, s.biases + static_cast<int64_t>(blockIdx.x) * config.hidden);
 }
 

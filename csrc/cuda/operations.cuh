@@ -39,11 +39,11 @@ inline LaunchStatus run_step(LayeredScalars call, const TableBuilder<StepEntry>&
   return launch_layered_step(call, words, workspace.allocate, stream);
 }
 
-// The same of a network with averages: one launch, and before it one for the biases if there are inputs per tensor.
+// One launch of a step, and before it one for the biases if there are inputs per tensor: launch_all(scalars, words).
 // `scalars` has everything but features, tiles, biases and table.
-inline LaunchStatus run_normalized_step(NormalizedStepScalars scalars, const TableBuilder<NormalizedStepEntry>& builder,
-                                        const Workspace& workspace, cudaStream_t stream,
-                                        StepMapping mapping = StepMapping::automatic) {
+template <class Entry, class Launch>
+LaunchStatus run_step_with_biases(NormalizedStepScalars scalars, const TableBuilder<Entry>& builder,
+                                  const Workspace& workspace, cudaStream_t stream, const Launch& launch_all) {
   if (builder.entries().empty()) return cudaSuccess;
   const int entries = static_cast<int>(builder.entries().size());
   scalars.features = make_features(scalars.config);
@@ -53,10 +53,28 @@ inline LaunchStatus run_normalized_step(NormalizedStepScalars scalars, const Tab
     const size_t bytes = sizeof(float4) * scalars.config.hidden * static_cast<size_t>(entries);
     scalars.biases = static_cast<float4*>(workspace.allocate(bytes));
     if (!scalars.biases) return cudaErrorMemoryAllocation;
-    const LaunchStatus status = launch_tensor_biases(scalars, words, entries, stream);
+    const LaunchStatus status = launch_tensor_biases<Entry>(scalars, words, entries, stream);
     if (status != cudaSuccess) return status;
   }
-  return launch_normalized_step(scalars, words, mapping, stream);
+  return launch_all(scalars, words);
+}
+
+// The step of a network with averages.
+inline LaunchStatus run_normalized_step(const NormalizedStepScalars& scalars,
+                                        const TableBuilder<NormalizedStepEntry>& builder, const Workspace& workspace,
+                                        cudaStream_t stream, StepMapping mapping = StepMapping::automatic) {
+  return run_step_with_biases(scalars, builder, workspace, stream, [&](const auto& filled, const auto& words) {
+    return launch_normalized_step(filled, words, mapping, stream);
+  });
+}
+
+// The step in place where states are not float32, of a plain network or one with averages.
+inline LaunchStatus run_stored_step(const NormalizedStepScalars& scalars, StateType type,
+                                    const TableBuilder<StoredStepEntry>& builder, const Workspace& workspace,
+                                    cudaStream_t stream) {
+  return run_step_with_biases(scalars, builder, workspace, stream, [&](const auto& filled, const auto& words) {
+    return launch_stored_step(filled, type, words, stream);
+  });
 }
 
 // Appends the T + 1 steps of a segment, and T pointers to averages, to a table; returns which word is the first.

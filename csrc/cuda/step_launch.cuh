@@ -2,7 +2,7 @@
 #pragma once
 
 #include "launch.cuh"
-#include "normalized_step.cuh"
+#include "stored_step.cuh"
 
 namespace l2l {
 
@@ -81,13 +81,34 @@ inline LaunchStatus launch_normalized_step(const NormalizedStepScalars& scalars,
   });
 }
 
+// States that are not float32: the wide mapping alone, in which one warp has all of a tile.
+inline LaunchStatus launch_stored_step(const NormalizedStepScalars& scalars, StateType type,
+                                       const std::vector<int64_t>& words, cudaStream_t stream) {
+  if (scalars.tiles == 0) return cudaSuccess;
+  return dispatch_hidden(scalars.config.hidden, [&](auto hidden) {
+    constexpr int H = decltype(hidden)::value, C = wide_coordinates(H);
+    const auto run = [&](auto features) {
+      constexpr int F = decltype(features)::value;
+      const size_t shared = static_cast<size_t>(stored_step_bytes<H, C, F>(scalars.config.layers));
+      const StepInstance<kLargeTable, NormalizedStepScalars> instance{
+          type == StateType::int8 ? &stored_step_kernel<H, C, F, StateType::int8>
+                                  : &stored_step_kernel<H, C, F, StateType::bfloat16>,
+          shared};
+      return launch_step_kernel<C>(instance, scalars, words, stream);
+    };
+    return scalars.config.averages() > 0 ? run(std::integral_constant<int, kNormalizedFeatures>{})
+                                         : run(std::integral_constant<int, kGradientFeatures>{});
+  });
+}
+
 // Fills scalars.biases, [entries][hidden][4].
-inline LaunchStatus launch_tensor_biases(const NormalizedStepScalars& scalars, const std::vector<int64_t>& words,
+template <class Entry>
+LaunchStatus launch_tensor_biases(const NormalizedStepScalars& scalars, const std::vector<int64_t>& words,
                                          int entries, cudaStream_t stream) {
   StepArguments<kLargeTable, NormalizedStepScalars> arguments;
   arguments.scalars = scalars;
   if (!scalars.table.device) fill_inline(arguments.table, words);
-  return launch(&tensor_bias_kernel<kLargeTable>, entries, kBiasThreads, 0, stream, arguments);
+  return launch(&tensor_bias_kernel<kLargeTable, Entry>, entries, kBiasThreads, 0, stream, arguments);
 }
 
 }  // namespace l2l

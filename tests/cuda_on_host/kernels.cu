@@ -174,6 +174,36 @@ int normalized_step(const int64_t* sizes, const float* constants, const float* s
   return run_normalized_step(call, builder, memory.workspace(), nullptr, static_cast<StepMapping>(options[2]));
 }
 
+// A step in place where states are not float32. The stream: parameter, dtype, gradient, dtype, state, seed, record, dims,
+// sizes, strides of the parameter, strides of the gradient, age, addresses of inputs and nominal vector. options:
+// maximize, state type, whether it is a network with normalized inputs (sizes and constants as for each).
+int stored_step(const int64_t* sizes, const float* constants, const float* scalars, const float* phi,
+                const int64_t* options, int64_t tensors, const int64_t* stream) {
+  const Config config = options[2] ? normalized_config(sizes, constants) : config_from(sizes, constants);
+  TableBuilder<StoredStepEntry> builder;
+  int64_t tiles = 0;
+  for (int64_t k = 0; k < tensors; k++) {
+    const int64_t dims = stream[7];
+    const int64_t* shape = stream + 8;
+    const int64_t* common = shape + 3 * dims;
+    int64_t numel = 1;
+    for (int64_t d = 0; d < dims; d++) numel *= shape[d];
+    if (numel > 0) {
+      const View param = view_from(builder, stream, dims, shape, shape + dims);
+      const View grad = view_from(builder, stream + 2, dims, shape, shape + 2 * dims);
+      builder.add({tiles += tiles_for(numel), numel, param, grad, pointer<unsigned char>(stream[4]),
+                   static_cast<uint64_t>(stream[5]), pointer<float>(stream[6]),
+                   options[2] ? make_correction(config, common[0]) : Correction{}, pointer<float>(common[1]),
+                   pointer<float>(common[2])});
+    }
+    stream = common + 3;
+  }
+  Memory memory;
+  const NormalizedStepScalars call{{config, {}, phi, 0, scalars[0], scalars[1], options[0] != 0, true, TableRef{}},
+                                   nullptr};
+  return run_stored_step(call, static_cast<StateType>(options[1]), builder, memory.workspace(), nullptr);
+}
+
 // Per tensor: numel, record tile, state, gradient of the end state, gradient of the start state. Per step and for
 // theta_T: record in `records`, weight, lr, decay in `coefficients`. averages: none, or an address per step.
 int segment_backward(const int64_t* sizes, const float* scalars, const float* phi, int64_t tensors,
