@@ -74,6 +74,13 @@ def step_mix(kernel: Kernel) -> Mix:
     return count([tiles], [Nest(1, (first_layer, Nest(LAYERS - 1, (unit_loop,))))], 1 / coordinates)
 
 
+def stored_step_mix(kernel: Kernel) -> Mix:
+    """The same of stored_step_kernel<H, C, ...> of a plain network, whose first layer is not unrolled."""
+    hidden, coordinates = (int(n) for n in re.findall(r"\d+", kernel.name)[:2])
+    tiles = max(loops_of(kernel, coordinates), key=lambda loop: loop.arithmetic)
+    return count([tiles], [Nest(1, (Nest(hidden), Nest(LAYERS - 1, (Nest(hidden),))))], 1 / coordinates)
+
+
 def wide_loads(*loads: tuple[int, float]) -> float:
     """``Nest.wide`` of 128-bit loads: how many of each kind, and the wavefronts of one of them."""
     return sum(n * each for n, each in loads) / sum(n for n, _ in loads) / 4
@@ -120,6 +127,9 @@ def backward_mix(kernel: Kernel) -> Mix:
 ANALYSED = {
     f"step_kernel<{HIDDEN}, 4,": (step_mix, 4980, 652.0, "coordinate"),
     f"step_kernel<{HIDDEN}, 1,": (step_mix, 4980, 652.0, "coordinate"),
+    # bfloat16 and int8 states.
+    f"stored_step_kernel<{HIDDEN}, 4, 2, 1>": (stored_step_mix, 4980, 332.0, "coordinate"),
+    f"stored_step_kernel<{HIDDEN}, 4, 2, 2>": (stored_step_mix, 4980, 173.5, "coordinate"),
     # The floor counts what no such kernel can avoid: the recorded gradient, and the state at both ends of 20 steps. The
     # estimate counts this kernel's scratch too.
     f"backward_kernel<{HIDDEN}, {LAYERS},": (backward_mix, 14600, 4 + 640 / 20, "coordinate and step"),

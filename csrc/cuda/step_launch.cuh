@@ -91,8 +91,8 @@ inline LaunchStatus launch_stored_step(const NormalizedStepScalars& scalars, Sta
       constexpr int F = decltype(features)::value;
       const size_t shared = static_cast<size_t>(stored_step_bytes<H, C, F>(scalars.config.layers));
       const StepInstance<kLargeTable, NormalizedStepScalars> instance{
-          type == StateType::int8 ? &stored_step_kernel<H, C, F, StateType::int8>
-                                  : &stored_step_kernel<H, C, F, StateType::bfloat16>,
+          type == StateType::int8 ? &stored_step_kernel<H, C, F, static_cast<int>(StateType::int8)>
+                                  : &stored_step_kernel<H, C, F, static_cast<int>(StateType::bfloat16)>,
           shared};
       return launch_step_kernel<C>(instance, scalars, words, stream);
     };
@@ -103,8 +103,8 @@ inline LaunchStatus launch_stored_step(const NormalizedStepScalars& scalars, Sta
 
 // Fills scalars.biases, [entries][hidden][4].
 template <class Entry>
-LaunchStatus launch_tensor_biases(const NormalizedStepScalars& scalars, const std::vector<int64_t>& words,
-                                         int entries, cudaStream_t stream) {
+LaunchStatus launch_tensor_biases(const NormalizedStepScalars& scalars, const std::vector<int64_t>& words, int entries,
+                                  cudaStream_t stream) {
   StepArguments<kLargeTable, NormalizedStepScalars> arguments;
   arguments.scalars = scalars;
   if (!scalars.table.device) fill_inline(arguments.table, words);

@@ -1,9 +1,9 @@
 // The step where states are not float32 (core/state_io.h), of plain networks and of those with normalized inputs.
 //
-// Owns: as in step.cuh, a thread has C adjacent coordinates of one tile, so that 64 / C threads of one warp have a tile.
-// They exchange one number per row of c in int8: the largest magnitude, which chooses the row's step.
-// Shared memory: beside the weights the new h of the layer, which the layer above reads before it is rounded.
-// Global memory: a coordinate's codes are read once and written once, gradient and parameter as in step.cuh.
+// Owns: as in step.cuh, a thread has C adjacent coordinates of one tile, so that 64 / C threads of one warp have a
+// tile. They exchange one number per row of c in int8: the largest magnitude, which chooses the row's step. Shared
+// memory: beside the weights the new h of the layer, which the layer above reads before it is rounded. Global memory: a
+// coordinate's codes are read once and written once, gradient and parameter as in step.cuh.
 #pragma once
 
 #include "normalized_step.cuh"
@@ -62,25 +62,23 @@ __device__ __forceinline__ int signed_code(uint32_t code) { return static_cast<i
 // One tile, as one of its threads sees it.
 template <int C, StateType Type>
 struct StoredTile {
+  const Config& config;  // what is made of it is cheaper to make anew than to hold in registers
   unsigned char* tile;
-  const TileLayout layout;
   const RoundingKey key;
   int lane, count;  // the thread's first coordinate, and how many the tile has
 
   __device__ __forceinline__ StoredTile(const Config& config, const StoredStepEntry& entry, int64_t number, int lane)
-      : layout(config, Type),
-        key(entry.seed, number),
-        lane(lane),
-        count(lanes_of(entry.numel, number)) {
-    tile = global(entry.stored) + number * layout.bytes;
+      : config(config), key(entry.seed, number), lane(lane), count(lanes_of(entry.numel, number)) {
+    tile = global(entry.stored) + number * layout().bytes;
   }
 
+  __device__ __forceinline__ TileLayout layout() const { return TileLayout(config, Type); }
   __device__ __forceinline__ unsigned char* row(int r) const {
     constexpr int kBytes = Type == StateType::int8 ? 1 : 2;
     return tile + kBytes * (r * kTile + lane);
   }
   __device__ __forceinline__ unsigned char* average(int k) const {
-    return tile + layout.averages + 2 * (k * kTile + lane);
+    return tile + layout().averages + 2 * (k * kTile + lane);
   }
   __device__ __forceinline__ uint32_t random(int i, int rounded) const {
     return half_of(key.draw(key.lane(static_cast<uint32_t>(lane + i)), rounded / 2), rounded);
@@ -99,7 +97,7 @@ struct StoredTile {
     uint32_t codes[C];
     load_codes<C>(row(r), codes, Type);
     float step = 0.f;
-    if (Type == StateType::int8) step = power_of_two(signed_code(tile[layout.exponents + rounded]));
+    if (Type == StateType::int8) step = power_of_two(signed_code(tile[layout().exponents + rounded]));
 #pragma unroll
     for (int i = 0; i < C; i++)
       c[i] = Type == StateType::int8 ? decode_c(signed_code(codes[i]), step) : decode_bfloat16(codes[i]);
@@ -134,7 +132,7 @@ struct StoredTile {
       const float inverse = power_of_two(-e);
 #pragma unroll
       for (int i = 0; i < C; i++) codes[i] = static_cast<uint32_t>(encode_c(c[i], inverse, random(i, rounded)));
-      if (lane == 0) tile[layout.exponents + rounded] = static_cast<unsigned char>(e);
+      if (lane == 0) tile[layout().exponents + rounded] = static_cast<unsigned char>(e);
     } else {
 #pragma unroll
       for (int i = 0; i < C; i++) codes[i] = stochastic_bfloat16(c[i], random(i, rounded));
@@ -270,8 +268,8 @@ __device__ __forceinline__ void stored_step_tile(const NormalizedStepScalars& s,
 #pragma unroll
     for (int i = 0; i < C; i++) u[r][i] = out[kReadOuts * H + r];
   const int64_t which = &entry - reinterpret_cast<const StoredStepEntry*>(table.words);
-  stored_layers<H, C>(s.config.layers, weights, s.biases ? global(s.biases) + which * H : nullptr, features, tile, new_h,
-                      out, u);
+  stored_layers<H, C>(s.config.layers, weights, s.biases ? global(s.biases) + which * H : nullptr, features, tile,
+                      new_h, out, u);
 
   // Looked up once more, so as not to hold registers all the while.
   const StoredStepEntry& target = table.find(global_tile, first_tile);
@@ -291,7 +289,8 @@ L2L_HOST_DEVICE constexpr int stored_step_bytes(int layers) {
   return Packed<H, Features>::bytes(layers) + 4 * kStepThreads * C * (H + (Features == kNormalizedFeatures ? 1 : 0));
 }
 
-template <int H, int C, int Features, StateType Type>
+// Type: a StateType as a number, which names of symbols show.
+template <int H, int C, int Features, int Type>
 __global__ void __launch_bounds__(kStepThreads, 2)
     stored_step_kernel(const __grid_constant__ StepArguments<kLargeTable, NormalizedStepScalars> arguments) {
   L2L_DYNAMIC_SHARED(float4, weights);
@@ -307,8 +306,8 @@ __global__ void __launch_bounds__(kStepThreads, 2)
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kTilesPerBlock;
   int64_t tile = static_cast<int64_t>(blockIdx.x) * kTilesPerBlock + threadIdx.x / kLanes;
   for (; tile < s.tiles; tile += stride)
-    stored_step_tile<H, C, Features, Type>(s, table, weights, &parked[0][threadIdx.x], new_h,
-                                           new_h + H * C * kStepThreads, tile, lane);
+    stored_step_tile<H, C, Features, static_cast<StateType>(Type)>(s, table, weights, &parked[0][threadIdx.x], new_h,
+                                                                   new_h + H * C * kStepThreads, tile, lane);
 }
 
 }  // namespace l2l
