@@ -174,8 +174,8 @@ int normalized_step(const int64_t* sizes, const float* constants, const float* s
   return run_normalized_step(call, builder, memory.workspace(), nullptr, static_cast<StepMapping>(options[2]));
 }
 
-// A step in place where states are not float32. The stream: parameter, dtype, gradient, dtype, state, seed, record, dims,
-// sizes, strides of the parameter, strides of the gradient, age, addresses of inputs and nominal vector. options:
+// A step in place where states are not float32. The stream: parameter, dtype, gradient, dtype, state, seed, record,
+// dims, sizes, strides of the parameter, strides of the gradient, age, addresses of inputs and nominal vector. options:
 // maximize, state type, whether it is a network with normalized inputs (sizes and constants as for each).
 int stored_step(const int64_t* sizes, const float* constants, const float* scalars, const float* phi,
                 const int64_t* options, int64_t tensors, const int64_t* stream) {
