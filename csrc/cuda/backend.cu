@@ -30,6 +30,10 @@ void normalized_step(const StepCall& call) {
 
 // In place, where states are not float32.
 void stored_step(const StepCall& call) {
+  const int largest = largest_stored_hidden(call.config.averages() > 0);
+  TORCH_CHECK_NOT_IMPLEMENTED(call.config.hidden <= largest, "states: on CUDA, bfloat16 and int8 have kernels up to ",
+                              "hidden_size=", largest, call.config.averages() > 0 ? " for normalized networks" : "",
+                              ", got ", call.config.hidden, "; expected dtype float32");
   TableBuilder<StoredStepEntry> builder;
   builder.reserve(call.tensors.size());
   int64_t tiles = 0;

@@ -81,20 +81,28 @@ inline LaunchStatus launch_normalized_step(const NormalizedStepScalars& scalars,
   });
 }
 
+// Up to which hidden size there are kernels for states that are not float32. Larger ones need more registers or more
+// shared memory than some architectures have.
+constexpr int largest_stored_hidden(bool normalized) { return normalized ? 16 : 20; }
+
 // States that are not float32: the wide mapping alone, in which one warp has all of a tile.
 inline LaunchStatus launch_stored_step(const NormalizedStepScalars& scalars, StateType type,
                                        const std::vector<int64_t>& words, cudaStream_t stream) {
   if (scalars.tiles == 0) return cudaSuccess;
   return dispatch_hidden(scalars.config.hidden, [&](auto hidden) {
     constexpr int H = decltype(hidden)::value, C = wide_coordinates(H);
-    const auto run = [&](auto features) {
+    const auto run = [&](auto features) -> LaunchStatus {
       constexpr int F = decltype(features)::value;
-      const size_t shared = static_cast<size_t>(stored_step_bytes<H, C, F>(scalars.config.layers));
-      const StepInstance<kLargeTable, NormalizedStepScalars> instance{
-          type == StateType::int8 ? &stored_step_kernel<H, C, F, static_cast<int>(StateType::int8)>
-                                  : &stored_step_kernel<H, C, F, static_cast<int>(StateType::bfloat16)>,
-          shared};
-      return launch_step_kernel<C>(instance, scalars, words, stream);
+      if constexpr (H > largest_stored_hidden(F == kNormalizedFeatures)) {
+        return cudaErrorInvalidValue;
+      } else {
+        const size_t shared = static_cast<size_t>(stored_step_bytes<H, C, F>(scalars.config.layers));
+        const StepInstance<kLargeTable, NormalizedStepScalars> instance{
+            type == StateType::int8 ? &stored_step_kernel<H, C, F, static_cast<int>(StateType::int8)>
+                                    : &stored_step_kernel<H, C, F, static_cast<int>(StateType::bfloat16)>,
+            shared};
+        return launch_step_kernel<C>(instance, scalars, words, stream);
+      }
     };
     return scalars.config.averages() > 0 ? run(std::integral_constant<int, kNormalizedFeatures>{})
                                          : run(std::integral_constant<int, kGradientFeatures>{});
