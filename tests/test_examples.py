@@ -49,7 +49,8 @@ def test_runs_and_says_what_it_did(script, tmp_path):
         pytest.skip(f"needs {', '.join(missing)}; make examples installs it")
     folder = Path(l2l.__file__).parents[1]  # the package under test, whichever one is installed
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder)}
+    valid = {name: value for name, value in os.environ.items() if name}  # an empty name cannot be taken away again
+    environment = {**valid, **threads, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder)}
     for _ in range(3):
         done = subprocess.run(
             command(script), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False

@@ -112,4 +112,6 @@ def test_autocast_does_not_reach_the_reference():
 
     expected = derivative()
     with torch.autocast("cpu", torch.bfloat16):
-        assert all(map(torch.equal, derivative(), expected))
+        found = derivative()
+    for one, other in zip(found, expected, strict=True):  # BLAS may round in another order; bfloat16 is off by 1e-3
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
