@@ -320,6 +320,20 @@ def test_sums_over_a_tensor_are_those_of_what_is_stored(kind):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("kind", state_types.STATE_DTYPES)
+def test_a_state_of_another_network_is_not_saved_as_one_of_this(kind):
+    param = nn.Parameter(torch.zeros(70))
+    opt = l2l.LearnedOptimizer([param], l2l.CoordinatewiseLSTM(), state_dtype=kind)
+    param.grad = torch.ones(70)
+    opt.step()
+    opt.param_groups[0]["network"] = l2l.CoordinatewiseLSTM(hidden_size=8, num_layers=1)
+    if kind == "int8":
+        with pytest.raises(ValueError, match="does not fit the network"):
+            opt.state_dict()
+    else:
+        assert opt.state_dict()["state"][0]["lstm_state"].shape == (70, 80)
+
+
 def test_what_needs_float32_says_so():
     param = nn.Parameter(torch.zeros(3))
     plain, talking = l2l.CoordinatewiseLSTM(), l2l.CoordinatewiseLSTM(gac_cells=2)

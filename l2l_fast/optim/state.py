@@ -174,14 +174,21 @@ def to_saved(tiles: Tensor, param: Tensor, config: Config) -> Tensor:
     """The inverse of :func:`from_saved`, a copy without the padding; of an int8 state in bfloat16, which holds its
     numbers exactly but for h, of which :func:`from_saved` finds the code again."""
     tiles, numel = tiles.detach(), param.numel()
-    dtype = torch.bfloat16 if tiles.dtype is torch.int8 else tiles.dtype
-    saved = torch.empty((numel, config.rows), dtype=dtype, device=tiles.device)
+    dtype, rows = tiles.dtype, tiles.shape[1]  # its own, whatever network the group has by now
+    if dtype is torch.int8:
+        dtype, rows = torch.bfloat16, config.rows
+        if tiles.shape[1:] != state_types.tile_shape(config, torch.int8):
+            raise ValueError(
+                f"state_dict: the int8 state of a parameter of shape {tuple(param.shape)} does not fit the network "
+                f"of its group (hidden_size={config.hidden_size}, num_layers={config.num_layers})"
+            )
+    saved = torch.empty((numel, rows), dtype=dtype, device=tiles.device)
     for begin in range(0, tiles.shape[0], state_types.CHUNK):
         part = tiles[begin : begin + state_types.CHUNK]
         part = state_types.decode(part, config) if part.dtype is torch.int8 else part
         coordinates = saved[begin * TILE : (begin + state_types.CHUNK) * TILE]
-        coordinates.copy_(part.transpose(1, 2).reshape(-1, config.rows)[: coordinates.shape[0]])
-    return saved.view(*param.shape, config.rows)
+        coordinates.copy_(part.transpose(1, 2).reshape(-1, rows)[: coordinates.shape[0]])
+    return saved.view(*param.shape, rows)
 
 
 def pack_entry(entry: Any, param: Tensor, config: Config) -> Any:
