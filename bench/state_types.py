@@ -1,7 +1,8 @@
 """What states of fewer bytes cost and save: bytes, time, losses, and a model of GPT-2's shape.
 
     python -m bench.state_types bytes      # per parameter, by network and type, as optimizers hold them
-    python -m bench.state_types speed      # of a step, by network and type; in one thread unless --threads
+    python -m bench.state_types speed      # of a step, by network and type; in one thread unless --threads; --numel
+    python -m bench.state_types cells      # how unlike cells are: what a step of codes has to be chosen for
     python -m bench.state_types losses     # after 1,000 steps on four networks, five seeds each: some ten minutes
     python -m bench.state_types gpt2       # 124 million parameters, int8: 20 steps, within 24 GB
 
@@ -53,9 +54,10 @@ def show_bytes() -> None:
         print(f"{name:12}" + "".join(f"{each:12.2f}" for each in found))
 
 
-def show_speed(threads: int, numel: int = 2_000_000, rounds: int = 15) -> None:
+def show_speed(threads: int, numel: int) -> None:
     """Medians over rounds that take one sample of each type; beside them the ratio to float32."""
     torch.set_num_threads(threads)
+    rounds = max(15, 2_000_000 // numel)
     print(f"ns per coordinate, {numel:,} of them, {threads} thread(s), {l2l._C.isa()}")
     for name, network in networks().items():
         config, phi = network.config, network.phi().detach()
@@ -73,6 +75,21 @@ def show_speed(threads: int, numel: int = 2_000_000, rounds: int = 15) -> None:
         middle = {kind: median(each) / numel * 1e9 for kind, each in times.items()}
         row = "".join(f"   {kind} {each:6.1f} ({each / middle['float32']:.3f})" for kind, each in middle.items())
         print(f"{name:12}{row}", flush=True)
+
+
+def show_cells() -> None:
+    """The median size of each cell over all coordinates, after 500 steps of mnist-mlp on its perceptron."""
+    task, network = mnist(0)[0], l2l.load_pretrained("mnist-mlp")
+    optimizer = l2l.LearnedOptimizer(task.parameters(), network)
+    for _ in range(500):
+        optimizer.zero_grad()
+        task().backward()
+        optimizer.step()
+    states = [optimizer.state_of(param) for param in task.parameters()]
+    for layer in range(network.num_layers):
+        c = torch.cat([state.to_logical()[layer][1] for state in states if state is not None]).abs()
+        middle = c.median(0).values.sort().values
+        print(f"layer {layer}: median |c| of a cell {middle[0]:.2g} .. {middle[-1]:.2g}, largest |c| {c.max():.3g}")
 
 
 def zoo(family: str) -> Callable[[int], tuple[nn.Module, Callable[[nn.Module], Tensor]]]:
@@ -191,14 +208,17 @@ def show_gpt2(kind: str, steps: int = 20, length: int = 256) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("bytes", "speed", "losses", "gpt2"))
+    parser.add_argument("what", choices=("bytes", "speed", "cells", "losses", "gpt2"))
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--numel", type=int, default=2_000_000, help="coordinates of speed")
     parser.add_argument("--state-dtype", choices=tuple(STATE_DTYPES), default="int8", help="of gpt2")
     options = parser.parse_args()
     if options.what == "bytes":
         show_bytes()
     elif options.what == "speed":
-        show_speed(options.threads or 1)
+        show_speed(options.threads or 1, options.numel)
+    elif options.what == "cells":
+        show_cells()
     else:
         torch.set_num_threads(options.threads or torch.get_num_threads())
         show_losses() if options.what == "losses" else show_gpt2(options.state_dtype)

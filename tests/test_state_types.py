@@ -236,6 +236,7 @@ def test_resumes_bit_for_bit_and_trains(kind, network):
         assert entry["lstm_state"].shape[:-1] == param.shape and entry["lstm_state"].dtype is torch.bfloat16
     after = optimizer(half, kind, network)
     after.load_state_dict(saved)
+    assert all(entry["lstm_age"] == 17 for entry in after.state.values())
     train(half, after, 23)
     assert torch.equal(theta(whole), theta(half))
     for a, b in zip(whole.parameters(), half.parameters(), strict=True):
@@ -294,6 +295,50 @@ def test_a_checkpoint_of_one_type_loads_into_another(before, after, network):
     assert train(module, second, 30) < 0.3
 
 
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_conversion_in_parts_is_that_of_the_whole(kind, monkeypatch):
+    """And what lies beyond the last coordinate chooses no step, in whichever part it is."""
+    network, config = l2l.load_pretrained("mnist-mlp"), PLAIN["2x20"]
+    rows = torch.randn(3, config.rows, 64).clamp(-0.9, 0.9)
+    clean = rows.clone()
+    rows[2, :, 2:], clean[2, :, 2:] = 1e30, 0.0
+    found = []
+    for tiles, chunk in ((clean, 1024), (rows, 1)):
+        monkeypatch.setattr(state_types, "CHUNK", chunk)
+        param = nn.Parameter(torch.zeros(130))
+        opt = l2l.LearnedOptimizer([param], network, state_dtype=kind)
+        opt.state[param].update(lstm_state=tiles, numel=130)
+        param.grad = torch.ones(130)
+        opt.step()
+        saved = opt.state_dict()
+        opt.load_state_dict(saved)
+        found.append([saved["state"][0]["lstm_state"], *sum(map(list, opt.state_of(param).to_logical()), [])])
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_no_two_parameters_round_alike(kind):
+    params = [nn.Parameter(torch.zeros(64)) for _ in range(4)]
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    opt = l2l.LearnedOptimizer(groups, l2l.load_pretrained("mnist-mlp"), state_dtype=kind)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.linspace(-1, 1, 64)
+        opt.step()
+    cells = [opt.state_of(param).to_logical()[0][1] for param in params]
+    assert not any(torch.equal(cells[i], cells[j]) for i in range(4) for j in range(i))
+
+
+def test_a_parameter_that_became_float64_is_refused():
+    param = nn.Parameter(torch.zeros(3))
+    opt = l2l.LearnedOptimizer([param], l2l.CoordinatewiseLSTM(), state_dtype="int8")
+    param.data = param.data.double()
+    param.grad = torch.ones(3, dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match="expected 'float32' for float64 parameters"):
+        opt.step()
+    assert not param.any() and not opt.state
+
+
 def test_the_type_of_a_group_can_be_changed_between_steps():
     module = model()
     opt = optimizer(module, "float32", "mnist-mlp")
@@ -346,6 +391,31 @@ def test_what_needs_float32_says_so():
     opt = l2l.LearnedOptimizer([param], plain, state_dtype="int8")
     with pytest.raises(NotImplementedError, match="start_segment: meta-training needs .*, got 'int8'"):
         opt.start_segment()
+
+
+def test_a_group_without_the_option_and_one_with_a_wrong_one():
+    param = nn.Parameter(torch.zeros(70))
+    opt = l2l.LearnedOptimizer([param], l2l.CoordinatewiseLSTM())
+    param.grad = torch.ones(70)
+    del opt.param_groups[0]["state_dtype"]
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+    assert opt.state_of(param).dtype is torch.float32 and opt.param_groups[0]["state_dtype"] == "float32"
+    saved = opt.state_dict()
+    for wrong in ("fp8", ["int8"], None):
+        opt.param_groups[0]["state_dtype"] = wrong
+        for ask in (opt.step, lambda: opt.state_of(param), opt.start_segment, lambda: opt.load_state_dict(saved)):
+            with pytest.raises(ValueError, match="state_dtype: expected one of"):
+                ask()
+
+
+def test_int8_of_three_dimensions_is_no_live_state():
+    param = nn.Parameter(torch.zeros(70))
+    opt = l2l.LearnedOptimizer([param], l2l.CoordinatewiseLSTM())
+    opt.state[param].update(lstm_state=torch.zeros(2, 80, 64, dtype=torch.int8), numel=70)
+    assert opt.state_dict()["state"][0]["lstm_state"].shape == (2, 80, 64)
+    with pytest.raises(ValueError, match="expected 'lstm_state' of shape"):
+        opt.state_of(param)
 
 
 def test_operators_refuse_what_does_not_fit():

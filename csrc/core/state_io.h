@@ -62,8 +62,7 @@ L2L_HOST_DEVICE uint64_t mix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// The same for 32 bits (Wellons' lowbias32).
-// U: uint32_t, or a vector of such.
+// The same for 32 bits (Wellons' lowbias32). U: uint32_t, or a vector of such.
 template <class U>
 L2L_HOST_DEVICE U mix32(U x) {
   x = (x ^ (x >> 16)) * 0x7feb352du;
@@ -176,14 +175,15 @@ L2L_HOST_DEVICE float decode_c(int code, float step) {
   return float_of(code == kNotANumber ? kQuietNaN : bits_of(x));
 }
 
-// inverse: 2^-e; random: 16 bits. The product is exact.
+// The code of 128 + a number of steps, which is 1 ... 256 unless it is no number.
 L2L_HOST_DEVICE int code_of_shifted(float x) {
-  const bool counts = x >= 1.f && x < 256.f;  // no infinity, no NaN
+  const bool counts = x >= 1.f && x < 256.f;
   return static_cast<int>(counts ? x : 0.f) - 128;
 }
 
+// inverse: 2^-e, so that the product is exact; random: 16 bits, which make 128 + random * 2^-16.
 L2L_HOST_DEVICE int encode_c(float c, float inverse, uint32_t random) {
-  return code_of_shifted(c * inverse + float_of(0x43000000u | random));  // 128 + random * 2^-16, in 1 ... 256
+  return code_of_shifted(c * inverse + float_of(0x43000000u | random));
 }
 
 }  // namespace l2l

@@ -56,19 +56,12 @@ __global__ void __launch_bounds__(kBiasThreads)
   tensor_biases(config, s.phi, inputs, s.biases + static_cast<int64_t>(blockIdx.x) * config.hidden);
 }
 
-// Takes the gradients into the averages; the features, and the direction, which is parked in `directions` (kStepThreads
-// apart).
-template <int C>
-__device__ __forceinline__ void read_normalized(const NormalizedStepScalars& s, const Table<NormalizedStepEntry>& table,
-                                                const NormalizedStepEntry& entry, int64_t tile, int lane, float* parked,
-                                                float* directions, float (&features)[kNormalizedFeatures][C]) {
-  float g[C], rows[kAverages][C];
-  read_gradients<C>(s, table, entry, tile * kTile + lane, parked, g);
-  const int64_t offset = tile * tile_floats(s.config) + static_cast<int64_t>(s.config.average_row()) * kTile + lane;
-  const float* state = global(entry.state) + offset;
-  float* new_state = global(entry.new_state) + offset;
-#pragma unroll
-  for (int k = 0; k < kAverages; k++) load_lanes<C>(state + k * kTile, rows[k]);
+// Takes the gradients into the averages, rows[k] of each; the features, and the direction, which is parked in
+// `directions` (kStepThreads apart).
+template <int C, class Entry>
+__device__ __forceinline__ void take_gradients(const NormalizedStepScalars& s, const Entry& entry, const float (&g)[C],
+                                               float (&rows)[kAverages][C], float* directions,
+                                               float (&features)[kNormalizedFeatures][C]) {
   const Nominal nominal = nominal_of(entry.nominal);
 #pragma unroll
   for (int i = 0; i < C; i++) {
@@ -83,6 +76,29 @@ __device__ __forceinline__ void read_normalized(const NormalizedStepScalars& s, 
 #pragma unroll
     for (int k = 0; k < kNormalizedFeatures; k++) features[k][i] = x[k];
   }
+}
+
+// u[0] becomes the update, from the rows of the read-out and the parked directions.
+template <int C>
+__device__ __forceinline__ void make_updates(const Nominal& nominal, float output_scale, const float* directions,
+                                             float (&u)[kNormalizedReadOuts][C]) {
+#pragma unroll
+  for (int i = 0; i < C; i++)
+    u[0][i] = normalized_update<DeviceMath>(nominal, output_scale, u[0][i], u[1][i], directions[i * kStepThreads]);
+}
+
+template <int C>
+__device__ __forceinline__ void read_normalized(const NormalizedStepScalars& s, const Table<NormalizedStepEntry>& table,
+                                                const NormalizedStepEntry& entry, int64_t tile, int lane, float* parked,
+                                                float* directions, float (&features)[kNormalizedFeatures][C]) {
+  float g[C], rows[kAverages][C];
+  read_gradients<C>(s, table, entry, tile * kTile + lane, parked, g);
+  const int64_t offset = tile * tile_floats(s.config) + static_cast<int64_t>(s.config.average_row()) * kTile + lane;
+  const float* state = global(entry.state) + offset;
+  float* new_state = global(entry.new_state) + offset;
+#pragma unroll
+  for (int k = 0; k < kAverages; k++) load_lanes<C>(state + k * kTile, rows[k]);
+  take_gradients<C>(s, entry, g, rows, directions, features);
 #pragma unroll
   for (int k = 0; k < kAverages; k++) store_lanes<C>(new_state + k * kTile, rows[k]);
 }
@@ -109,11 +125,7 @@ __device__ __forceinline__ void normalized_step_tile(const NormalizedStepScalars
 
   // Looked up once more, so as not to hold registers all the while.
   const NormalizedStepEntry& target = table.find(global_tile, first_tile);
-  const Nominal nominal = nominal_of(target.nominal);
-#pragma unroll
-  for (int i = 0; i < C; i++)
-    u[0][i] =
-        normalized_update<DeviceMath>(nominal, s.config.output_scale, u[0][i], u[1][i], directions[i * kStepThreads]);
+  make_updates<C>(nominal_of(target.nominal), s.config.output_scale, directions, u);
   write_parameters<C>(s, table, target, (global_tile - first_tile) * kTile + lane, parked, u[0]);
 }
 

@@ -83,6 +83,28 @@ __device__ __forceinline__ void multiply_add(const float4& w, const float (&x)[C
   }
 }
 
+// The pre-activations of one unit. weights: its quadruples, of which the bias is not read.
+template <int H, int C, int Inputs>
+__device__ __forceinline__ void unit_preactivations(const float4* weights, const float4& bias,
+                                                    const float (&x)[Inputs][C], const float (&h)[H][C],
+                                                    float (&a)[4][C]) {
+#pragma unroll
+  for (int i = 0; i < C; i++) a[0][i] = bias.x, a[1][i] = bias.y, a[2][i] = bias.z, a[3][i] = bias.w;
+#pragma unroll
+  for (int k = 0; k < Inputs; k++) multiply_add<C>(weights[1 + k], x[k], a);
+#pragma unroll
+  for (int k = 0; k < H; k++) multiply_add<C>(weights[1 + Inputs + k], h[k], a);
+}
+
+// Adds what one unit's new h gives to the rows of the read-out.
+template <int H, int C, int ReadOuts>
+__device__ __forceinline__ void add_read_out(const float* out, int unit, const float (&y)[C], float (&u)[ReadOuts][C]) {
+#pragma unroll
+  for (int r = 0; r < ReadOuts; r++)
+#pragma unroll
+    for (int i = 0; i < C; i++) u[r][i] += out[r * H + unit] * y[i];
+}
+
 // One layer for one thread's coordinates. x: its inputs, h: its previous h; state, new_state: the thread's lanes of the
 // layer's rows, h and then c. Adds the rows of the read-out to u if `out` is not null. biases: of the units, in the
 // place of the weights' own, or null.
@@ -95,24 +117,13 @@ __device__ __forceinline__ void step_layer(const float4* weights, const float4* 
     float cell[C];
     load_lanes<C>(state + H * kTile, cell);
     float a[4][C];
-    const float4 bias = biases ? biases[j] : weights[0];
-#pragma unroll
-    for (int i = 0; i < C; i++) a[0][i] = bias.x, a[1][i] = bias.y, a[2][i] = bias.z, a[3][i] = bias.w;
-#pragma unroll
-    for (int k = 0; k < Inputs; k++) multiply_add<C>(weights[1 + k], x[k], a);
-#pragma unroll
-    for (int k = 0; k < H; k++) multiply_add<C>(weights[1 + Inputs + k], h[k], a);
+    unit_preactivations<H, C>(weights, biases ? biases[j] : weights[0], x, h, a);
     float y[C];
 #pragma unroll
     for (int i = 0; i < C; i++) y[i] = cell_step<DeviceMath>(a[0][i], a[1][i], a[2][i], a[3][i], cell[i]);
     store_lanes<C>(new_state + H * kTile, cell);
     store_lanes<C>(new_state, y);
-    if (out) {
-#pragma unroll
-      for (int r = 0; r < ReadOuts; r++)
-#pragma unroll
-        for (int i = 0; i < C; i++) u[r][i] += out[r * H + j] * y[i];
-    }
+    if (out) add_read_out<H, C>(out, j, y, u);
     weights += 1 + Inputs + H;
     state += kTile;
     new_state += kTile;
@@ -138,10 +149,9 @@ __device__ __forceinline__ void read_gradients(const StepScalars& s, const Table
   for (int i = 0; i < C; i++) g[i] = parked[i * kStepThreads];
 }
 
-template <int C>
-__device__ __forceinline__ void read_features(const StepScalars& s, const Table<StepEntry>& table,
-                                              const StepEntry& entry, int64_t begin, float* parked,
-                                              float (&features)[kGradientFeatures][C]) {
+template <int C, class Entry>
+__device__ __forceinline__ void read_features(const StepScalars& s, const Table<Entry>& table, const Entry& entry,
+                                              int64_t begin, float* parked, float (&features)[kGradientFeatures][C]) {
   float g[C];
   read_gradients<C>(s, table, entry, begin, parked, g);
 #pragma unroll

@@ -169,13 +169,7 @@ __device__ __forceinline__ void stored_layer(const float4* weights, const float4
     float cell[C];
     tile.load_c(row + H, rounded, cell);
     float a[4][C];
-    const float4 bias = biases ? biases[j] : weights[0];
-#pragma unroll
-    for (int i = 0; i < C; i++) a[0][i] = bias.x, a[1][i] = bias.y, a[2][i] = bias.z, a[3][i] = bias.w;
-#pragma unroll
-    for (int k = 0; k < Inputs; k++) multiply_add<C>(weights[1 + k], x[k], a);
-#pragma unroll
-    for (int k = 0; k < H; k++) multiply_add<C>(weights[1 + Inputs + k], h[k], a);
+    unit_preactivations<H, C>(weights, biases ? biases[j] : weights[0], x, h, a);
     float y[C];
 #pragma unroll
     for (int i = 0; i < C; i++) {
@@ -184,12 +178,7 @@ __device__ __forceinline__ void stored_layer(const float4* weights, const float4
     }
     tile.store_h(row, y);
     tile.store_c(row + H, rounded, cell);
-    if (out) {
-#pragma unroll
-      for (int r = 0; r < ReadOuts; r++)
-#pragma unroll
-        for (int i = 0; i < C; i++) u[r][i] += out[r * H + j] * y[i];
-    }
+    if (out) add_read_out<H, C>(out, j, y, u);
     weights += 1 + Inputs + H;
   }
 }
@@ -211,33 +200,6 @@ __device__ __forceinline__ void stored_layers(int layers, const float4* weights,
   }
 }
 
-// Takes the gradients into the averages; the features, and the direction, parked.
-template <int C, StateType Type>
-__device__ __forceinline__ void read_stored_normalized(const NormalizedStepScalars& s, const StoredStepEntry& entry,
-                                                       const StoredTile<C, Type>& tile, const float (&g)[C],
-                                                       float* directions, float (&features)[kNormalizedFeatures][C]) {
-  float rows[kAverages][C];
-#pragma unroll
-  for (int k = 0; k < kAverages; k++) tile.load_average(k, rows[k]);
-  const Nominal nominal = nominal_of(entry.nominal);
-#pragma unroll
-  for (int i = 0; i < C; i++) {
-    float own[kAverages], x[kNormalizedFeatures];
-#pragma unroll
-    for (int k = 0; k < kAverages; k++) own[k] = rows[k][i];
-    advance_averages<DeviceMath>(s.config.rates, g[i], own);
-    normalized_features<DeviceMath>(entry.correction, g[i], own, x);
-    directions[i * kStepThreads] = nominal_direction<DeviceMath>(entry.correction, nominal, g[i], own, x[kLogRatio]);
-#pragma unroll
-    for (int k = 0; k < kAverages; k++) rows[k][i] = own[k];
-#pragma unroll
-    for (int k = 0; k < kNormalizedFeatures; k++) features[k][i] = x[k];
-  }
-  const int first = s.config.layers * s.config.hidden;
-#pragma unroll
-  for (int k = 0; k < kAverages; k++) tile.store_average(k, first + k, rows[k]);
-}
-
 // new_h, directions: the thread's in shared memory.
 template <int H, int C, int Features, StateType Type>
 __device__ __forceinline__ void stored_step_tile(const NormalizedStepScalars& s, const Table<StoredStepEntry>& table,
@@ -249,18 +211,17 @@ __device__ __forceinline__ void stored_step_tile(const NormalizedStepScalars& s,
   const StoredStepEntry& entry = table.find(global_tile, first_tile);
   const int64_t number = global_tile - first_tile;
   const StoredTile<C, Type> tile(s.config, entry, number, lane);
-  float features[Features][C], u[kReadOuts][C], g[C];
-  read_gradients<C>(s, table, entry, number * kTile + lane, parked, g);
+  float features[Features][C], u[kReadOuts][C];
   if constexpr (kNormalized) {
-    read_stored_normalized<C, Type>(s, entry, tile, g, directions, features);
+    float g[C], rows[kAverages][C];
+    read_gradients<C>(s, table, entry, number * kTile + lane, parked, g);
+#pragma unroll
+    for (int k = 0; k < kAverages; k++) tile.load_average(k, rows[k]);
+    take_gradients<C>(s, entry, g, rows, directions, features);
+#pragma unroll
+    for (int k = 0; k < kAverages; k++) tile.store_average(k, s.config.layers * H + k, rows[k]);
   } else {
-#pragma unroll
-    for (int i = 0; i < C; i++) {
-      float x[kGradientFeatures];
-      features_of<DeviceMath>(s.features, g[i], x);
-#pragma unroll
-      for (int k = 0; k < kGradientFeatures; k++) features[k][i] = x[k];
-    }
+    read_features<C>(s, table, entry, number * kTile + lane, parked, features);
   }
   const float* out = reinterpret_cast<const float*>(weights + Packed<H, Features>::out(s.config.layers));
 #pragma unroll
@@ -273,13 +234,7 @@ __device__ __forceinline__ void stored_step_tile(const NormalizedStepScalars& s,
 
   // Looked up once more, so as not to hold registers all the while.
   const StoredStepEntry& target = table.find(global_tile, first_tile);
-  if constexpr (kNormalized) {
-    const Nominal nominal = nominal_of(target.nominal);
-#pragma unroll
-    for (int i = 0; i < C; i++)
-      u[0][i] =
-          normalized_update<DeviceMath>(nominal, s.config.output_scale, u[0][i], u[1][i], directions[i * kStepThreads]);
-  }
+  if constexpr (kNormalized) make_updates<C>(nominal_of(target.nominal), s.config.output_scale, directions, u);
   write_parameters<C>(s, table, target, (global_tile - first_tile) * kTile + lane, parked, u[0]);
 }
 

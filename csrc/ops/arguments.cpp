@@ -32,38 +32,31 @@ void check_memory(const at::Tensor& tensor, const char* name, int64_t index = -1
                     needed, " bytes, got ", tensor.storage().nbytes(), " (freed?)");
 }
 
-// ValueError / TypeError unless `state` is a contiguous float32 [tiles, rows, 64] tensor of the device's alignment;
-// tiles < 0 takes any number.
+at::ScalarType dtype_of(StateType type) {
+  return type == StateType::float32 ? at::kFloat : type == StateType::int8 ? at::kChar : at::kBFloat16;
+}
+
+// ValueError / TypeError unless `state` is a contiguous [tiles, rows, 64] tensor, or [tiles, bytes] of int8, of the
+// device's alignment; tiles < 0 takes any number. type: float32 but for what is stepped in place.
 void check_state(const Config& config, const at::Tensor& state, int64_t tiles, int64_t alignment, const char* name,
-                 int64_t index = -1) {
-  TORCH_CHECK_TYPE(state.scalar_type() == at::kFloat, label(name, index), ": expected dtype float32, got ",
-                   state.scalar_type());
-  const bool shape = state.dim() == 3 && state.size(1) == config.rows() && state.size(2) == kTile &&
-                     (tiles < 0 || state.size(0) == tiles);
-  TORCH_CHECK_VALUE(shape, label(name, index), ": expected shape [", tiles < 0 ? "tiles" : std::to_string(tiles), ", ",
-                    config.rows(), ", ", kTile, "], got ", state.sizes());
+                 int64_t index = -1, StateType type = StateType::float32) {
+  TORCH_CHECK_TYPE(state.scalar_type() == dtype_of(type), label(name, index), ": expected dtype ",
+                   type == StateType::float32 ? "float32"
+                   : type == StateType::int8  ? "int8"
+                                              : "bfloat16",
+                   ", got ", state.scalar_type());
+  std::vector<int64_t> tile{config.rows(), kTile};
+  if (type == StateType::int8) tile = {TileLayout(config, type).bytes};
+  const bool shape =
+      state.dim() > 0 && state.sizes().slice(1) == at::IntArrayRef(tile) && (tiles < 0 || state.size(0) == tiles);
+  std::string rest;
+  for (const int64_t size : tile) rest += ", " + std::to_string(size);
+  TORCH_CHECK_VALUE(shape, label(name, index), ": expected shape [", tiles < 0 ? "tiles" : std::to_string(tiles), rest,
+                    "], got ", state.sizes());
   TORCH_CHECK_VALUE(state.is_contiguous(), label(name, index), ": expected a contiguous tensor, got strides ",
                     state.strides());
   check_memory(state, name, index);
   TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(state.const_data_ptr()) % alignment == 0, label(name, index),
-                    ": expected memory aligned to ", alignment, " bytes, got a slice that is not; clone it");
-}
-
-// The same of the in-place step, whose states may be of other types: [tiles, rows, 64] too, or [tiles, bytes].
-void check_stored_state(const Config& config, StateType type, const at::Tensor& state, int64_t tiles, int64_t alignment,
-                        int64_t index) {
-  if (type == StateType::float32) return check_state(config, state, tiles, alignment, "states", index);
-  const std::string name = label("states", index);
-  const at::ScalarType dtype = type == StateType::int8 ? at::kChar : at::kBFloat16;
-  TORCH_CHECK_TYPE(state.scalar_type() == dtype, name, ": expected dtype ", dtype, " as states[0], got ",
-                   state.scalar_type());
-  const std::vector<int64_t> int8_shape{tiles, TileLayout(config, type).bytes};
-  const std::vector<int64_t> other_shape{tiles, config.rows(), kTile};
-  const at::IntArrayRef shape = type == StateType::int8 ? int8_shape : other_shape;
-  TORCH_CHECK_VALUE(state.sizes() == shape, name, ": expected shape ", shape, ", got ", state.sizes());
-  TORCH_CHECK_VALUE(state.is_contiguous(), name, ": expected a contiguous tensor, got strides ", state.strides());
-  check_memory(state, "states", index);
-  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(state.const_data_ptr()) % alignment == 0, name,
                     ": expected memory aligned to ", alignment, " bytes, got a slice that is not; clone it");
 }
 
@@ -310,7 +303,7 @@ StateType state_type_of(const at::Tensor& state, const char* name, int64_t index
 }
 
 void check_state_of(const Config& config, const at::Tensor& state, int64_t numel, int64_t index) {
-  check_stored_state(config, state_type_of(state, "states", index), state, tiles_for(numel), 1, index);
+  check_state(config, state, tiles_for(numel), 1, "states", index, state_type_of(state, "states", index));
 }
 
 StateType StepArguments::state_type() const {
@@ -349,7 +342,7 @@ void check_step(const Config& config, const StepArguments& a, int64_t alignment)
     check_written(param, "params", k);
     check_written(state, "states", k);
     const int64_t tiles = tiles_for(param.numel());
-    check_stored_state(config, type, state, tiles, alignment, k);
+    check_state(config, state, tiles, alignment, "states", k, type);
     check_problems(a.problems, param.numel(), "params", k);
     total += param.numel();
     if (a.record)

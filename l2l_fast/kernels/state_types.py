@@ -22,6 +22,7 @@ exponents ``[layers, hidden_size]``, filled up to 16 bytes, averages.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -92,8 +93,13 @@ def encode(rows: Tensor, config: Config, dtype: torch.dtype, numel: int, seed: i
 
 def seed_of(parameter: int, step: int) -> int:
     """The seed of the ``step``-th step of an optimizer's ``parameter``-th parameter, as a signed 64-bit number."""
-    seed = _mix64(_mix64(parameter + 1) + step)
+    seed = _mix64(_stream(parameter) + step)
     return seed - (1 << 64) if seed >> 63 else seed
+
+
+@functools.cache
+def _stream(parameter: int) -> int:
+    return _mix64(parameter + 1)
 
 
 def _encode_tiles(rows: Tensor, config: Config, numel: int, seed: int | None, first: int, out: Tensor) -> None:

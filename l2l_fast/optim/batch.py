@@ -20,7 +20,16 @@ from ..kernels.state_types import seed_of, tile_shape, zeros
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
 from . import joint, sharding
-from .checks import check_devices, check_plain, check_sharding, check_state_dtype, check_total_steps, number, truth
+from .checks import (
+    check_devices,
+    check_plain,
+    check_sharding,
+    check_state_dtype,
+    check_total_steps,
+    number,
+    refuse_exact,
+    truth,
+)
 from .joint import Reduce
 from .state import NUMEL_KEY, STATE_KEY, age_of, alignment_of, steps_of, tiles_of
 from .tensor_features import Common, TensorFeatures, aligned, common_of, needs_sums
@@ -135,6 +144,8 @@ def gather(
         if not fused or grad.layout is not torch.strided:
             check_gradient("params", param)
             check_gradient("grad", grad)
+            if rounded and not fused:
+                refuse_exact(group, k)
         if not (on_cpu and param.is_cpu and grad.is_cpu):
             check_devices(param, grad, phi, fused)
         dtype = state_dtype if fused else torch.float64

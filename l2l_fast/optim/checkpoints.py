@@ -98,7 +98,8 @@ def unpack(
         for name in ("num_problems", "total_steps"):
             new.setdefault(name, old[name])  # written before there was this option
         owners.update((key, (param, new, network)) for key, param in zip(new["params"], old["params"], strict=True))
-        new.update({"params": old["params"], "network": old["network"], "state_dtype": old["state_dtype"]})
+        new.update({"params": old["params"], "network": old["network"]})
+        new["state_dtype"] = old.get("state_dtype", "float32")
         for name in ("lr", "weight_decay"):
             number(name, new[name])
         truth("maximize", new["maximize"])
@@ -116,7 +117,7 @@ def unpack(
         # The memory of a group is with its first parameter.
         keeps = network.has_memory and param is group["params"][0]
         held = sharding.local(param)
-        state[param] = unpack_entry(entry, held, network.config, keeps, dtype_of(held, group["state_dtype"]))
+        state[param] = unpack_entry(entry, held, network.config, keeps, dtype_of(held, group))
         if keeps and (entries := joint.memory_entries(entry)):
             state[param].update(_own_memory(entries, group, network))
         if entry and STATE_KEY not in entry:

@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..kernels import checks, operators
 from ..kernels.checks import check_gradient, check_problems
-from ..kernels.state_types import STATE_DTYPES
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.memory import Memory
 from . import joint, sharding
 from .joint import Reduce
+from .state import state_dtype_of
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -104,25 +104,23 @@ def check_state_dtype(group: Mapping[str, Any], network: CoordinatewiseLSTM) -> 
 
     Raises:
         ValueError: it names none.
-        NotImplementedError: one that steps of this network do not have, or a float64 parameter in another than float32.
+        NotImplementedError: one that steps of this network do not have.
     """
-    name = group["state_dtype"]
-    if name == "float32":
-        return torch.float32
-    if not checks.chosen(name, STATE_DTYPES):
-        raise ValueError(f"state_dtype: expected one of {', '.join(map(repr, STATE_DTYPES))}, got {name!r}")
-    if network.communicates or network.has_memory or network.num_outputs > 1:
+    dtype = state_dtype_of(group)
+    if dtype is not torch.float32 and (network.communicates or network.has_memory or network.num_outputs > 1):
         raise NotImplementedError(
-            f"state_dtype: expected 'float32' for a network whose coordinates communicate, or with a memory or several "
-            f"outputs, got {name!r}"
+            "state_dtype: expected 'float32' for a network whose coordinates communicate, or with a memory or several "
+            f"outputs, got {group['state_dtype']!r}"
         )
-    for k, param in enumerate(group["params"]):
-        if torch.float64 in (param.dtype, param.dtype if param.grad is None else param.grad.dtype):
-            raise NotImplementedError(
-                f"state_dtype: expected 'float32' for float64 parameters and gradients, which keep a float64 state, "
-                f"got {name!r} and parameter {_name(group, k)}"
-            )
-    return STATE_DTYPES[name]
+    return dtype
+
+
+def refuse_exact(group: Mapping[str, Any], k: int) -> None:
+    """Raise NotImplementedError for the k-th parameter, which goes through the reference."""
+    raise NotImplementedError(
+        "state_dtype: expected 'float32' for float64 parameters and gradients, which keep a float64 state, got "
+        f"{group['state_dtype']!r} and parameter {_name(group, k)}"
+    )
 
 
 def check_parameters(group: Mapping[str, Any]) -> None:
@@ -131,7 +129,8 @@ def check_parameters(group: Mapping[str, Any]) -> None:
     Raises:
         TypeError: not dense and real floating point.
         ValueError: the same parameter twice.
-        NotImplementedError: a tensor that is made of tensors, unless it is a DTensor.
+        NotImplementedError: a tensor that is made of tensors, unless it is a DTensor; float64 with a state of fewer
+            bytes.
     """
     params = group["params"]
     for k, param in enumerate(params):
@@ -140,6 +139,8 @@ def check_parameters(group: Mapping[str, Any]) -> None:
             param = sharding.local(param)
         check_plain(param, group, k, "params")
         check_gradient("params", param)
+        if param.dtype is torch.float64 and state_dtype_of(group) is not torch.float32:
+            refuse_exact(group, k)
     if len(set(params)) != len(params):
         raise ValueError("params: the same parameter appears more than once in the group")
 

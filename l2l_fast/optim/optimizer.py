@@ -42,6 +42,7 @@ from .state import (
     dtype_of,
     is_live,
     modernized,
+    state_dtype_of,
     tiles_of,
 )
 from .tensor_features import TensorFeatures
@@ -152,7 +153,7 @@ class LearnedOptimizer(Optimizer):
             check_state_dtype(group, network)
             if self._segment is not None:
                 name, sampling = "add_param_group, with a segment open", self._segment.sampling
-                check_recordable(name, network, self._kept.reduce, sampling, group["state_dtype"])
+                check_recordable(name, network, self._kept.reduce, sampling, state_dtype_of(group))
         except BaseException:
             self.param_groups.pop()
             raise
@@ -189,7 +190,7 @@ class LearnedOptimizer(Optimizer):
             if any(param is each for each in group["params"]):
                 config, entry = self._registry.network_of(group).config, self.state.get(param, {})
                 held = sharding.local(param)
-                dtype = dtype_of(held, group["state_dtype"])
+                dtype = dtype_of(held, group)
                 tiles = tiles_of(sharding.local_entry(entry, param), held, config, dtype)
                 return None if tiles is None else as_state(tiles, held.numel(), config, age_of(entry, config))
         raise KeyError(f"param: not a parameter of this optimizer, of shape {tuple(param.shape)}")
@@ -318,7 +319,7 @@ class LearnedOptimizer(Optimizer):
         if self._segment is not None:
             raise RuntimeError("start_segment: a segment is already open; call backward_segment() or discard_segment()")
         for group, network in zip(self.param_groups, self.networks, strict=True):
-            check_recordable("start_segment", network, self._kept.reduce, sampling, group["state_dtype"])
+            check_recordable("start_segment", network, self._kept.reduce, sampling, state_dtype_of(group))
         self._segment = Segment(sampling)
 
     def discard_segment(self) -> None:

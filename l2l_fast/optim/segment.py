@@ -24,7 +24,7 @@ from .segment_backward import Given, like, part_backward
 from .segment_checks import check_end_states, check_recordable, check_trainable, check_weights
 from .segment_sampling import Sampling
 from .sharding import Totals, by_mesh, everywhere, local, local_gradient, meshes
-from .state import as_state
+from .state import as_state, state_dtype_of
 from .tape import Step, Tape
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ class Segment:
         started: list[tuple[Tensor, Tensor, Config, int]] = []
         for group, batch in batches:
             reduce = None if batch.mesh is not None else batch.reduce
-            check_recordable(
-                "step, with a segment open", batch.network, reduce, self.sampling, group["state_dtype"]
-            )
+            dtype = state_dtype_of(group)
+            check_recordable("step, with a segment open", batch.network, reduce, self.sampling, dtype)
             keys = batch.keys()
             moving = [(key, grad, state) for key, (_, grad, state) in zip(keys, batch.moving(), strict=True)]
             tape = self.tapes.get(id(group))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..kernels.state import State
@@ -20,13 +21,13 @@ def check_recordable(
     network: CoordinatewiseLSTM,
     reduce: Reduce | None,
     sampling: Sampling | None = None,
-    state_dtype: str = "float32",
+    state_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Raise NotImplementedError, with ``name`` in front, unless the steps of ``network`` can be back-propagated."""
-    if state_dtype != "float32":
+    if state_dtype is not torch.float32:
         raise NotImplementedError(
-            f"{name}: meta-training needs state_dtype='float32', got {state_dtype!r}: what rounding does to a state "
-            "has no derivative"
+            f"{name}: meta-training needs state_dtype='float32', got {str(state_dtype)[6:]!r}: what rounding does to a "
+            "state has no derivative"
         )
     if network.has_memory or network.num_outputs > 1:
         raise NotImplementedError(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import state_types
-from ..kernels.checks import as_float, as_int
+from ..kernels.checks import as_float, as_int, chosen
 from ..kernels.config import Config
 from ..kernels.state import TILE, State, num_tiles
 from ..networks.memory import Memory, as_digits, from_digits
@@ -42,9 +42,18 @@ ALIGNMENT_KEY = "lstm_alignment"
 COUNTED = (torch.bfloat16, torch.int8)
 
 
-def dtype_of(param: Tensor, state_dtype: str) -> torch.dtype:
-    """The dtype of a parameter's live state in a group of this ``state_dtype``."""
-    return torch.float64 if param.dtype == torch.float64 else state_types.STATE_DTYPES[state_dtype]
+def state_dtype_of(group: Mapping[str, Any]) -> torch.dtype:
+    """What a group's option ``state_dtype`` names, float32 where a group has none; ValueError if it names nothing."""
+    name = group.get("state_dtype", "float32")
+    if name != "float32" and not chosen(name, state_types.STATE_DTYPES):
+        names = ", ".join(map(repr, state_types.STATE_DTYPES))
+        raise ValueError(f"state_dtype: expected one of {names}, got {name!r}")
+    return state_types.STATE_DTYPES[name]
+
+
+def dtype_of(param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """The dtype of a parameter's live state in its group; ValueError as :func:`state_dtype_of`."""
+    return torch.float64 if param.dtype == torch.float64 else state_dtype_of(group)
 
 
 def as_state(tiles: Tensor, numel: int, config: Config, age: int = 0) -> State:
@@ -142,7 +151,7 @@ def is_live(entry: Mapping[str, Any]) -> bool:
     if value.dim() < 2 or value.shape[0] != num_tiles(int(numel)):
         return False
     # In the saved form what is before the last dimension are the coordinates; it is never int8.
-    return value.dtype is torch.int8 if value.dim() == 2 else value.dim() == 3 and value.shape[2] == TILE
+    return value.dim() == 2 if value.dtype is torch.int8 else value.dim() == 3 and value.shape[2] == TILE
 
 
 def from_saved(saved: Any, param: Tensor, config: Config, dtype: torch.dtype) -> Tensor:

@@ -68,6 +68,24 @@ View view_from(TableBuilder<Entry>& builder, const int64_t* tensor, int64_t dims
   return builder.view(pointer<void>(tensor[0]), static_cast<Dtype>(tensor[1]), sizes, strides, dims);
 }
 
+// Visits the tensors of a step that have coordinates. Of each the stream has "parameter, dtype, gradient, dtype, three
+// words, dims, sizes, strides of the parameter, strides of the gradient" and `behind` words more:
+// visit(numel, parameter, gradient, the three words, those behind).
+template <class Entry, class Visit>
+void visit_tensors(TableBuilder<Entry>& builder, int64_t tensors, const int64_t* stream, int64_t behind,
+                   const Visit& visit) {
+  for (int64_t k = 0; k < tensors; k++) {
+    const int64_t dims = stream[7];
+    const int64_t* shape = stream + 8;
+    int64_t numel = 1;
+    for (int64_t d = 0; d < dims; d++) numel *= shape[d];
+    if (numel > 0)
+      visit(numel, view_from(builder, stream, dims, shape, shape + dims),
+            view_from(builder, stream + 2, dims, shape, shape + 2 * dims), stream + 4, shape + 3 * dims);
+    stream = shape + 3 * dims + behind;
+  }
+}
+
 // From "numel, record tile, state, gradient of the end state, gradient of the start state".
 BackwardEntry backward_entry(int64_t& tiles, const int64_t* tensor) {
   return {tiles += tiles_for(tensor[0]), tensor[0], tensor[1], pointer<float>(tensor[2]), pointer<float>(tensor[3]),
@@ -114,21 +132,12 @@ int step(const int64_t* sizes, const float* scalars, const float* phi, const int
   TableBuilder<StepEntry> builder;
   LayeredScalars call{};
   int64_t tiles = 0;
-  for (int64_t k = 0; k < tensors; k++) {
-    const int64_t dims = stream[7];
-    const int64_t* shape = stream + 8;
-    int64_t numel = 1;
-    for (int64_t d = 0; d < dims; d++) numel *= shape[d];
-    if (numel > 0) {
-      tiles += tiles_for(numel);
-      const View param = view_from(builder, stream, dims, shape, shape + dims);
-      const View grad = view_from(builder, stream + 2, dims, shape, shape + 2 * dims);
-      builder.add({tiles, numel, param, grad, pointer<float>(stream[4]), pointer<float>(stream[5]),
-                   pointer<float>(stream[6]), call.total});
-      call.total += numel;
-    }
-    stream = shape + 3 * dims;
-  }
+  visit_tensors(builder, tensors, stream, 0,
+                [&](int64_t numel, View param, View grad, const int64_t* own, const int64_t*) {
+                  builder.add({tiles += tiles_for(numel), numel, param, grad, pointer<float>(own[0]),
+                               pointer<float>(own[1]), pointer<float>(own[2]), call.total});
+                  call.total += numel;
+                });
   Memory memory;
   call.step = {config, {}, phi, 0, scalars[2], scalars[3], options[0] != 0, options[1] != 0, TableRef{}};
   call.problems = sizes[6];
@@ -149,25 +158,15 @@ int normalized_step(const int64_t* sizes, const float* constants, const float* s
   const Config config = normalized_config(sizes, constants);
   TableBuilder<NormalizedStepEntry> builder;
   int64_t tiles = 0, total = 0;
-  for (int64_t k = 0; k < tensors; k++) {
-    const int64_t dims = stream[7];
-    const int64_t* shape = stream + 8;
-    const int64_t* common = shape + 3 * dims;
-    int64_t numel = 1;
-    for (int64_t d = 0; d < dims; d++) numel *= shape[d];
-    if (numel > 0) {
-      tiles += tiles_for(numel);
-      const View param = view_from(builder, stream, dims, shape, shape + dims);
-      const View grad = view_from(builder, stream + 2, dims, shape, shape + 2 * dims);
-      builder.add({{tiles, numel, param, grad, pointer<float>(stream[4]), pointer<float>(stream[5]),
-                    pointer<float>(stream[6]), total},
-                   make_correction(config, common[0]),
-                   pointer<float>(common[1]),
-                   pointer<float>(common[2])});
-      total += numel;
-    }
-    stream = common + 3;
-  }
+  visit_tensors(builder, tensors, stream, 3,
+                [&](int64_t numel, View param, View grad, const int64_t* own, const int64_t* common) {
+                  builder.add({{tiles += tiles_for(numel), numel, param, grad, pointer<float>(own[0]),
+                                pointer<float>(own[1]), pointer<float>(own[2]), total},
+                               make_correction(config, common[0]),
+                               pointer<float>(common[1]),
+                               pointer<float>(common[2])});
+                  total += numel;
+                });
   Memory memory;
   const NormalizedStepScalars call{
       {config, {}, phi, 0, scalars[0], scalars[1], options[0] != 0, options[1] != 0, TableRef{}}, nullptr};
@@ -182,22 +181,13 @@ int stored_step(const int64_t* sizes, const float* constants, const float* scala
   const Config config = options[2] ? normalized_config(sizes, constants) : config_from(sizes, constants);
   TableBuilder<StoredStepEntry> builder;
   int64_t tiles = 0;
-  for (int64_t k = 0; k < tensors; k++) {
-    const int64_t dims = stream[7];
-    const int64_t* shape = stream + 8;
-    const int64_t* common = shape + 3 * dims;
-    int64_t numel = 1;
-    for (int64_t d = 0; d < dims; d++) numel *= shape[d];
-    if (numel > 0) {
-      const View param = view_from(builder, stream, dims, shape, shape + dims);
-      const View grad = view_from(builder, stream + 2, dims, shape, shape + 2 * dims);
-      builder.add({tiles += tiles_for(numel), numel, param, grad, pointer<unsigned char>(stream[4]),
-                   static_cast<uint64_t>(stream[5]), pointer<float>(stream[6]),
-                   options[2] ? make_correction(config, common[0]) : Correction{}, pointer<float>(common[1]),
-                   pointer<float>(common[2])});
-    }
-    stream = common + 3;
-  }
+  visit_tensors(builder, tensors, stream, 3,
+                [&](int64_t numel, View param, View grad, const int64_t* own, const int64_t* common) {
+                  builder.add({tiles += tiles_for(numel), numel, param, grad, pointer<unsigned char>(own[0]),
+                               static_cast<uint64_t>(own[1]), pointer<float>(own[2]),
+                               options[2] ? make_correction(config, common[0]) : Correction{},
+                               pointer<float>(common[1]), pointer<float>(common[2])});
+                });
   Memory memory;
   const NormalizedStepScalars call{{config, {}, phi, 0, scalars[0], scalars[1], options[0] != 0, true, TableRef{}},
                                    nullptr};

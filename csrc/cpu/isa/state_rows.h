@@ -90,8 +90,8 @@ static L2L_ALWAYS_INLINE void store_high_halves(uint16_t* p, const vu* x) {
 }
 static L2L_ALWAYS_INLINE void store_codes_of_h(int8_t* p, const vf* x) {
   for (int i = 0; i < kTile; i++) {
-    const float bounded = x[i / kLanes][i % kLanes];
-    p[i] = (int8_t)(bounded == bounded ? encode_whole(bounded) : kNotANumber);
+    const float scaled = x[i / kLanes][i % kLanes];
+    p[i] = (int8_t)(scaled == scaled ? encode_whole(scaled) : kNotANumber);
   }
 }
 static L2L_ALWAYS_INLINE void store_codes_of_c(int8_t* p, const vf* x) {
