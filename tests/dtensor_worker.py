@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import l2l_fast as l2l
+from l2l_fast.optim import sharding
 from tests.helpers import random_network
 
 STEPS = 10
@@ -120,6 +121,42 @@ def fsdp(kind: str, mesh=None, clip: float = 0.0, dtype=torch.float32) -> float:
 
 def hsdp(kind: str, ranks: int) -> float:
     return fsdp(kind, init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "shard")))
+
+
+def rounded_alike(kind: str, mesh=None) -> float:
+    """Shards that begin with a tile of the whole round as the whole does, bit for bit, the last ones uneven."""
+    found = []
+    for sharded in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(64, 7, bias=False)
+        model = fully_shard(model, mesh=mesh) if sharded else model
+        optimizer = optimizer_of(model.parameters(), network("plain"), **state_type(kind))
+        for t in range(STEPS):
+            x = torch.randn(8, 64, generator=torch.Generator().manual_seed(t))
+            optimizer.zero_grad()
+            (model(x) - x[:, :7].sign()).square().mean().backward()
+            optimizer.step()
+        found.append((list(model.parameters()), states(optimizer)))
+    (ours, our_states), (theirs, their_states) = found
+    return max(difference(ours, theirs), difference(our_states, their_states))
+
+
+def rounded_apart() -> float:
+    """Shards that do not begin with a tile have random numbers of their own; copies have those of what they copy."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    cases = {"aligned": ((8, 64), [Shard(0)]), "rows": ((9, 5), [Shard(0)]), "columns": ((64, 8), [Shard(1)])}
+    cases["copies"] = ((9, 5), [Replicate()])
+    found = {}
+    for name, (shape, placements) in cases.items():
+        param = distribute_tensor(torch.zeros(shape), mesh, placements)
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, sharding.part_of(param))
+        found[name] = parts
+    ranks = dist.get_world_size()
+    assert found["aligned"] == [(8 // ranks * k, 0) for k in range(ranks)], found
+    assert found["copies"] == [(0, 0)] * ranks
+    assert len(set(found["rows"])) == len(set(found["columns"])) == ranks
+    return 0.0
 
 
 # ---- placements of all kinds, gradients given by hand ----
@@ -485,6 +522,9 @@ def checks(ranks: int, folder: Path) -> dict:
         **{f"load-{kind}": lambda kind=kind: load_rounded(kind, ranks, folder) for kind in rounded},
         "whole files": lambda: whole_files(folder),
         "copies of the optimizer": copies,
+        **{f"rounded-{kind}": lambda kind=kind: rounded_alike(kind) for kind in rounded},
+        **{f"rounded-copies-{kind}": lambda kind=kind: rounded_alike(kind, grid) for kind in rounded},
+        "rounded apart": rounded_apart,
         "refusals": lambda: refusals(ranks),
     }
 

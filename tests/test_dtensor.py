@@ -28,6 +28,7 @@ BOUNDS |= {f"{layout}-plain": 0.0 for layout in LAYOUTS}  # nothing is added up 
 BOUNDS |= {f"load-{kind}": 1e-6 for kind in KINDS}
 ROUNDED = ("bfloat16", "int8")  # types of states
 BOUNDS |= {f"load-{kind}": 0.0 for kind in ROUNDED}
+BOUNDS |= {f"rounded-{copies}{kind}": 0.0 for kind in ROUNDED for copies in ("", "copies-")} | {"rounded apart": 0.0}
 SEGMENTS = ("plain", "general", "averages", "copies", "averages-copies", "states", "averages-states", "sampled")
 SEGMENTS += tuple(f"{layout}-{kind}" for layout in ("grid", "beside plain") for kind in KINDS)
 BOUNDS |= {f"segment-{kind}": 1e-6 for kind in SEGMENTS}

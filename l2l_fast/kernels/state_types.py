@@ -91,15 +91,21 @@ def encode(rows: Tensor, config: Config, dtype: torch.dtype, numel: int, seed: i
     return out
 
 
-def seed_of(parameter: int, step: int) -> int:
-    """The seed of the ``step``-th step of an optimizer's ``parameter``-th parameter, as a signed 64-bit number."""
-    seed = _mix64(_stream(parameter) + step)
+def seed_of(parameter: int, step: int, tile: int = 0, part: int = 0) -> int:
+    """The seed of the ``step``-th step of an optimizer's ``parameter``-th parameter, as a signed 64-bit number.
+
+    Args:
+        tile: of the whole tensor, with which this part of it begins: the numbers are those that the whole would have.
+        part: of parts that do not begin with a tile, which: each has numbers of its own. 0: the whole, or by ``tile``.
+    """
+    seed = (_mix64(_stream(parameter, part) + step) + _GOLDEN64 * tile) & _MASK64
     return seed - (1 << 64) if seed >> 63 else seed
 
 
 @functools.cache
-def _stream(parameter: int) -> int:
-    return _mix64(parameter + 1)
+def _stream(parameter: int, part: int) -> int:
+    stream = _mix64(parameter + 1)
+    return _mix64(stream + part) if part else stream
 
 
 def _encode_tiles(rows: Tensor, config: Config, numel: int, seed: int | None, first: int, out: Tensor) -> None:

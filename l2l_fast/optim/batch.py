@@ -166,7 +166,8 @@ def gather(
             states.append(tiles)
             if rounded:
                 steps.append(steps_of(entry, None if config.averages else 0) + 1)
-                seeds.append(seed_of(first + k, steps[-1]))
+                part = sharding.part_of(key) if key is not param else (0, 0)
+                seeds.append(seed_of(first + k, steps[-1], *part))
         else:
             batch.exact.append((param, grad, tiles))
     if owners:

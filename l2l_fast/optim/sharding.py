@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..kernels.state import TILE
 from ..networks.lstm import CoordinatewiseLSTM
 from .state import STATE_KEY, is_live
 
@@ -91,6 +92,29 @@ def counts_here(param: Any, mesh: Any) -> bool:
         return False
     splits = map(_splits, param.placements) if is_dtensor(param) else [False] * mesh.ndim
     return all(split or index == 0 for split, index in zip(splits, place, strict=True))
+
+
+def part_of(param: Any) -> tuple[int, int]:
+    """tile and part of this process's shard, as :func:`l2l_fast.kernels.state_types.seed_of` takes them: random numbers
+    are those of the coordinates, wherever they are, if the shard begins with a tile of the whole."""
+    place = param.device_mesh.get_coordinate()
+    splits = [(dim, each) for dim, each in enumerate(param.placements) if _splits(each)]
+    if not splits or place is None:
+        return 0, 0
+    shape, rows, begin = param.shape, 0, 0
+    if all(type(each).__name__ == "Shard" and each.dim == 0 for _, each in splits):
+        rows = shape[0]
+        for dim, _ in splits:  # as torch.chunk does, dimension by dimension
+            size = -(-rows // param.device_mesh.size(dim))
+            first = min(size * place[dim], rows)
+            begin, rows = begin + first, min(size, rows - first)
+        first_coordinate = begin * shape[1:].numel()
+        if first_coordinate % TILE == 0:
+            return first_coordinate // TILE, 0
+    number = 0
+    for dim, _ in splits:
+        number = number * param.device_mesh.size(dim) + place[dim]
+    return 0, 1 + number
 
 
 # ---- sums over processes ----
