@@ -4,7 +4,7 @@
     python -m bench.state_types speed      # of a step, by network and type; in one thread unless --threads; --numel
     python -m bench.state_types cells      # how unlike cells are: what a step of codes has to be chosen for
     python -m bench.state_types losses     # after 1,000 steps on four networks, five seeds each: some ten minutes
-    python -m bench.state_types gpt2       # 124 million parameters, int8: 20 steps, within 24 GB
+    python -m bench.state_types gpt2       # 124 million parameters, int8: 20 steps, within 24 GB; --network general-small
 
 Timings want an idle machine.
 """
@@ -37,11 +37,12 @@ def networks() -> dict[str, l2l.CoordinatewiseLSTM]:
         "LSTM 2x20": l2l.CoordinatewiseLSTM(),
         "LSTM 1x8": l2l.CoordinatewiseLSTM(hidden_size=8, num_layers=1),
         "general": l2l.load_pretrained("general"),
+        "general-small": l2l.load_pretrained("general-small"),
     }
 
 
 def show_bytes() -> None:
-    print(f"{'network':12}" + "".join(f"{kind:>12}" for kind in STATE_DTYPES) + "   bytes per parameter")
+    print(f"{'network':14}" + "".join(f"{kind:>12}" for kind in STATE_DTYPES) + "   bytes per parameter")
     for name, network in networks().items():
         found = []
         for kind in STATE_DTYPES:
@@ -51,7 +52,7 @@ def show_bytes() -> None:
             optimizer.step()
             state = optimizer.state[param]["lstm_state"]
             found.append(state.numel() * state.element_size() / param.numel())
-        print(f"{name:12}" + "".join(f"{each:12.2f}" for each in found))
+        print(f"{name:14}" + "".join(f"{each:12.2f}" for each in found))
 
 
 def show_speed(threads: int, numel: int) -> None:
@@ -74,7 +75,7 @@ def show_speed(threads: int, numel: int) -> None:
                 times[kind].append(time.perf_counter() - begin)
         middle = {kind: median(each) / numel * 1e9 for kind, each in times.items()}
         row = "".join(f"   {kind} {each:6.1f} ({each / middle['float32']:.3f})" for kind, each in middle.items())
-        print(f"{name:12}{row}", flush=True)
+        print(f"{name:14}{row}", flush=True)
 
 
 def show_cells() -> None:
@@ -172,16 +173,18 @@ class GPT2(nn.Module):
         return self.norm(self.blocks(x)) @ self.tokens.weight.T
 
 
-def show_gpt2(kind: str, steps: int = 20, length: int = 256) -> None:
+def show_gpt2(name: str, kind: str, steps: int = 20, length: int = 256) -> None:
     """Text of its own making: each token is followed by one of eight."""
     torch.manual_seed(0)
     model, successors = GPT2(), torch.randint(50257, (50257, 8))
     numel = sum(param.numel() for param in model.parameters())
-    network = l2l.CoordinatewiseLSTM()
-    with torch.no_grad():
-        network.weight_out.mul_(0.01)  # untrained: small random updates
-    optimizer = l2l.LearnedOptimizer(model.parameters(), network, state_dtype=kind)
-    print(f"{numel:,} parameters, {length} tokens a step, LSTM 2x20, {kind}, {torch.get_num_threads()} threads")
+    network = networks()[name]
+    if not network.tensor_inputs:
+        with torch.no_grad():
+            network.weight_out.mul_(0.01)  # untrained: small random updates
+    known = {"total_steps": steps} if network.tensor_inputs else {}
+    optimizer = l2l.LearnedOptimizer(model.parameters(), network, state_dtype=kind, **known)
+    print(f"{numel:,} parameters, {length} tokens a step, {name}, {kind}, {torch.get_num_threads()} threads")
     times: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
     for step in range(steps):
         ids = [torch.randint(50257, (1,))]
@@ -212,6 +215,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--numel", type=int, default=2_000_000, help="coordinates of speed")
     parser.add_argument("--state-dtype", choices=tuple(STATE_DTYPES), default="int8", help="of gpt2")
+    parser.add_argument("--network", choices=tuple(networks()), default="LSTM 2x20", help="of gpt2")
     options = parser.parse_args()
     if options.what == "bytes":
         show_bytes()
@@ -221,7 +225,7 @@ def main() -> None:
         show_cells()
     else:
         torch.set_num_threads(options.threads or torch.get_num_threads())
-        show_losses() if options.what == "losses" else show_gpt2(options.state_dtype)
+        show_losses() if options.what == "losses" else show_gpt2(options.network, options.state_dtype)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ PLAIN = {
     "1x8": Config(8, 1, "identity", 10.0, 1.0),
     "3x5": Config(5, 3, "log_sign", 10.0, 0.1),
     "normalized": Config(4, 1, "normalized", 10.0, 0.01, tensor_inputs=3),
+    "without layers": Config(0, 0, "normalized", 10.0, 0.01, tensor_inputs=3),
 }
 SIZES = (0, 1, 63, 64, 65, 1000)
 

@@ -91,6 +91,10 @@ struct Kernels {
   // the features and averages of the step and its gradient.
   void (*update)(const Network&, const TensorStep&, const float* grad, const float* averages, const float* features,
                  float* read_out);
+  // The whole step of a network without layers: takes the gradient into the averages [averages][64] (new_averages may
+  // be the same) and gives the update [64].
+  void (*nominal_step)(const Network&, const TensorStep&, const float* grad, const float* averages, float* new_averages,
+                       float* out);
   // Adds to sums [kTensorSums][64] the products theta^2, g^2, r1^2, d^2 and g d of a tile's first `count` coordinates,
   // d = m1^ / (r2^ + eps): of rows of 64 of theta and gradient, zero beyond those, and of averages before the step.
   void (*tile_sums)(const Correction&, const float* theta, const float* grad, const float* averages, int count,

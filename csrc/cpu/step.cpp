@@ -12,7 +12,7 @@ namespace l2l {
 namespace {
 
 // Tiles a thread takes at least: some 20 microseconds of work.
-constexpr int64_t kGrain = 2;
+constexpr int64_t kGrain = 2, kAveragesGrain = 128;  // the latter: without layers
 
 // What comes from a call's tensors and goes to them, tile by tile.
 class Coordinates {
@@ -38,15 +38,22 @@ class Coordinates {
     read(place, tensor.state + at, tensor.new_state + at, g, x);
   }
 
-  // The same with the tile's averages in other places.
-  void read(const Tiles::Place& place, const float* averages, float* new_averages, float* g, float* x) const {
-    const StepTensor& tensor = call_.tensors[place.tensor];
+  // Only the gradient.
+  void read_gradient(const Tiles::Place& place, float* g) const {
     const int64_t begin = place.tile * kTile;
     std::fill_n(g, kTile, 0.f);
     grads_[place.tensor].read(begin, place.count, g);
     if (call_.maximize)
       for (int i = 0; i < place.count; i++) g[i] = -g[i];
-    if (tensor.record) std::copy(g, g + kTile, tensor.record + begin);
+    float* const record = call_.tensors[place.tensor].record;
+    if (record) std::copy(g, g + kTile, record + begin);
+  }
+
+  // The same as read() with the tile's averages in other places.
+  void read(const Tiles::Place& place, const float* averages, float* new_averages, float* g, float* x) const {
+    const StepTensor& tensor = call_.tensors[place.tensor];
+    const int64_t begin = place.tile * kTile;
+    read_gradient(place, g);
     {
       FlushDenormals flush;
       kernel_.features(net_, step_of(place), g, averages, new_averages, x);
@@ -93,7 +100,34 @@ void step_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& til
   });
 }
 
-// The same with states that are not float32.
+// Of a network without layers, whatever its states are: their averages are all that there is.
+void step_averages(const StepCall& call, const PackedNetwork& net, const Tiles& tiles, const Coordinates& coordinates) {
+  const Kernels& kernel = kernels();
+  const Config& config = call.config;
+  const StateType type = call.state_type;
+  const int64_t floats = tile_floats(config), bytes = TileLayout(config, type).bytes;
+  tiles.for_each(kAveragesGrain, [&](const Tiles::Place& place) {
+    alignas(64) float g[kTile], decoded[kAverages * kTile], out[kTile];
+    const StepTensor& tensor = call.tensors[place.tensor];
+    coordinates.read_gradient(place, g);
+    {
+      FlushDenormals flush;
+      const TensorStep& step = coordinates.step_of(place);
+      if (type == StateType::float32) {
+        const int64_t at = place.tile * floats;
+        kernel.nominal_step(net.network(), step, g, tensor.state + at, tensor.new_state + at, out);
+      } else {
+        void* const stored = static_cast<char*>(tensor.stored) + place.tile * bytes;
+        kernel.decode_averages(config, type, stored, decoded);
+        kernel.nominal_step(net.network(), step, g, decoded, decoded, out);
+        kernel.encode_averages(config, type, decoded, tensor.seed, place.tile, stored);
+      }
+    }
+    coordinates.write(place, out);
+  });
+}
+
+// The same as step_tiles() with states that are not float32.
 void step_stored_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& tiles,
                        const Coordinates& coordinates) {
   const Kernels& kernel = kernels();
@@ -154,7 +188,9 @@ void cpu_step(const StepCall& call) {
   Tiles tiles;
   for (const StepTensor& tensor : call.tensors) tiles.add(tensor.grad.numel());
   const Coordinates coordinates(call, net);
-  if (call.state_type != StateType::float32)
+  if (call.config.layers == 0)
+    step_averages(call, net, tiles, coordinates);
+  else if (call.state_type != StateType::float32)
     step_stored_tiles(call, net, tiles, coordinates);
   else if (call.config.gac == 0 && call.is_whole())
     step_tiles(call, net, tiles, coordinates);

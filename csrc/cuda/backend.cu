@@ -79,7 +79,14 @@ void step(const StepCall& call) {
                in_place ? "step_" : "step", call.config);
 }
 
+void refuse_without_layers(const Config& config, const char* name) {
+  TORCH_CHECK_NOT_IMPLEMENTED(config.layers > 0, name,
+                              ": num_layers: on CUDA a network without layers has no backward "
+                              "kernel, expected 1, 2, 3, got 0; meta-train it by estimator='evolution', or on the CPU");
+}
+
 void step_backward(const StepBackwardCall& call) {
+  refuse_without_layers(call.config, "step_backward");
   const c10::cuda::CUDAGuard guard(call.phi.device());
   TableBuilder<GatherEntry> views;
   const StepBackward step{call.numel,
@@ -135,6 +142,7 @@ void normalized_segment_backward(const SegmentCall& call) {
 }
 
 void segment_backward(const SegmentCall& call) {
+  refuse_without_layers(call.config, "segment_backward");
   const c10::cuda::CUDAGuard guard(call.phi.device());
   if (call.config.averages() > 0) return normalized_segment_backward(call);
   TableBuilder<BackwardEntry> builder;

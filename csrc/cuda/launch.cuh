@@ -53,8 +53,9 @@ LaunchStatus dispatch_layers(int layers, const F& f) {
   }
 }
 
-// Whether a configuration is compiled.
+// Whether a configuration is compiled; without layers there is a step alone.
 inline bool cuda_supports(const Config& config) {
+  if (config.layers == 0) return true;
   const auto known = [](auto) -> LaunchStatus { return cudaSuccess; };
   return dispatch_hidden(config.hidden, known) == cudaSuccess && dispatch_layers(config.layers, known) == cudaSuccess;
 }

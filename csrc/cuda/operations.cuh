@@ -49,7 +49,7 @@ LaunchStatus run_step_with_biases(NormalizedStepScalars scalars, const TableBuil
   scalars.features = make_features(scalars.config);
   scalars.tiles = builder.entries().back().end_tile;
   const std::vector<int64_t> words = place_table(builder, workspace, scalars.table);
-  if (scalars.config.tensor_inputs > 0) {
+  if (scalars.config.tensor_inputs > 0 && scalars.config.layers > 0) {
     const size_t bytes = sizeof(float4) * scalars.config.hidden * static_cast<size_t>(entries);
     scalars.biases = static_cast<float4*>(workspace.allocate(bytes));
     if (!scalars.biases) return cudaErrorMemoryAllocation;

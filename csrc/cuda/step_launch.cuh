@@ -2,7 +2,7 @@
 #pragma once
 
 #include "launch.cuh"
-#include "stored_step.cuh"
+#include "nominal_step.cuh"
 
 namespace l2l {
 
@@ -71,8 +71,24 @@ inline LaunchStatus launch_step(const StepScalars& scalars, const std::vector<in
   });
 }
 
+// Networks without layers.
+template <bool Stored>
+LaunchStatus launch_nominal_step(const NormalizedStepScalars& scalars, const std::vector<int64_t>& words,
+                                 cudaStream_t stream) {
+  constexpr int C = 4;
+  if (scalars.tiles == 0) return cudaSuccess;
+  const auto run = [&](auto table) {
+    constexpr int Bytes = decltype(table)::value;
+    const StepInstance<Bytes, NormalizedStepScalars> instance{&nominal_step_kernel<C, Stored, Bytes>, 0};
+    return launch_step_kernel<C>(instance, scalars, words, stream);
+  };
+  if (!scalars.table.device && words.size() * 8 > kSmallTable) return run(std::integral_constant<int, kLargeTable>{});
+  return run(std::integral_constant<int, kSmallTable>{});
+}
+
 inline LaunchStatus launch_normalized_step(const NormalizedStepScalars& scalars, const std::vector<int64_t>& words,
                                            StepMapping mapping, cudaStream_t stream) {
+  if (scalars.config.layers == 0) return launch_nominal_step<false>(scalars, words, stream);
   return launch_step(scalars, words, mapping, stream, [&](auto hidden, auto coordinates, auto table) {
     constexpr int H = decltype(hidden)::value, C = decltype(coordinates)::value, Bytes = decltype(table)::value;
     return StepInstance<Bytes, NormalizedStepScalars>{
@@ -88,6 +104,7 @@ constexpr int largest_stored_hidden(bool normalized) { return normalized ? 16 : 
 // States that are not float32: the wide mapping alone, in which one warp has all of a tile.
 inline LaunchStatus launch_stored_step(const NormalizedStepScalars& scalars, StateType type,
                                        const std::vector<int64_t>& words, cudaStream_t stream) {
+  if (scalars.config.layers == 0) return launch_nominal_step<true>(scalars, words, stream);
   if (scalars.tiles == 0) return cudaSuccess;
   return dispatch_hidden(scalars.config.hidden, [&](auto hidden) {
     constexpr int H = decltype(hidden)::value, C = wide_coordinates(H);

@@ -209,8 +209,9 @@ Config make_config(const ConfigArguments& a) {
     return static_cast<int>(value);
   };
   Config config;
-  config.hidden = in_range("hidden_size", a.sizes[0], kMinHidden, kMaxHidden);
-  config.layers = in_range("num_layers", a.sizes[1], 1, kMaxLayers);
+  config.layers = in_range("num_layers", a.sizes[1], 0, kMaxLayers);
+  config.hidden = config.layers > 0 ? in_range("hidden_size", a.sizes[0], kMinHidden, kMaxHidden)
+                                    : in_range("hidden_size", a.sizes[0], 0, 0, " (no layers)");
   config.gac = in_range("gac_cells", a.sizes[2], 0, config.hidden, " (hidden_size)");
   config.extra = in_range("extra_inputs", a.sizes[3], 0, kMaxExtraInputs);
   config.outputs = in_range("num_outputs", a.sizes[4], 1, kMaxOutputs);
@@ -221,6 +222,8 @@ Config make_config(const ConfigArguments& a) {
     names += (kind == 0 ? "'" : ", '") + std::string(kPreprocessNames[kind]) + "'";
   TORCH_CHECK_VALUE(kind < kPreprocessKinds, "preprocess: expected one of ", names, ", got '", a.preprocess, "'");
   config.preprocess = static_cast<Preprocess>(kind);
+  TORCH_CHECK_VALUE(config.layers > 0 || config.averages() > 0, "num_layers: expected 1..", kMaxLayers, " with '",
+                    a.preprocess, "', whose update is what the last layer says, got 0");
   // As float32, which is what the kernels compute with.
   const double p = a.constants[0], output_scale = a.constants[1];
   TORCH_CHECK_VALUE(p >= std::numeric_limits<float>::min() && p <= kMaxP, "p: expected a number in (0, ", kMaxP,

@@ -20,7 +20,7 @@ SHARED_FIELDS = (*PLAIN_FIELDS, "gac_cells", "extra_inputs", "num_outputs")
 class Config:
     """What a network computes, whatever its weights; it travels whole, see ``arguments``.
 
-    hidden_size 4..64, num_layers 1..4, preprocess "identity", "log_sign" or "normalized", p of log_sign (appendix A of
+    hidden_size 4..64, num_layers 1..4 (of "normalized" also 0 and 0: no LSTM, the update is the nominal one), preprocess "identity", "log_sign" or "normalized", p of log_sign (appendix A of
     Andrychowicz et al. 2016), output_scale (the update is multiplied by it); gac_cells 0..hidden_size: so many cells of
     every layer send out their mean over all coordinates (appendix D); extra_inputs 0..16 more inputs of the first
     layer, after the preprocessed gradient; num_outputs 1..16 rows that come out, of which the first is the update.

@@ -160,7 +160,8 @@ def lstm_step(
     if (None if extra is None else tuple(extra.shape)) != expected:
         raise ValueError(f"extra: expected shape {expected}, got {None if extra is None else tuple(extra.shape)}")
     check_common(config, num_problems, tensor_inputs, nominal)
-    dtype = torch.promote_types(torch.promote_types(grad.dtype, logical_state[0][0].dtype), torch.float32)
+    held = averages.rows if averages is not None else logical_state[0][0]
+    dtype = torch.promote_types(torch.promote_types(grad.dtype, held.dtype), torch.float32)
 
     weights = unpack_phi(phi.to(dtype), config)
     flat = grad.to(dtype).reshape(-1)
@@ -182,7 +183,8 @@ def lstm_step(
         h = global_average(torch.sigmoid(o) * torch.tanh(c), config.gac_cells, num_problems, add)
         new_state.append((h, c))
         x = h
-    outputs = product(x, weights.weight_out.T) + weights.bias_out
+    # Without layers, nothing but the bias.
+    outputs = product(x if config.num_layers else x[:, :0], weights.weight_out.T) + weights.bias_out
     if averages is not None:
         nominal = flat.new_tensor(normalized.NOMINAL) if nominal is None else nominal.detach()
         n = normalized.direction(flat, averages, config.betas or (), nominal)

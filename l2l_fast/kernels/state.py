@@ -112,8 +112,11 @@ class State:
             ValueError: no layers, or shapes or devices that differ.
         """
         averages = layers[-1] if isinstance(layers, Sequence) and layers and type(layers[-1]) is Averages else None
-        pairs = _check_logical(layers if averages is None else layers[:-1])
-        numel, hidden_size = pairs[0][0].shape
+        if averages is not None and len(layers) == 1:
+            pairs, (numel, hidden_size) = [], (averages.rows.shape[0], 0)
+        else:
+            pairs = _check_logical(layers if averages is None else layers[:-1])
+            numel, hidden_size = pairs[0][0].shape
         parts = [part for pair in pairs for part in pair] + ([] if averages is None else [averages.rows])
         rows = torch.cat(parts, dim=1)
         tiles = num_tiles(numel)
@@ -127,7 +130,7 @@ class State:
         there are any. Differentiable copy."""
         # contiguous() always copies here; reshape() alone would hand out views of a state of one tile.
         rows = self.data.transpose(1, 2).contiguous().view(-1, self.data.shape[1])[: self.numel]
-        parts = rows[:, : rows.shape[1] - self.averages].split(self.hidden_size, dim=1)
+        parts = rows[:, : rows.shape[1] - self.averages].split(max(self.hidden_size, 1), dim=1)
         pairs: LogicalState = [(parts[2 * k], parts[2 * k + 1]) for k in range(self.num_layers)]
         return [*pairs, Averages(rows[:, -self.averages :], self.age)] if self.averages else pairs
 

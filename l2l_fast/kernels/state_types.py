@@ -111,14 +111,14 @@ def _stream(parameter: int, part: int) -> int:
 def _encode_tiles(rows: Tensor, config: Config, numel: int, seed: int | None, first: int, out: Tensor) -> None:
     tiles, layers, hidden = rows.shape[0], config.num_layers, config.hidden_size
     pairs = rows[:, : 2 * layers * hidden].reshape(tiles, layers, 2, hidden, TILE)
-    h, c, averages = pairs[:, :, 0], pairs[:, :, 1].reshape(tiles, -1, TILE), rows[:, 2 * layers * hidden :]
+    h, c, averages = pairs[:, :, 0], pairs[:, :, 1].reshape(tiles, layers * hidden, TILE), rows[:, 2 * layers * hidden :]
     rounded = layers * hidden + config.averages
     draws = None if seed is None else random_bits(seed, first, tiles, rounded).to(rows.device)
     draws_c = None if draws is None else draws[:, : layers * hidden]
     draws_averages = None if draws is None else draws[:, layers * hidden :]
     if out.dtype is torch.bfloat16:
         stored = torch.stack([h.to(out.dtype), _to_bfloat16(c, draws_c).view_as(h)], dim=2)
-        out[:, : 2 * layers * hidden] = stored.view(tiles, -1, TILE)
+        out[:, : 2 * layers * hidden] = stored.view(tiles, 2 * layers * hidden, TILE)
         out[:, 2 * layers * hidden :] = _to_bfloat16(averages, draws_averages)
         return
     lanes = torch.arange(tiles * TILE, device=rows.device).view(tiles, 1, TILE)
@@ -128,9 +128,9 @@ def _encode_tiles(rows: Tensor, config: Config, numel: int, seed: int | None, fi
     codes_h = (h * 127.0).clamp(-127.0, 127.0).round()
     codes_h = torch.where(codes_h.isnan(), _NAN_CODE, codes_h).to(torch.int8)
     at, end = _exponents_at(config), _averages_at(config)
-    out[:, :at] = torch.stack([codes_h, codes_c.view_as(codes_h)], dim=2).view(tiles, -1)
+    out[:, :at] = torch.stack([codes_h, codes_c.view_as(codes_h)], dim=2).view(tiles, at)
     out[:, at:end] = 0
-    out[:, at : at + layers * hidden] = exponents.to(torch.int8).view(tiles, -1)
+    out[:, at : at + layers * hidden] = exponents.to(torch.int8).view(tiles, layers * hidden)
     if config.averages:
         out[:, end:] = _to_bfloat16(averages, draws_averages).contiguous().view(tiles, -1).view(torch.int8)
 

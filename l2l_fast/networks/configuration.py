@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..kernels import checks
-from ..kernels.config import BETA_BOUNDS, FEATURES, Config
+from ..kernels.config import AVERAGES, BETA_BOUNDS, FEATURES, Config
 
 
 def checked_config(
@@ -26,12 +26,13 @@ def checked_config(
 ) -> Config:
     """The configuration of a network; TypeError or ValueError, naming the argument, if there is none such."""
     # What is kept are plain Python numbers, whatever came: they go into JSON, pickles and the operators' schemas.
-    hidden_size = checks.integer("hidden_size", hidden_size, 4, 64)
-    num_layers = checks.integer("num_layers", num_layers, 1, 4)
+    preprocess = checks.choice("preprocess", preprocess, tuple(FEATURES))
+    # Without layers an update is made of moving averages alone.
+    num_layers = checks.integer("num_layers", num_layers, 0 if preprocess in AVERAGES else 1, 4)
+    hidden_size = checks.integer("hidden_size", hidden_size, 4 if num_layers else 0, 64 if num_layers else 0)
     gac_cells = checks.integer("gac_cells", gac_cells, 0, hidden_size)
     extra_inputs = checks.integer("extra_inputs", extra_inputs, 0, 16)
     num_outputs = checks.integer("num_outputs", num_outputs, 1, 16)
-    preprocess = checks.choice("preprocess", preprocess, tuple(FEATURES))
     # Both are used in float32. The kernels count denormal gradients as zero: e^p must leave those negligible.
     limits = torch.finfo(torch.float32)
     p = checks.real("p", p, limits.tiny, 70.0, expected="a number in (0, 70]")

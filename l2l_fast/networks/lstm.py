@@ -32,7 +32,8 @@ class CoordinatewiseLSTM(nn.Module):
 
     Args:
         hidden_size: units per layer, 4..64 (the paper: 20).
-        num_layers: 1..4 (the paper: 2).
+        num_layers: 1..4 (the paper: 2). A normalized network may do without an LSTM, ``num_layers=0, hidden_size=0``:
+            its state are the moving averages, and its update is the nominal one, which ``weight_nominal`` makes.
         preprocess: ``"log_sign"`` (appendix A: two inputs per coordinate), ``"identity"`` (the raw gradient) or
             ``"normalized"`` (five inputs without a scale, made of the gradient and its moving averages, and an update
             that is Adam's times a bounded gain plus a bounded correction: :mod:`l2l_fast.kernels.normalized`).
@@ -175,15 +176,16 @@ class CoordinatewiseLSTM(nn.Module):
             for parameter in (weight_ih, weight_hh, bias):
                 nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
             bias[hidden : 2 * hidden] += 1.0
-        std = 1.0 / math.sqrt(hidden)
+        std = 1.0 / math.sqrt(max(hidden, 1))
         if self.config.averages:
-            nn.init.zeros_(self.weight_out)
+            self.weight_out.zero_()
         else:
             nn.init.trunc_normal_(self.weight_out, std=std, a=-2 * std, b=2 * std, generator=generator)
         nn.init.zeros_(self.bias_out)
         if self.tensor_inputs:
             std = 1.0 / math.sqrt(self.tensor_inputs + hidden)
-            nn.init.trunc_normal_(self.weight_tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
+            if hidden:
+                nn.init.trunc_normal_(self.weight_tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
             nn.init.zeros_(self.weight_nominal)
 
     def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -356,6 +358,8 @@ class CoordinatewiseLSTM(nn.Module):
                 f"gac_cells: torch.nn.LSTMCell has no means over coordinates, so a network with gac_cells="
                 f"{self.gac_cells} cannot be written as LSTM cells; expected 0"
             )
+        if not self.num_layers:
+            raise ValueError("num_layers: a network without layers cannot be written as LSTM cells; expected 1..4, got 0")
         if self.tensor_inputs:
             raise ValueError(
                 f"tensor_inputs: torch.nn.LSTMCell has no inputs in common, so a network with tensor_inputs="

@@ -17,7 +17,7 @@ from .normalized_kernels import NormalizedKernels
 
 TOLERANCE = 3e-5
 DEVICE = "sm_90,multiprocessors=2"  # for the fixture `kernels`
-SIZES = [(20, 2, 7), (8, 1, 0), (20, 1, 16), (8, 2, 1)]
+SIZES = [(20, 2, 7), (8, 1, 0), (20, 1, 16), (8, 2, 1), (0, 0, 3)]
 
 
 class Network:

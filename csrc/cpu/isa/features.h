@@ -73,5 +73,21 @@ static void tile_update(const Network& net, const TensorStep& tensor, const floa
   }
 }
 
+// Without layers the read-out is its bias: features and update at once, with nothing in between going to memory.
+static void nominal_step(const Network& net, const TensorStep& tensor, const float* grad, const float* averages,
+                         float* new_averages, float* out) {
+  const Wide<1> gain = Math<1>::broadcast(net.bias_out[0]), correction = Math<1>::broadcast(net.bias_out[1]);
+  for (int v = 0; v < kTile; v += kLanes) {
+    const Wide<1> g = load_wide<1>(grad + v);
+    Wide<1> own[kAverages], x[kNormalizedFeatures];
+    load_averages(averages + v, kTile, own);
+    advance_averages<Math<1>>(net.config.rates, g, own);
+    for (int k = 0; k < kAverages; k++) store_wide(new_averages + k * kTile + v, own[k]);
+    normalized_features<Math<1>>(tensor.correction, g, own, x);
+    const Wide<1> n = nominal_direction<Math<1>>(tensor.correction, tensor.nominal, g, own, x[kLogRatio]);
+    store_wide(out + v, normalized_update<Math<1>>(tensor.nominal, net.config.output_scale, gain, correction, n));
+  }
+}
+
 }  // namespace L2L_ISA
 }  // namespace l2l
