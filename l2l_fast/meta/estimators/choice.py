@@ -56,6 +56,22 @@ def choose(
     return AutogradBPTT(meta_loss) if unrolled else FusedBPTT(fraction)
 
 
+def make(name: str, **options: Any) -> str | Estimator:
+    """The argument ``estimator`` of that name, with options of its own: ``make("pes", sigma=0.02)``.
+
+    Raises:
+        TypeError, ValueError: an unknown name, an option that this estimator does not have, or one out of range.
+    """
+    kind = _BY_NAME.get(checks.one_of("estimator", name, NAMES))
+    known = () if kind is None else tuple(inspect.signature(kind).parameters)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        having = [each for each, other in _BY_NAME.items() if unknown[0] in inspect.signature(other).parameters]
+        expected = f"expected estimator {' or '.join(map(repr, having))}, got {name!r}"
+        raise ValueError(f"{unknown[0]}: {expected}" if having else f"estimator: no option {unknown[0]!r}")
+    return "bptt" if kind is None else kind(**options)
+
+
 def saved(protocol: Mapping[str, Any]) -> str | Estimator:
     """The argument ``estimator`` of a run whose checkpoint has this protocol."""
     name = protocol.get("estimator", "bptt")
