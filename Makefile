@@ -91,7 +91,8 @@ format: setup
 sdist: setup
 	@bash scripts/check_sdist.sh "$(VENV)"
 
-# The wheel for this Python, into dist/: built, given its manylinux tag, installed into an environment of its own.
+# The source distribution, and the wheel for this Python made of it, into dist/: given its manylinux tag, installed into
+# an environment of its own and used.
 wheel: setup
 	@bash scripts/check_wheel.sh "$(VENV)"
 

