@@ -3,8 +3,8 @@ nvcc and a torch with CUDA, their CUDA kernels; else it says in a line why not (
 
 FORCE_CUDA=1 insists on CUDA, L2L_FAST_CUDA=0 leaves it out. TORCH_CUDA_ARCH_LIST chooses the architectures; without it
 they are those that torch was built for, as far as nvcc and the kernels support them. L2L_FAST_CXXFLAGS and
-L2L_FAST_NVCCFLAGS add flags. L2L_FAST_PIN_TORCH=1 is for wheels: they demand the torch that they are compiled for. The GPU of the building machine is never asked, and an extension with CUDA kernels imports
-on a machine without one.
+L2L_FAST_NVCCFLAGS add flags. L2L_FAST_PIN_TORCH=1 is for wheels: they demand the torch that they are compiled for. The
+GPU of the building machine is never asked, and an extension with CUDA kernels imports on a machine without one.
 """
 
 import importlib.util

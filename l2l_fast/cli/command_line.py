@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     if argv[:1] == ["bench"]:  # whose threads are a list
         return bench.run(argv[1:])
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse(argv)
     try:
         if arguments.threads is not None:
             if arguments.threads > _MAX_THREADS:

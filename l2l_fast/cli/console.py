@@ -78,7 +78,7 @@ def unbreakable_streams() -> Iterator[None]:
         for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
             # None: the command was started with the stream closed.
             guarded = _Unbreakable(stream or stack.enter_context(open(os.devnull, "w")))
-            stack.enter_context(redirect(guarded))  # type: ignore[type-var]
+            stack.enter_context(redirect(guarded))
             stack.callback(guarded.flush)
         yield
 

@@ -20,7 +20,7 @@ from ..evaluation.baselines import RULES
 from ..evaluation.comparison import Comparison
 from ..meta import recipes
 from ..meta.log import TrainingLog
-from ..networks import writing
+from ..networks import trained, writing
 from ..networks.files import load
 from ..networks.writing import write_atomically
 from ..problems import MNIST, Problem, Quadratic
@@ -161,7 +161,7 @@ def _train(half: DemoTask, out: Path, progress: bool, device: torch.device | str
     trainer = recipe.make_trainer(net, half.problem, half.episodes, log=log)
     trainer.fit(half.episodes, progress=progress)
     path = _file(half, out)
-    trainer.best_net().save(path)
+    trained.save(trainer.best_net(), path)
     return path
 
 

@@ -34,9 +34,9 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             raise argparse.ArgumentError(action, error.message + meant(str(value), action.choices or ())) from None
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As of argparse; what no option of the command takes is told with the command's usage."""
-        found, rest = self.parse_known_args(args, namespace)
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """As ``parse_args``; what no option of the command takes is told with the command's usage."""
+        found, rest = self.parse_known_args(argv)
         if rest:
             (getattr(found, "parser", None) or self)._refuse(rest)
         return found

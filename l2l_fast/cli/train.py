@@ -20,6 +20,7 @@ from ..meta import checkpoint as checkpoints
 from ..meta.log import TrainingLog
 from ..meta.settings import problem_of
 from ..networks import trained, writing
+from ..networks.several import Networks
 from ..problems import Problem
 from ..problems.scaled import Scaled
 from .console import PROGRAM, UserError, command_line, problem_options, say, user_errors
@@ -116,6 +117,7 @@ def _new(arguments: argparse.Namespace) -> tuple[MetaTrainer, int]:
         raise UserError(f"{dashed(next(iter(network)))}: with --start the network is the one there, in every respect")
     with user_errors():
         options.update(_estimator(options, recipe))
+        net: Networks
         if arguments.start is None:
             net = recipe.make_network(seed, **network).to(arguments.device)
         else:

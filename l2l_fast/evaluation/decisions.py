@@ -102,13 +102,11 @@ def decide(
             )
     sizes = {name: value.numel() for name, value in Theta(task).parameters.items()}
     count = min(2, sum(sizes.values())) if coordinates is None else checks.as_int(coordinates)
-    if count is None:
-        coordinates = _checked(sizes, coordinates)  # type: ignore[arg-type]
-    else:
+    chosen = [] if count is not None else _checked(sizes, coordinates)
+    if count is not None:
         check_count(sizes, count)
     history, moved = _trajectory(net, task, horizon)
-    chosen = _most_moved(moved, count) if count is not None else coordinates
-    assert not isinstance(chosen, int)
+    chosen = chosen if count is None else _most_moved(moved, count)
     gradients = torch.stack([history[name][:, index] for name, index in chosen], 1)
     largest = gradients.abs().amax(0).clamp_min(1e-12)
     grids = torch.linspace(-reach, reach, points, dtype=torch.float32, device="cpu") * largest.unsqueeze(1)
@@ -167,7 +165,7 @@ def check_count(sizes: Mapping[str, int], count: int) -> None:
         raise ValueError(f"coordinates: expected at most {total}, which is all the task has, got {count}")
 
 
-def _checked(sizes: Mapping[str, int], coordinates: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+def _checked(sizes: Mapping[str, int], coordinates: Any) -> list[tuple[str, int]]:
     if isinstance(coordinates, (str, Mapping)) or not isinstance(coordinates, Iterable):
         raise TypeError(f"coordinates: expected a number, or pairs (parameter, index), got {coordinates!r}")
     coordinates = list(coordinates)

@@ -180,7 +180,9 @@ def _panel(axes: Axes, comparison: Comparison, title: str, centre: str, referenc
 
 
 def _wrapped(title: str, axes: Axes) -> str:
-    width = axes.get_figure().get_figwidth() / axes.get_gridspec().ncols
+    figure, grid = axes.get_figure(root=True), axes.get_gridspec()
+    assert figure is not None and grid is not None
+    width = figure.get_figwidth() / grid.ncols
     return "\n".join(textwrap.wrap(title, int(_TITLE_PER_INCH * width)))
 
 
@@ -189,7 +191,7 @@ def _legend(figure: Any, comparisons: Sequence[Comparison], centre: str, paper: 
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    found = {}
+    found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             found.setdefault(label, handle)

@@ -48,9 +48,19 @@ def _pictures(setting: Setting, comparison: Comparison, net: Networks) -> dict[s
     found = {f"photograph, {problem.side} x {problem.side}": task.content, "style": problem.picture}
     best = comparison.best_baseline()
     setup = comparison.setups[best]
-    options = {"options": setup.options, "schedule": setup.schedule, "split": setting.split, "device": device_of(net)}
     ends: list[Task] = []
-    losses = baselines.run(problem, best, setup.lr, [_SEED], setting.horizon, on_end=ends.append, **options)
+    losses = baselines.run(
+        problem,
+        best,
+        setup.lr,
+        [_SEED],
+        setting.horizon,
+        options=setup.options,
+        schedule=setup.schedule,
+        split=setting.split,
+        device=device_of(net),
+        on_end=ends.append,
+    )
     for end in ends:
         assert isinstance(end, NeuralArtTask)
         _title(found, comparison.label(best), (end.picture(), losses[0, -1].item()))

@@ -35,15 +35,19 @@ def curves(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) -> Path:
     first = outcomes[0]
     figure = plots.make_figure(len(first.rows), 4)
     for axes, (name, row) in zip(figure.axes, first.rows.items()):
-        beside = [("Adam 0.001", USUAL_NAME, "adam", ":"), ("tuned Adam", TUNED, "adam", "-")]
-        beside += [("best Adam(W)", row.best(ADAMS), "adamw", "--"), ("tuned NAG", row.best(NAGS), "nag", "--")]
+        beside = (
+            ("Adam 0.001", USUAL_NAME, "adam", ":"),
+            ("tuned Adam", TUNED, "adam", "-"),
+            ("best Adam(W)", row.best(ADAMS), "adamw", "--"),
+            ("tuned NAG", row.best(NAGS), "nag", "--"),
+        )
         for label, chosen, colour, style in beside:
             if chosen is not None:
                 _line(axes, row.baselines[chosen].runs, label, plots.COLOURS[colour], style, 1.5)
         for outcome, colour in zip(outcomes, _colours(outcomes)):
             _line(axes, outcome.rows[name].runs, outcome.contender, colour, "-", 2.4)
         _frame(axes, first, name)
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             handles.setdefault(label, handle)
@@ -61,7 +65,7 @@ def _frame(axes: Axes, outcome: Outcome, name: str) -> None:
     axes.set_xlim(1, outcome.steps)
     # A contender that diverges must not press the other curves together.
     start = max(run.start for run in row.runs)
-    lowest = [min(line.get_ydata(), default=start) for line in axes.get_lines()]
+    lowest = [min(map(float, np.asarray(line.get_ydata())), default=start) for line in axes.get_lines()]
     low = min((value for value in lowest if math.isfinite(value) and value > 0), default=start)
     axes.set_ylim(low / 1.25, start * 1.6)
     number = FuncFormatter(lambda value, _: f"{value:g}")
@@ -133,7 +137,7 @@ def _rim(value: float) -> float:
 def _colours(outcomes: Sequence[Outcome]) -> list[Any]:
     from matplotlib import colormaps
 
-    more = colormaps["tab20"].colors
+    more = colormaps["tab20"](range(20))
     return [_CONTENDERS[k] if k < len(_CONTENDERS) else more[k % len(more)] for k in range(len(outcomes))]
 
 
