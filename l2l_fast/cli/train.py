@@ -20,7 +20,7 @@ from ..meta import checkpoint as checkpoints
 from ..meta.log import TrainingLog
 from ..meta.settings import problem_of
 from ..networks import trained, writing
-from ..networks.several import Networks
+from ..networks.several import Networks, members
 from ..problems import Problem
 from ..problems.scaled import Scaled
 from .console import PROGRAM, UserError, command_line, problem_options, say, user_errors
@@ -122,6 +122,7 @@ def _new(arguments: argparse.Namespace) -> tuple[MetaTrainer, int]:
             net = recipe.make_network(seed, **network).to(arguments.device)
         else:
             net = started(arguments.start, arguments.device, option="--start")
+        _check_scales(problem, net)
         return recipe.make_trainer(net, problem, episodes, seed=seed, log=_log(arguments), **options), episodes
 
 
@@ -142,6 +143,12 @@ def _rescaled(problem: Problem, arguments: argparse.Namespace) -> Problem:
         return problem
     with user_errors("--scale-tensors, --scale-loss: "):
         return Scaled(problem, arguments.scale_tensors or 0.0, tuple(arguments.scale_loss or (0.0, 0.0)))
+
+
+def _check_scales(problem: Problem, net: Networks) -> None:
+    together = any(member.communicates for member in members(net).values())
+    if together and isinstance(problem, Scaled) and problem.loss != (0.0, 0.0):
+        raise UserError("--scale-loss: expected a network whose coordinates do not communicate (--gac-cells, --memory)")
 
 
 def _resumed(arguments: argparse.Namespace, checkpoint: Path, optimizer: Path) -> tuple[MetaTrainer, int]:

@@ -44,7 +44,7 @@ def choose(
         options = {"autograd": autograd, "second_derivatives": second_derivatives, "meta_loss": meta_loss is not None}
         given = [name for name, value in {**options, "coordinate_fraction": fraction < 1.0}.items() if value]
         if given:
-            raise ValueError(f"{given[0]}: is of back-propagation, expected estimator='bptt', got {estimator!r}")
+            raise ValueError(f"{given[0]}: is of back-propagation, expected estimator='bptt', got {_told(estimator)}")
         return _BY_NAME[estimator]() if isinstance(estimator, str) else estimator
     networks = members(net).values()
     with_memory = any(member.has_memory for member in networks)
@@ -54,6 +54,10 @@ def choose(
     if fraction < 1.0 and any(member.communicates for member in networks):
         raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
     return AutogradBPTT(meta_loss) if unrolled else FusedBPTT(fraction)
+
+
+def _told(estimator: str | Estimator) -> str:
+    return repr(estimator) if isinstance(estimator, str) else f"{type(estimator).__name__}"
 
 
 def make(name: str, **options: Any) -> str | Estimator:
