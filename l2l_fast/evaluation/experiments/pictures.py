@@ -36,7 +36,7 @@ def draw(experiment: Experiment, results: dict[str, Comparison], net: Networks, 
         row = figure.axes[4 * k : 4 * k + 4]
         for axes, (title, picture) in zip(row, _pictures(setting, results[setting.name], net).items()):
             axes.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-            axes.set_title(title, fontsize=9)
+            plots.set_title(axes, title, fontsize=9)
             axes.axis("off")
     return plots.save_figure(figure, path, dpi=110)
 

@@ -51,8 +51,8 @@ def curves(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) -> Path:
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             handles.setdefault(label, handle)
-    _legend(figure, list(handles.values()), list(handles))
-    figure.suptitle(f"Training loss over {first.steps:,} steps, {len(row.runs)} seeds", fontsize=13, fontweight="bold")
+    plots.add_legend(figure, list(handles.values()), list(handles))
+    plots.set_heading(figure, f"Training loss over {first.steps:,} steps, {len(row.runs)} seeds")
     return plots.save_figure(figure, path)
 
 
@@ -77,7 +77,7 @@ def _frame(axes: Axes, outcome: Outcome, name: str) -> None:
         minor = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
         axes.yaxis.set_minor_formatter(minor)
     axes.tick_params(which="both", labelsize=8)
-    axes.set_title(f"{name} ({row.data})" if row.data != "none" else name, fontsize=10)
+    plots.set_title(axes, f"{name} ({row.data})" if row.data != "none" else name)
     axes.grid(True, which="major", color="0.9")
     axes.set_xlabel("step", fontsize=8)
 
@@ -153,13 +153,4 @@ def _ratio_legend(figure: Any, outcomes: Sequence[Outcome]) -> None:
         Line2D([], [], linestyle="--", color="0.3"),
     ]
     labels += ["to tuned Adam (dots: seeds)", "to the best Adam(W)", f"interquartile mean; rim: {_WORST:g} or more"]
-    _legend(figure, entries, labels)
-
-
-def _legend(figure: Any, entries: Sequence[Any], labels: Sequence[str]) -> None:
-    """Below the panels, in as many columns as the figure's width holds."""
-    for columns in (4, 3, 2, 1):
-        found = figure.legend(entries, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
-        if columns == 1 or found.get_window_extent(figure.canvas.get_renderer()).width < figure.bbox.width:
-            break
-        found.remove()
+    plots.add_legend(figure, entries, labels)
