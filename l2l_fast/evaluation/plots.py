@@ -29,7 +29,7 @@ COLOURS = {
 }
 _SPREAD = (0.1, 0.9)
 _CENTRES = ("median", "mean")
-_MARGIN = 0.25  # inches beside a text
+_MARGIN, _BESIDE = 0.25, 0.8  # inches that are not for a text: of the figure; of a panel, with its numbers
 _LABEL = 48  # characters in a line of the legend
 
 Curve: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
@@ -181,14 +181,15 @@ def _panel(axes: Axes, comparison: Comparison, title: str, centre: str, referenc
 def set_heading(figure: Any, text: str, fontsize: int = 13) -> None:
     """Put a text above a figure, in as many lines as its width asks for; call it when the figure has its size."""
     font = {"fontsize": fontsize, "fontweight": "bold"}
-    figure.suptitle(_fitted(figure, text, figure.get_figwidth(), font), **font)
+    figure.suptitle(_fitted(figure, text, figure.get_figwidth() - _MARGIN, font), **font)
 
 
 def set_title(axes: Axes, text: str, fontsize: int = 10) -> None:
     """Put a text above a panel, in as many lines as its width asks for; call it when the figure has its size."""
     figure, grid = axes.get_figure(root=True), axes.get_gridspec()
     assert figure is not None and grid is not None
-    axes.set_title(_fitted(figure, text, figure.get_figwidth() / grid.ncols, {"fontsize": fontsize}), fontsize=fontsize)
+    width = figure.get_figwidth() / grid.ncols - _BESIDE
+    axes.set_title(_fitted(figure, text, width, {"fontsize": fontsize}), fontsize=fontsize)
 
 
 def _fitted(figure: Any, text: str, inches: float, font: dict[str, Any]) -> str:
@@ -197,7 +198,7 @@ def _fitted(figure: Any, text: str, inches: float, font: dict[str, Any]) -> str:
         for width in range(min(len(text), int(25 * inches)), 1, -1):
             lines = "\n".join(textwrap.wrap(text, width))
             probe.set_text(lines)
-            if probe.get_window_extent(renderer).width <= (inches - _MARGIN) * figure.dpi:
+            if probe.get_window_extent(renderer).width <= inches * figure.dpi:
                 return lines
     finally:
         probe.remove()
