@@ -16,7 +16,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def meant(given: str, known: Iterable[object]) -> str:
-    """" (did you mean 'x'?)" if one of the ``known`` names is close to the one that was ``given``, else ""."""
+    """ " (did you mean 'x'?)" if one of the ``known`` names is close to the one that was ``given``, else ""."""
     close = difflib.get_close_matches(given, [str(name) for name in known], 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -48,14 +48,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str, *examples: str
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str, *examples: str, usage: str = ""
 ) -> Parser:
-    """Add a command: what it does in one phrase, and examples of what follows its name."""
+    """Add a command: what it does in one phrase, and examples of what follows its name. ``usage``: what does, where the
+    list of all options would be a wall."""
     lines = "\n".join(f"  {PROGRAM} {name} {example}".rstrip() for example in examples)
     parser = commands.add_parser(
         name,
         help=text,
         description=textwrap.fill(text[0].upper() + text[1:] + ".", 96),
+        usage=f"{PROGRAM} {name} {usage}" if usage else None,
         epilog=f"example{'s' if len(examples) > 1 else ''}:\n{lines}",
     )
     parser.set_defaults(command=run, parser=parser)

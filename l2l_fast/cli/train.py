@@ -42,6 +42,7 @@ def add_to(commands: Commands) -> None:
         "--problem mnist --out runs/mnist --tensorboard",
         "--out runs/mnist --resume --episodes 900",
         "--problem quadratic --gac-cells 4 --estimator pes --pairs 8 --out runs/pes",
+        usage="(--problem NAME | --resume) --out DIR [option ...]",
     )
     add_options(parser)
 

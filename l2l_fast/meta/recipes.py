@@ -49,9 +49,7 @@ class Recipe:
         net.reset_parameters(torch.Generator().manual_seed(seed))
         return net
 
-    def make_trainer(
-        self, net: Networks, problem: Problem, episodes: int | None = None, **changes: Any
-    ) -> MetaTrainer:
+    def make_trainer(self, net: Networks, problem: Problem, episodes: int | None = None, **changes: Any) -> MetaTrainer:
         """The trainer; the meta-learning rate decays over ``episodes``, the recipe's own by default. The recipe's
         coordinate_fraction holds where coordinates can be sampled at all."""
         episodes = self.episodes if episodes is None else episodes

@@ -173,9 +173,7 @@ def _joint_step(
     return means
 
 
-def _counted_and_copies(
-    batch: Batch, places: Sequence[int], out: Tensor, sums: Tensor
-) -> list[tuple[Any, ...]]:
+def _counted_and_copies(batch: Batch, places: Sequence[int], out: Tensor, sums: Tensor) -> list[tuple[Any, ...]]:
     """What is launched of a group on a mesh: the tensors whose coordinates this process counts, then those that others
     count, with sums of their own, which are dropped."""
     counts = [sharding.counts_here(key, batch.mesh) for key in batch.keys()]

@@ -39,6 +39,8 @@ class MNISTTask(Task):
     Parameters ``weight_l{k}`` float32 ``[out, in]`` and ``bias_l{k}`` ``[out]`` of layer k, in this order.
     """
 
+    bias_l0: torch.Tensor
+
     def __init__(
         self,
         generator: torch.Generator,
@@ -71,7 +73,7 @@ class MNISTTask(Task):
     def minibatch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next minibatch: pixels in [0, 1] ``[batch, 784]`` in theta's dtype, and labels int64 ``[batch]``; not
         standardized yet."""
-        return draw(self._pixels, self._labels, self._batch_size, self.generator, self.get_parameter("bias_l0").dtype)
+        return draw(self._pixels, self._labels, self._batch_size, self.generator, self.bias_l0.dtype)
 
     def forward(self) -> torch.Tensor:
         """Mean cross-entropy (in nats) over the next minibatch."""
@@ -83,7 +85,7 @@ class MNISTTask(Task):
         """On all test images, for a task with training images."""
         if self._held_out is None:
             return None
-        pixels = self._held_out.images.view(-1, _PIXELS).to(self.get_parameter("bias_l0").dtype).mul_(1 / 255)
+        pixels = self._held_out.images.view(-1, _PIXELS).to(self.bias_l0.dtype).mul_(1 / 255)
         return (self._logits(pixels).argmax(1) != self._held_out.labels).double().mean().item()
 
     def _logits(self, activity: torch.Tensor) -> torch.Tensor:
