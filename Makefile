@@ -27,7 +27,7 @@ REBUILD := missing-extension
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo examples lint format bench sass sdist asan cuda-build clean missing-extension
+.PHONY: help setup test demo examples lint format bench sass sdist wheel asan cuda-build clean missing-extension
 .DELETE_ON_ERROR:
 
 help:
@@ -36,7 +36,7 @@ help:
 	@echo "make examples    set up, install the trainers people use, run every script in examples/"
 	@echo "make setup   only set up: $(VENV) with torch and the compiled package"
 	@echo "make cuda-build   build with nvcc and a torch with CUDA, import, run the tests; no GPU needed"
-	@echo "make lint | format | bench | sass | sdist | asan | clean"
+	@echo "make lint | format | bench | sass | sdist | wheel | asan | clean"
 
 setup: $(STAMPS)/built
 
@@ -47,7 +47,7 @@ $(STAMPS)/venv: scripts/setup_venv.sh
 # The first installation compiles everything; afterwards only what changed is compiled, in build/.
 $(STAMPS)/installed: $(STAMPS)/venv setup.py cuda_build.py pyproject.toml l2l_fast/kernels/version.py
 	@echo "== building and installing l2l_fast ($(MAX_JOBS) compilers at once; a minute or two)"
-	@$(PY) -m pip install --quiet --no-build-isolation -e '.[train,test,bench,dev]'
+	@$(PY) -m pip install --quiet --no-build-isolation -e '.[train,tensorboard,test,bench,dev]'
 	@touch $@
 
 $(STAMPS)/built: $(STAMPS)/installed $(SOURCES) $(REBUILD)
@@ -79,6 +79,7 @@ bench: setup
 
 lint: setup
 	$(PY) -m ruff check .
+	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
 
@@ -89,6 +90,11 @@ format: setup
 # The source distribution, built and installed into an environment of its own.
 sdist: setup
 	@bash scripts/check_sdist.sh "$(VENV)"
+
+# The source distribution, and the wheel for this Python made of it, into dist/: given its manylinux tag, installed into
+# an environment of its own and used.
+wheel: setup
+	@bash scripts/check_wheel.sh "$(VENV)"
 
 # The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 asan: setup
@@ -104,5 +110,5 @@ cuda-build:
 	@bash scripts/check_cuda_build.sh $(PYTEST)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info l2l_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info l2l_fast/_C*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find l2l_fast tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -3,8 +3,8 @@ nvcc and a torch with CUDA, their CUDA kernels; else it says in a line why not (
 
 FORCE_CUDA=1 insists on CUDA, L2L_FAST_CUDA=0 leaves it out. TORCH_CUDA_ARCH_LIST chooses the architectures; without it
 they are those that torch was built for, as far as nvcc and the kernels support them. L2L_FAST_CXXFLAGS and
-L2L_FAST_NVCCFLAGS add flags. The GPU of the building machine is never asked, and an extension with CUDA kernels imports
-on a machine without one.
+L2L_FAST_NVCCFLAGS add flags. L2L_FAST_PIN_TORCH=1 is for wheels: they demand the torch that they are compiled for. The
+GPU of the building machine is never asked, and an extension with CUDA kernels imports on a machine without one.
 """
 
 import importlib.util
@@ -50,6 +50,11 @@ def sources() -> list[str]:
     return ["csrc/module.cpp", *(f"csrc/ops/{name}.cpp" for name in ops), *(f"csrc/cpu/{name}.cpp" for name in cpu)]
 
 
+def headers() -> list[str]:
+    found = [os.path.join(folder, name) for folder, _, names in os.walk("csrc") for name in names]
+    return sorted(path for path in found if path.endswith((".h", ".cuh")))
+
+
 # No warning is an error here: another nvcc, or the headers of another torch, may have warnings of their own.
 NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
 
@@ -72,6 +77,15 @@ if plan.cuda:
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 
+def dependencies() -> list[str]:
+    """An extension works with the torch that it was compiled for. Who installs from source compiles for the torch that
+    is there; a wheel must name its own."""
+    torch_here = "torch>=2.6,<3"
+    if os.environ.get("L2L_FAST_PIN_TORCH") == "1":
+        torch_here = "torch==" + ".".join(torch.__version__.split(".")[:2]) + ".*"
+    return [torch_here, "numpy>=1.24", "safetensors>=0.4"]
+
+
 class Build(BuildExtension):
     def run(self) -> None:
         if plan.reason:
@@ -88,10 +102,13 @@ if plan.cuda:
     nvcc_flags = [*NVCC_FLAGS, *plan.nvcc_flags, *os.environ.get("L2L_FAST_NVCCFLAGS", "").split()]
     paths += ["csrc/cuda/backend.cu"]
 setup(
+    install_requires=dependencies(),
     ext_modules=[
         (CUDAExtension if plan.cuda else CppExtension)(
             "l2l_fast._C",
             paths,
+            # Without ninja, setuptools compiles again only what is older than these.
+            depends=[*headers(), "setup.py", "cuda_build.py", "l2l_fast/kernels/version.py"],
             extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
             extra_link_args=[flag for flag in extra if flag.startswith("-fsanitize")],
         )

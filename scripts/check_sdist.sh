@@ -3,6 +3,7 @@
 # usage: check_sdist.sh VENV     (VENV: where torch and the build tools are)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+root=$PWD
 py=$PWD/$1/bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -26,24 +27,4 @@ fresh=$work/venv/bin/python
 echo "== installing $(basename "$sdist") ($(du -k "$sdist" | cut -f1) kB) into a fresh environment"
 cd "$work"
 PATH=$(dirname "$py"):$PATH "$fresh" -m pip install --quiet --no-build-isolation --no-deps --ignore-installed "$sdist"
-"$fresh" - "$work" <<'PY'
-import importlib.metadata
-import pathlib
-import sys
-
-import torch
-
-import l2l_fast
-
-folder = pathlib.Path(l2l_fast.__file__).resolve()
-assert folder.is_relative_to(pathlib.Path(sys.argv[1]).resolve()), f"imported {folder}, not the fresh installation"
-data = l2l_fast.data.load_mnist(l2l_fast.data.EMBEDDED)
-model = torch.nn.Linear(3, 2)
-optimizer = l2l_fast.LearnedOptimizer(model.parameters(), l2l_fast.CoordinatewiseLSTM())
-before = model.weight.detach().clone()
-model(torch.ones(1, 3)).sum().backward()
-optimizer.step()
-assert not torch.equal(before, model.weight), "a step changed nothing"
-version = importlib.metadata.version("l2l_fast")
-print(f"== l2l_fast {version} from its source distribution works ({data.name}, {len(data.split('train'))} images)")
-PY
+"$fresh" "$root/scripts/smoke.py" "$work/venv"

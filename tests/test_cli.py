@@ -16,6 +16,7 @@ from torch import nn
 import l2l_fast as l2l
 from l2l_fast.cli import command_line as cli
 from l2l_fast.cli import demo
+from l2l_fast.cli import evaluate as evaluate_command
 from l2l_fast.evaluation import benchmark
 from l2l_fast.meta import ProtocolWarning, recipes, record_of
 from l2l_fast.problems import MNIST, ModuleProblem, Quadratic
@@ -352,7 +353,7 @@ def test_mistakes_get_a_sentence(arguments, message, run_folder, tmp_path, capsy
     torch.save([1, 2], tmp_path / "list.pt")
     before = contents(tmp_path)
     # Whatever is wrong is said before anything is computed.
-    for module in (l2l.meta.trainer, l2l.comparison, l2l.experiments.running, cli):
+    for module in (l2l.meta.trainer, l2l.comparison, l2l.experiments.running, evaluate_command):
         if "evaluate" in vars(module):
             monkeypatch.setattr(module, "evaluate", _checking_only(module.evaluate))
     monkeypatch.setattr(l2l.baselines, "run", _checking_only(l2l.baselines.run))

@@ -281,3 +281,56 @@ def test_experiments_without_pictures(tmp_path):
     results = {setting.name: skewed() for setting in experiment.settings}
     assert pictures.draw(experiment, results, l2l.CoordinatewiseLSTM(), tmp_path / "x.png") is None
     assert not (tmp_path / "x.png").exists()
+
+
+def texts(figure):
+    """Everything that is written, with the box in which it must lie: the figure's, and of a title its panel's share."""
+    whole = figure.bbox.width
+    if figure.get_suptitle():
+        yield figure._suptitle, 0, whole
+    for legend in figure.legends:
+        yield legend, 0, whole
+    for axes in figure.axes:
+        yield axes.title, 0, whole
+
+
+def check_nothing_is_cut_off(figure):
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    titles = []
+    for artist, low, high in texts(figure):
+        box = artist.get_window_extent(renderer)
+        assert low <= box.x0 and box.x1 <= high and box.y0 >= 0 and box.y1 <= figure.bbox.height, artist
+        titles += [box] if artist in [axes.title for axes in figure.axes] else []
+    for k, one in enumerate(titles):
+        assert not any(one.overlaps(other) for other in titles[k + 1 :])
+
+
+LONG = "encoder.layers.0.self_attention.in_proj_weight_of_a_module_with_a_long_name"
+HEADING = "/a/long/path/to/an/optimizer-of-mine on mnist (mnist-10k-embedded (images: train 3,334, validation 3,333))"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_titles_of_decisions_are_not_cut_off(steps):
+    shape, chosen = (steps, 2), [step for step in (1, 2, 4, 8) if step <= steps]
+    names = ("learned", "adam", "sgd")
+    found = decisions.Decisions(
+        [(LONG, 123456), ("b", 7)],
+        torch.randn(shape),
+        {name: torch.randn(shape) for name in names},
+        chosen,
+        torch.linspace(-1, 1, 5).expand(2, 5),
+        {name: torch.randn(len(chosen), 2, 5) for name in names},
+    )
+    figure = decisions.decisions_figure(found, HEADING)
+    check_nothing_is_cut_off(figure)
+    if steps == 1:  # a line of one point would be nothing to see
+        assert all(line.get_marker() == "." for line in figure.axes[0].lines)
+
+
+@pytest.mark.parametrize("panels", [1, 2, 5])
+def test_titles_of_curves_are_not_cut_off(panels):
+    problem = Quadratic(dim=3, batch=4, family="ill_conditioned", condition=1234.5)
+    comparisons, titles = [skewed(problem=problem)] * panels, [repr(problem) + LONG] * panels
+    for columns in (None, 2):
+        check_nothing_is_cut_off(plots.curves_figure(comparisons, titles, HEADING, columns=columns))

@@ -22,6 +22,7 @@ from ..networks import pretrained, trained, writing
 from ..networks.several import Networks
 
 PROGRAM = "python -m l2l_fast"
+STDOUT = "-"  # as the name of a file that JSON goes to
 
 
 class UserError(Exception):
@@ -77,7 +78,7 @@ def unbreakable_streams() -> Iterator[None]:
         for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
             # None: the command was started with the stream closed.
             guarded = _Unbreakable(stream or stack.enter_context(open(os.devnull, "w")))
-            stack.enter_context(redirect(guarded))  # type: ignore[type-var]
+            stack.enter_context(redirect(guarded))
             stack.callback(guarded.flush)
         yield
 
@@ -113,6 +114,18 @@ def network(path: str, device: torch.device | str = "cpu", option: str = "--opti
                 f"{', '.join(names)}"
             )
         return load_best(path, device) if is_checkpoint(path) else trained.load(path, device)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """Rows below a header, in columns; those with these indices are of numbers, and stand on the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
+    cells = [
+        [cell.rjust(width) if k in numbers else cell.ljust(width) for k, (cell, width) in enumerate(zip(line, widths))]
+        for line in lines
+    ]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
 def problem(arguments: argparse.Namespace) -> problems.Problem:
@@ -158,7 +171,7 @@ def device(text: str) -> torch.device:
 def check_outputs(**outputs: str | None) -> None:
     """Say now, not after hours, that the files which options name cannot be written. ``plot`` may need folders."""
     for option, path in outputs.items():
-        if path is None:
+        if path is None or (option == "json" and path == STDOUT):
             continue
         with user_errors():
             writing.check_writable(path, f"--{option}", make_folder=option == "plot")
@@ -170,15 +183,21 @@ def check_outputs(**outputs: str | None) -> None:
 
 
 def write_json(path: str | None, value: Any) -> None:
-    """Write ``value`` to the file that the option ``--json`` names, if it names one."""
+    """Write ``value`` to the file that the option ``--json`` names, if it names one; "-" is stdout."""
     if path is None:
         return
+    text = json.dumps(value, indent=1)
+    if path == STDOUT:
+        say(text)
+        return
     with user_errors():
-        writing.write_atomically(path, json.dumps(value, indent=1) + "\n", "--json")
+        writing.write_atomically(path, text + "\n", "--json")
 
 
-def draw(results: list[Comparison], path: str | os.PathLike[str] | None, **options: Any) -> None:
-    """Draw the curves and say where; without matplotlib say that there is no picture."""
+def draw(
+    results: list[Comparison], path: str | os.PathLike[str] | None, *, quiet: bool = False, **options: Any
+) -> None:
+    """Draw the curves and say where, unless ``quiet``; without matplotlib say that there is no picture."""
     if path is None:
         return
     from ..evaluation import plots
@@ -186,6 +205,7 @@ def draw(results: list[Comparison], path: str | os.PathLike[str] | None, **optio
     try:
         with user_errors():
             plots.learning_curves(results, path, **options)
-        say(f"learning curves: {path}")
+        if not quiet:
+            say(f"learning curves: {path}")
     except ModuleNotFoundError as error:
         print(f"no picture: {error}", file=sys.stderr)

@@ -1,7 +1,9 @@
-"""The whole in a few minutes: meta-train on quadratics and on real digits, compare with tuned baselines, plot."""
+"""The command ``demo``, the whole in a few minutes: meta-train on quadratics and on real digits, compare with tuned
+baselines, plot."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -18,17 +20,40 @@ from ..evaluation.baselines import RULES
 from ..evaluation.comparison import Comparison
 from ..meta import recipes
 from ..meta.log import TrainingLog
+from ..networks import trained, writing
 from ..networks.files import load
 from ..networks.writing import write_atomically
 from ..problems import MNIST, Problem, Quadratic
 from ..problems.data import EMBEDDED
-from .console import command_line, draw
+from .console import command_line, draw, user_errors
+from .options import Commands, add_command, add_device, add_quiet
 
 # A minute's worth; `compare` and `experiment` search six optimizers, all schedules, on ten tasks.
 _BASELINES = ("momentum", "nag", "rmsprop", "adam")
 GENERAL = "general"
 DROPPED_INTO = ("mlp-relu", "conv")
 _SEARCH = {"schedules": ("constant", "cosine"), "points_per_decade": 8, "sweep_tasks": 1}
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command to the parser."""
+    text = "meta-train on quadratics and on real digits, compare with tuned baselines, plot"
+    parser = add_command(commands, "demo", _run, text, "", "--quick --out /tmp/demo")
+    parser.add_argument("--out", default="demo_output", metavar="DIR", help="folder for results (default: %(default)s)")
+    parser.add_argument(
+        "--data", metavar="DATA", help="MNIST: a folder or mnist-60k (default: the 10,000 embedded images)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few episodes, only to see that everything runs")
+    add_device(parser)
+    add_quiet(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with user_errors():
+        halves = tasks(arguments.data, quick=arguments.quick)
+        with writing.folder(arguments.out, "--out") as out:
+            general = () if arguments.quick else DROPPED_INTO
+            return run(halves, out, progress=not arguments.quiet, general=general, device=arguments.device)
 
 
 @dataclass(frozen=True)
@@ -69,11 +94,18 @@ def tasks(data: str | os.PathLike[str] | None = None, quick: bool = False) -> li
     ]
 
 
-def run(halves: list[DemoTask], out: Path, progress: bool = True, general: tuple[str, ...] = ()) -> int:
+def run(
+    halves: list[DemoTask],
+    out: Path,
+    progress: bool = True,
+    general: tuple[str, ...] = (),
+    device: torch.device | str = "cpu",
+) -> int:
     """Run the demo into the folder ``out``.
 
     Args:
-        general: networks of the evaluation suite that the optimizer "general" trains at the end.
+        general: networks of the evaluation suite that the optimizer "general" trains at the end, on the CPU.
+        device: where everything else is trained and compared.
 
     Raises:
         ValueError: a file of the name of a log is no run's log; nothing has been done then.
@@ -89,8 +121,8 @@ def run(halves: list[DemoTask], out: Path, progress: bool = True, general: tuple
     verdicts: list[tuple[bool, str]] = []
     suite.choose(general or None)  # a wrong name now, not after minutes
     for half in halves:
-        optimizer = _train(half, out, progress)
-        results.append(_compare(half, optimizer))
+        optimizer = _train(half, out, progress, device)
+        results.append(_compare(half, optimizer, device))
         verdicts.append(comparisons.verdict(results[-1]))
     print(flush=True)
     for result, (_, sentence) in zip(results, verdicts):
@@ -120,30 +152,32 @@ def run(halves: list[DemoTask], out: Path, progress: bool = True, general: tuple
     return 1 if failed else 0
 
 
-def _train(half: DemoTask, out: Path, progress: bool) -> Path:
+def _train(half: DemoTask, out: Path, progress: bool, device: torch.device | str) -> Path:
     recipe = recipes.get(half.problem)
     log = _log(half, out)
     TrainingLog(log).remove(finished=True)
     print(f"== meta-training on: {half.title} ({half.episodes} episodes)", file=sys.stderr, flush=True)
-    trainer = recipe.make_trainer(recipe.make_network(), half.problem, half.episodes, log=log)
+    net = recipe.make_network().to(device)
+    trainer = recipe.make_trainer(net, half.problem, half.episodes, log=log)
     trainer.fit(half.episodes, progress=progress)
     path = _file(half, out)
-    trainer.best_net().save(path)
+    trained.save(trainer.best_net(), path)
     return path
 
 
-def _compare(half: DemoTask, optimizer: Path) -> Comparison:
+def _compare(half: DemoTask, optimizer: Path, device: torch.device | str) -> Comparison:
     labels = ", ".join(RULES[name].label for name in _BASELINES)
     print(f"== tuning {labels}; comparing on fresh test tasks", file=sys.stderr, flush=True)
     # From the file, so that what is shown is what is left behind.
     return comparisons.compare(
-        load(optimizer),
+        load(optimizer, device),
         half.problem,
         half.horizon,
         half.test_episodes,
         tuning_episodes=half.tuning_episodes,
         names=_BASELINES,
         search_options=_SEARCH,
+        device=device,
     )
 
 

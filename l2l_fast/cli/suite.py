@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from ..evaluation import suite
 from ..evaluation.suite import evaluating
 from ..networks import writing
 from .console import UserError, say, user_errors, write_json
+from .options import Commands, add_command, add_quiet
 
-Add = Callable[..., argparse.ArgumentParser]
 
-
-def add_to(commands: Any, add: Add) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the parser."""
     text = "measure optimizers on networks that none was made for, beside Adam, AdamW and NAG at their best"
-    parser = add(commands, "suite", _suite, text)
+    parser = add_command(commands, "suite", _run, text, "general", "general Adam:lr=1e-3 --networks mlp-relu conv")
     what = "a pretrained optimizer, a .safetensors file, Adam:lr=1e-3 (any class of torch.optim), package.module:Class"
     parser.add_argument("contender", nargs="*", metavar="CONTENDER", help=what)
     lengths, names = evaluating.STEPS, ", ".join(suite.NETWORKS)
@@ -36,10 +34,10 @@ def add_to(commands: Any, add: Add) -> None:
         "--out", default="runs/suite", metavar="DIR", help="folder for results; the same command goes on (%(default)s)"
     )
     parser.add_argument("--tune", action="store_true", help="measure the baselines that are missing (hours for all)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    add_quiet(parser)
 
 
-def _suite(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     if not arguments.contender and not arguments.tune:
         raise UserError("suite: expected a CONTENDER (or --tune), got none")
     on_run = None if arguments.quiet else _Progress()

@@ -15,42 +15,46 @@ from types import FrameType
 from typing import Any
 
 from ..evaluation import comparison
-from ..meta import MetaTrainer, recipes
+from ..meta import MetaTrainer, TensorBoardLog, estimators, recipes
 from ..meta import checkpoint as checkpoints
 from ..meta.log import TrainingLog
 from ..meta.settings import problem_of
 from ..networks import trained, writing
+from ..networks.several import Networks, members
 from ..problems import Problem
+from ..problems.scaled import Scaled
 from .console import PROGRAM, UserError, command_line, problem_options, say, user_errors
 from .console import network as started
 from .console import problem as named_problem
+from .options import Commands, add_command
+from .train_options import ESTIMATOR, NETWORK, PLACES, add_options, dashed, given
 
-_NETWORK = ("hidden_size", "num_layers", "preprocess", "p", "output_scale")
-# Options by their place among the settings of a run, which a resumed one takes from its checkpoint.
-_PLACES = {
-    **{name: ("network", name) for name in _NETWORK},
-    "horizon": ("protocol", "horizon"),
-    "unroll": ("protocol", "unroll"),
-    "second_derivatives": ("protocol", "second_derivatives"),
-    "lr": ("meta_optimizer", "lr"),
-    "clip_norm": ("meta_optimizer", "clip_norm"),
-    "decay_to": ("meta_optimizer", "decay_to"),
-    "decay_episodes": ("meta_optimizer", "decay_episodes"),
-    "validate_every": ("validation", "every"),
-    "validation_episodes": ("validation", "episodes"),
-    "patience": ("validation", "patience"),
-    "seed": ("seed",),
-}
+_LOG = "log.jsonl"
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = add_command(
+        commands,
+        "train",
+        train,
+        "meta-train an optimizer; can be killed and resumed at any time",
+        "--problem mnist --out runs/mnist --tensorboard",
+        "--out runs/mnist --resume --episodes 900",
+        "--problem quadratic --gac-cells 4 --estimator pes --pairs 8 --out runs/pes",
+        usage="(--problem NAME | --resume) --out DIR [option ...]",
+    )
+    add_options(parser)
 
 
 def train(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status (0; 130: interrupted; 143: terminated)."""
     with user_errors():
         out = writing.checked_folder(arguments.out, "--out")
-    checkpoint, log, optimizer = out / "checkpoint.safetensors", out / "log.jsonl", out / "optimizer.safetensors"
+    checkpoint, optimizer = out / "checkpoint.safetensors", out / "optimizer.safetensors"
     # Everything is checked before anything is created.
     if arguments.resume:
-        trainer, episodes = _resumed(arguments, checkpoint, log, optimizer)
+        trainer, episodes = _resumed(arguments, checkpoint, optimizer)
     else:
         if os.path.lexists(checkpoint):
             raise UserError(f"--out: {out} already holds a run; --resume continues it, or name another folder")
@@ -59,16 +63,23 @@ def train(arguments: argparse.Namespace) -> int:
                 f"--out: {out} holds {optimizer.name} of a run whose checkpoint is gone: it cannot be resumed, and a "
                 "new run would take its place; move the file away or name another folder"
             )
-        trainer, episodes = _new(arguments, log)
+        trainer, episodes = _new(arguments)
         with user_errors("--out: "):
-            leftover = TrainingLog(log)
+            leftover = TrainingLog(out / _LOG)
             leftover.check_removable()
     with user_errors(), writing.folder(arguments.out, "--out"):
         for path in (checkpoint, optimizer):
             writing.check_writable(path, "--out")
         if not arguments.resume and leftover.remove():
-            print(f"{log}: of a run that was stopped before it saved anything; begun anew", file=sys.stderr)
+            print(f"{leftover.path}: of a run that was stopped before it saved anything; begun anew", file=sys.stderr)
         return _run(trainer, episodes, checkpoint, optimizer, arguments)
+
+
+def _log(arguments: argparse.Namespace) -> TrainingLog:
+    path = Path(arguments.out, _LOG)
+    if arguments.tensorboard is None:
+        return TrainingLog(path)
+    return TensorBoardLog(path, arguments.tensorboard or path.with_name("tensorboard"))
 
 
 def _run(trainer: MetaTrainer, episodes: int, checkpoint: Path, optimizer: Path, arguments: argparse.Namespace) -> int:
@@ -94,27 +105,54 @@ def _run(trainer: MetaTrainer, episodes: int, checkpoint: Path, optimizer: Path,
     return 0
 
 
-def _new(arguments: argparse.Namespace, log: Path) -> tuple[MetaTrainer, int]:
+def _new(arguments: argparse.Namespace) -> tuple[MetaTrainer, int]:
     if arguments.problem is None:
         raise UserError("--problem is needed: only --resume takes it from a checkpoint")
-    problem = named_problem(arguments)
+    problem = _rescaled(named_problem(arguments), arguments)
     recipe = recipes.get(problem)
     episodes = recipe.episodes if arguments.episodes is None else arguments.episodes
-    given = _given(arguments)
-    seed = given.pop("seed", 0)
-    network = {name: given.pop(name) for name in _NETWORK if name in given}
+    options = given(arguments)
+    seed = options.pop("seed", 0)
+    network = {name: options.pop(name) for name in NETWORK if name in options}
     if arguments.start is not None and network:
-        option = "--" + next(iter(network)).replace("_", "-")
-        raise UserError(f"{option}: with --start the network is the one there, in every respect")
+        raise UserError(f"{dashed(next(iter(network)))}: with --start the network is the one there, in every respect")
     with user_errors():
+        options.update(_estimator(options, recipe))
+        net: Networks
         if arguments.start is None:
             net = recipe.make_network(seed, **network).to(arguments.device)
         else:
             net = started(arguments.start, arguments.device, option="--start")
-        return recipe.make_trainer(net, problem, episodes, seed=seed, log=log, **given), episodes
+        _check_scales(problem, net)
+        return recipe.make_trainer(net, problem, episodes, seed=seed, log=_log(arguments), **options), episodes
 
 
-def _resumed(arguments: argparse.Namespace, checkpoint: Path, log: Path, optimizer: Path) -> tuple[MetaTrainer, int]:
+def _estimator(options: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
+    """The trainer's argument ``estimator``, if options say something of it; they are taken out."""
+    own = {name: options.pop(name) for name in ESTIMATOR if name in options}
+    name = options.pop("estimator", None)
+    if name is None and not own:
+        return {}
+    if name is None:
+        usual = recipe.trainer.get("estimator", "bptt")
+        name = usual if isinstance(usual, str) else usual.config()["estimator"]
+    return {"estimator": estimators.make(name, **own)}
+
+
+def _rescaled(problem: Problem, arguments: argparse.Namespace) -> Problem:
+    if arguments.scale_tensors is None and arguments.scale_loss is None:
+        return problem
+    with user_errors("--scale-tensors, --scale-loss: "):
+        return Scaled(problem, arguments.scale_tensors or 0.0, tuple(arguments.scale_loss or (0.0, 0.0)))
+
+
+def _check_scales(problem: Problem, net: Networks) -> None:
+    together = any(member.communicates for member in members(net).values())
+    if together and isinstance(problem, Scaled) and problem.loss != (0.0, 0.0):
+        raise UserError("--scale-loss: expected a network whose coordinates do not communicate (--gac-cells, --memory)")
+
+
+def _resumed(arguments: argparse.Namespace, checkpoint: Path, optimizer: Path) -> tuple[MetaTrainer, int]:
     if arguments.start is not None:
         raise UserError("--start: a run that is resumed goes on from its checkpoint")
     if not checkpoint.is_file():
@@ -128,16 +166,14 @@ def _resumed(arguments: argparse.Namespace, checkpoint: Path, log: Path, optimiz
         saved = checkpoints.read(checkpoint)
         problem = _same_problem(arguments, saved.settings)
         different = []
-        for name, value in _given(arguments).items():
-            found: Any = saved.settings
-            for key in _PLACES[name]:
-                found = found[key]
+        for name, value in given(arguments).items():
+            found = _setting(saved.settings, name)
             if found != value:
-                option = "--" + name.replace("_", "-")
-                different.append(f"{option} {value}: the run has {found} ({'.'.join(_PLACES[name])})")
+                place = ".".join(PLACES[name])
+                different.append(f"{dashed(name)} {value}: the run has {'none' if found is None else found} ({place})")
         if different:
             raise ValueError(f"{str(checkpoint)!r} belongs to another run:\n  " + "\n  ".join(different))
-        trainer = MetaTrainer.from_checkpoint(checkpoint, problem, log=log, device=arguments.device)
+        trainer = MetaTrainer.from_checkpoint(checkpoint, problem, log=_log(arguments), device=arguments.device)
     planned = trainer.counters.planned or trainer.decay_episodes or recipes.get(problem).episodes
     episodes = max(planned, trainer.episode) if arguments.episodes is None else arguments.episodes
     if episodes < trainer.episode:
@@ -145,19 +181,24 @@ def _resumed(arguments: argparse.Namespace, checkpoint: Path, log: Path, optimiz
     return trainer, episodes
 
 
+def _setting(settings: Any, name: str) -> Any:
+    """What a run's settings say of an option; None if nothing (a network without memory has no read heads)."""
+    for key in PLACES[name]:
+        settings = settings.get(key)
+    return "bptt" if name == "estimator" and settings is None else settings
+
+
 def _same_problem(arguments: argparse.Namespace, settings: dict[str, Any]) -> Problem:
     config = settings["problem"]
     if arguments.problem not in (None, config["name"]):
         raise ValueError(f"--problem {arguments.problem}: the run is on {config['name']}")
     problem = problem_of(settings, **problem_options(arguments, config["name"]))
+    if arguments.scale_tensors is not None or arguments.scale_loss is not None:
+        problem = _rescaled(problem.problem if isinstance(problem, Scaled) else problem, arguments)
     different = checkpoints.differences(config, json.loads(json.dumps(problem.config())), "problem")
     if different:
         raise ValueError("--option, --data: not those of the run:\n  " + "\n  ".join(different))
     return problem
-
-
-def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in _PLACES if getattr(arguments, name) is not None}
 
 
 @contextmanager
@@ -206,7 +247,7 @@ def _compare_command(optimizer: Path, trainer: MetaTrainer, arguments: argparse.
     options = arguments.option or []
     if arguments.resume:
         config = trainer.problem.config()
-        options = [(key, value) for key, value in config.items() if key not in ("name", "data")]
+        options = [(key, value) for key, value in config.items() if key not in ("name", "data", "training_scales")]
     data = arguments.data or (trainer.problem.config().get("data") if arguments.resume else None)
     parts: list[str | tuple[str, str]] = ["compare", ("--optimizer", str(optimizer))]
     parts.append(("--problem", trainer.problem.config()["name"]))

@@ -102,13 +102,11 @@ def decide(
             )
     sizes = {name: value.numel() for name, value in Theta(task).parameters.items()}
     count = min(2, sum(sizes.values())) if coordinates is None else checks.as_int(coordinates)
-    if count is None:
-        coordinates = _checked(sizes, coordinates)  # type: ignore[arg-type]
-    else:
+    chosen = [] if count is not None else _checked(sizes, coordinates)
+    if count is not None:
         check_count(sizes, count)
     history, moved = _trajectory(net, task, horizon)
-    chosen = _most_moved(moved, count) if count is not None else coordinates
-    assert not isinstance(chosen, int)
+    chosen = chosen if count is None else _most_moved(moved, count)
     gradients = torch.stack([history[name][:, index] for name, index in chosen], 1)
     largest = gradients.abs().amax(0).clamp_min(1e-12)
     grids = torch.linspace(-reach, reach, points, dtype=torch.float32, device="cpu") * largest.unsqueeze(1)
@@ -167,7 +165,7 @@ def check_count(sizes: Mapping[str, int], count: int) -> None:
         raise ValueError(f"coordinates: expected at most {total}, which is all the task has, got {count}")
 
 
-def _checked(sizes: Mapping[str, int], coordinates: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+def _checked(sizes: Mapping[str, int], coordinates: Any) -> list[tuple[str, int]]:
     if isinstance(coordinates, (str, Mapping)) or not isinstance(coordinates, Iterable):
         raise TypeError(f"coordinates: expected a number, or pairs (parameter, index), got {coordinates!r}")
     coordinates = list(coordinates)
@@ -249,9 +247,9 @@ def decisions_figure(decisions: Decisions, heading: str | None = None) -> Any:
         for unused in axes_of[k][panels:]:
             figure.delaxes(unused)
     handles, labels = figure.axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=11)
+    plots.add_legend(figure, handles, labels, fontsize=11)
     if heading is not None:
-        figure.suptitle(heading, fontweight="bold", fontsize=12)
+        plots.set_heading(figure, heading, fontsize=12)
     return figure
 
 
@@ -262,10 +260,13 @@ def _line(name: str) -> dict[str, Any]:
 
 
 def _traces(axes: Any, decisions: Decisions, k: int, title: str) -> None:
+    from . import plots
+
     steps = range(1, len(decisions.gradients) + 1)
+    marker = "." if len(steps) == 1 else None  # a line needs two points
     for name, series in decisions.updates.items():
-        axes.plot(steps, series[:, k], **_line(name))
-    axes.set_title(f"updates of {title}", fontsize=11)
+        axes.plot(steps, series[:, k], marker=marker, **_line(name))
+    plots.set_title(axes, f"updates of {title}", fontsize=11)
     axes.set_xlabel("step", fontsize=10)
     axes.set_ylabel("update", fontsize=10)
     axes.tick_params(labelsize=9)
@@ -273,13 +274,16 @@ def _traces(axes: Any, decisions: Decisions, k: int, title: str) -> None:
 
 
 def _proposals(axes: Any, decisions: Decisions, k: int, j: int) -> None:
+    from . import plots
+
     step = decisions.steps[j]
     for name, values in decisions.proposals.items():
         axes.plot(decisions.grids[k], values[j, k], **_line(name))
     # What happened: the gradient that came, and the update that was made of it.
     happened = decisions.gradients[step - 1, k], decisions.updates[LEARNED][step - 1, k]
     axes.plot(*happened, "o", color="black", markersize=4, label="the gradient that came, and its update")
-    axes.set_title(f"{decisions.coordinates[k][0]}[{decisions.coordinates[k][1]}], step {step}", fontsize=11)
+    name, index = decisions.coordinates[k]
+    plots.set_title(axes, f"{name}[{index}], step {step}", fontsize=11)
     axes.set_xlabel("gradient", fontsize=10)
     axes.locator_params(axis="x", nbins=4)
     axes.tick_params(labelsize=9)

@@ -29,7 +29,7 @@ COLOURS = {
 }
 _SPREAD = (0.1, 0.9)
 _CENTRES = ("median", "mean")
-_HEADING_PER_INCH, _TITLE_PER_INCH = 9, 11  # characters that an inch of the figure holds
+_MARGIN, _BESIDE = 0.25, 0.8  # inches that are not for a text: of the figure; of a panel, with its numbers
 _LABEL = 48  # characters in a line of the legend
 
 Curve: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
@@ -86,8 +86,7 @@ def curves_figure(
         _panel(axes, comparison, title, centre, reference or {})
     _legend(figure, comparisons, centre, any(references or []))
     if heading is not None:
-        lines = textwrap.wrap(heading, int(_HEADING_PER_INCH * figure.get_figwidth()))
-        figure.suptitle("\n".join(lines), fontsize=13, fontweight="bold")
+        set_heading(figure, heading)
     return figure
 
 
@@ -173,23 +172,56 @@ def _panel(axes: Axes, comparison: Comparison, title: str, centre: str, referenc
     axes.set_xlim(0, comparison.horizon)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    axes.set_title(_wrapped(title, axes), fontsize=10)
+    set_title(axes, title)
     axes.grid(True, which="major", color="0.88")
     axes.grid(True, which="minor", color="0.95", linewidth=0.6)
     _plain_numbers(axes)
 
 
-def _wrapped(title: str, axes: Axes) -> str:
-    width = axes.get_figure().get_figwidth() / axes.get_gridspec().ncols
-    return "\n".join(textwrap.wrap(title, int(_TITLE_PER_INCH * width)))
+def set_heading(figure: Any, text: str, fontsize: int = 13) -> None:
+    """Put a text above a figure, in as many lines as its width asks for; call it when the figure has its size."""
+    font = {"fontsize": fontsize, "fontweight": "bold"}
+    figure.suptitle(_fitted(figure, text, figure.get_figwidth() - _MARGIN, font), **font)
+
+
+def set_title(axes: Axes, text: str, fontsize: int = 10) -> None:
+    """Put a text above a panel, in as many lines as its width asks for; call it when the figure has its size."""
+    figure, grid = axes.get_figure(root=True), axes.get_gridspec()
+    assert figure is not None and grid is not None
+    width = figure.get_figwidth() / grid.ncols - _BESIDE
+    axes.set_title(_fitted(figure, text, width, {"fontsize": fontsize}), fontsize=fontsize)
+
+
+def _fitted(figure: Any, text: str, inches: float, font: dict[str, Any]) -> str:
+    probe, renderer = figure.text(0, 0, "", **font), figure.canvas.get_renderer()
+    try:
+        for width in range(min(len(text), int(25 * inches)), 1, -1):
+            lines = "\n".join(textwrap.wrap(text, width))
+            probe.set_text(lines)
+            if probe.get_window_extent(renderer).width <= inches * figure.dpi:
+                return lines
+    finally:
+        probe.remove()
+    return text
+
+
+def add_legend(figure: Any, handles: Sequence[Any], labels: Sequence[str], columns: int = 4, fontsize: int = 9) -> None:
+    """One for all panels, below them, in as many columns, up to these, as the figure's width holds."""
+    labels = [textwrap.fill(label, _LABEL) for label in labels]
+    options = {"loc": "outside lower center", "fontsize": fontsize, "frameon": False}
+    for ncols in range(columns, 0, -1):
+        legend = figure.legend(handles, labels, ncols=ncols, **options)
+        if ncols == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width < figure.bbox.width:
+            break
+        legend.remove()  # wider than the figure: it would be cut off
 
 
 def _legend(figure: Any, comparisons: Sequence[Comparison], centre: str, paper: bool) -> None:
-    """One for all panels, below them, where no curve is: optimizers, and what band and dots are."""
+    """Optimizers, and what band and dots are."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    found = {}
+    found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             found.setdefault(label, handle)
@@ -202,13 +234,7 @@ def _legend(figure: Any, comparisons: Sequence[Comparison], centre: str, paper: 
     entries[f"10-90 % of {over} (line: {centre})"] = Patch(color="0.5", alpha=0.25, linewidth=0)
     if paper:
         entries["the paper's mean"] = Line2D([], [], color="0.3", linewidth=1.6, linestyle=":")
-    labels = [textwrap.fill(label, _LABEL) for label in entries]
-    options = {"loc": "outside lower center", "fontsize": 9, "frameon": False}
-    for columns in range(max(2, int(figure.get_figwidth() / 2.2)), 0, -1):
-        legend = figure.legend(entries.values(), labels, ncols=columns, **options)
-        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width < figure.bbox.width:
-            break
-        legend.remove()  # wider than the figure: it would be cut off
+    add_legend(figure, list(entries.values()), list(entries), max(2, int(figure.get_figwidth() / 2.2)))
 
 
 def _plain_numbers(axes: Axes) -> None:

@@ -41,7 +41,7 @@ def as_float(value: Any) -> float | None:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, 1 if value > 0 else -1)
+        return math.copysign(math.inf, -1 if value < 0 else 1)
     except (TypeError, ValueError):
         return None
 

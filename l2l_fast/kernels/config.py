@@ -50,15 +50,16 @@ class Config:
     def arguments(self) -> tuple[tuple[int, ...], str, tuple[float, ...]]:
         """As every operator takes it: sizes (tensor_inputs only where there are some), preprocess, constants."""
         sizes = (self.hidden_size, self.num_layers, self.gac_cells, self.extra_inputs, self.num_outputs)
-        sizes = (*sizes, self.tensor_inputs) if self.tensor_inputs else sizes
-        return sizes, self.preprocess, (self.p, self.output_scale, *(self.betas or ()))
+        own = (self.tensor_inputs,) if self.tensor_inputs else ()
+        return (*sizes, *own), self.preprocess, (self.p, self.output_scale, *(self.betas or ()))
 
     @classmethod
     def from_arguments(cls, sizes: Any, preprocess: str, constants: Any) -> Config:
         """The inverse of ``arguments``."""
         hidden_size, num_layers, *others = sizes
         p, output_scale, *betas = constants
-        return cls(hidden_size, num_layers, preprocess, p, output_scale, *others, betas=tuple(betas) or None)
+        options: dict[str, Any] = {"betas": tuple(betas) or None}
+        return cls(hidden_size, num_layers, preprocess, p, output_scale, *others, **options)
 
     @property
     def is_plain(self) -> bool:

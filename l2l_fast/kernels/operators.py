@@ -439,16 +439,16 @@ def _step_backward_vjp(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
     *arguments, num_problems, ages, tensor_inputs, nominal = ctx.options
     config = Config.from_arguments(*arguments)
     age = (config.averages, ages[0] - 1) if config.averages else ()
-    common = [None if rows is None else rows[0] for rows in (tensor_inputs, nominal)]
+    told, vector = (None if rows is None else rows[0] for rows in (tensor_inputs, nominal))
     with torch.enable_grad():
         # Views, so that an input which depends on another one is not differentiated through it.
-        saved = [
+        saved: list[Any] = [
             x if x is None else x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
             for x in ctx.saved_tensors
         ]
         grad_out, grad_new_state, grad, extra, state, phi = saved
         logical = State(state, grad.numel(), config.hidden_size, config.num_layers, *age).to_logical()
-        out, new_logical = reference.lstm_step(grad, logical, phi, config, num_problems, extra, *common)
+        out, new_logical = reference.lstm_step(grad, logical, phi, config, num_problems, extra, told, vector)
         out = out.reshape(grad_out.shape)
         outputs = [out, State.from_logical(new_logical).data]
         wanted = [x for x in (grad, extra, state, phi) if x is not None]

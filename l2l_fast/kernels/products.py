@@ -51,7 +51,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_forward(a, b)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         _, need_a, need_b = ctx.needs_input_grad
         grad_a = grad_b = None
@@ -63,7 +63,7 @@ class _Product(torch.autograd.Function):
         return grad if ctx.adds else None, grad_a, grad_b
 
     @staticmethod
-    def jvp(ctx: Any, onto: Tensor | None, a: Tensor | None, b: Tensor | None) -> Tensor | None:  # type: ignore[override]
+    def jvp(ctx: Any, onto: Tensor | None, a: Tensor | None, b: Tensor | None) -> Tensor | None:
         saved_a, saved_b = ctx.saved_tensors
         tangent = onto
         for left, right in ((a, saved_b), (saved_a, b)):

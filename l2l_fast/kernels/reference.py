@@ -23,8 +23,8 @@ from .renamed import takes_groups
 from .state import Averages
 
 if TYPE_CHECKING:
+    from ..networks.lstm import CoordinatewiseLSTM
     from .config import Config
-    from .network import CoordinatewiseLSTM
     from .state import LogicalState
 
 
@@ -345,9 +345,9 @@ def segment_backward(
                 parts = [grads[t][k].detach().reshape(-1) for k in together]  # type: ignore[union-attr]
                 numels = [part.numel() for part in parts]
                 state = join_states([states[k] for k in together], num_problems)
-                common = [None if rows is None else rows[t, together[0]] for rows in (tensor_inputs, nominal)]
+                told, vector = (None if rows is None else rows[t, together[0]] for rows in (tensor_inputs, nominal))
                 joined = join(parts, num_problems)
-                update, state = lstm_step(joined, state, phi, config, num_problems, None, *common, add)
+                update, state = lstm_step(joined, state, phi, config, num_problems, None, told, vector, add)
                 outputs += separate(update, numels, num_problems)
                 for k, new in zip(together, separate_states(state, numels, num_problems), strict=True):
                     upstream.append(_adjoint(k, t, grads, loss_weights, decays).reshape(-1) * lrs[t])

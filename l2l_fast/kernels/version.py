@@ -1,3 +1,3 @@
 """The version of the package; the one place. The build writes it into the compiled extension too."""
 
-VERSION = "0.2.0.dev1"
+VERSION = "0.2.0"

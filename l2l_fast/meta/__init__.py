@@ -8,6 +8,7 @@ from .estimators import PES, Evolution, SegmentTrace
 from .evaluation import Summary, evaluate, summarize
 from .mismatch import ProtocolWarning
 from .protocol import Protocol
+from .tensorboard import TensorBoardLog
 from .trainer import MetaTrainer
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ProtocolWarning",
     "SegmentTrace",
     "Summary",
+    "TensorBoardLog",
     "evaluate",
     "is_checkpoint",
     "load_best",

@@ -194,7 +194,8 @@ def restore_adam(net: Networks, adam: torch.optim.Adam, slots: dict[str, Tensor]
     """
     state = adam_state(net, slots)
     adam.state.clear()
-    adam.state.update(state)
+    for parameter, own in state.items():
+        adam.state[parameter] = own
 
 
 def adam_state(net: Networks, slots: dict[str, Tensor]) -> dict[nn.Parameter, dict[str, Tensor]]:

@@ -50,7 +50,7 @@ class Crowd:
 
     def losses(self) -> Tensor:
         """The members' losses ``[members]`` on the next minibatch, which is the same for all, in f's own units."""
-        batch = [part.expand(self.members, *part.shape[1:]) for part in self.task.minibatch()]
+        batch = tuple(part.expand(self.members, *part.shape[1:]) for part in self.task.minibatch())
         parts = self.theta.split(self._numels, dim=1)
         named = zip(self._shapes.items(), parts, strict=True)
         return self.task.losses_of({name: part.view(-1, *shape) for (name, shape), part in named}, batch)
@@ -66,8 +66,8 @@ class Crowd:
         self.age += 1
         grads = [list(row.split(self._numels)) for row in grad]
         ages = [self.age] * len(self._numels)
-        flat = [list(chain.from_iterable(part)) for part in (self._thetas, grads, self._states)]
-        sums = operators.tensor_sums(*flat, self.config, False, ages * self.members)
+        thetas, flat, states = (list(chain.from_iterable(part)) for part in (self._thetas, grads, self._states))
+        sums = operators.tensor_sums(thetas, flat, states, self.config, False, ages * self.members)
         sums = torch.cat([sums, self._counts.unsqueeze(1)], dim=1)
         self._alignments = aligned(sums, self._alignments)
         inputs = default_inputs(

@@ -80,6 +80,9 @@ class TrainingLog:
         finally:
             os.close(descriptor)
 
+    def flush(self) -> None:
+        """Called when a run ends or is interrupted; every line is in the file already."""
+
     def cut_back(self, episode: int) -> None:
         """Drop what was written after the checkpoint at ``episode``: the resumed run will write it again."""
         if self.is_empty():

@@ -32,7 +32,7 @@ class Progress:
             rate = (self._last - self._begin) / max(episode - self._start, 1)
             left = rate * (self._total - episode)
             print(
-                f"{self._label}: episode {episode}/{self._total}, {note}, {rate:.3f} s/episode, {left:.0f} s left",
+                f"{self._label}: episode {episode}/{self._total}, {note}, {rate:.3g} s/episode, {duration(left)} left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -40,6 +40,16 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: "7 s", "12 min 5 s", "3 h 20 min", "2 d 4 h"."""
+    whole = round(seconds)
+    for name, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // smaller_size
+            return f"{whole // size} {name}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
 
 
 def note(text: str, enabled: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch import nn
 
 from ..kernels import checks
 from ..networks.lstm import CoordinatewiseLSTM
+from ..networks.ntm_bfgs import NTMBFGS
+from ..networks.several import Networks, members
 from ..optim.tensor_features import DEFAULT_INPUTS
 from ..problems import Problem
 from . import MetaTrainer
@@ -27,18 +31,39 @@ class Recipe:
     episodes: int = 500
 
     def make_network(self, seed: int = 0, **changes: Any) -> CoordinatewiseLSTM:
-        """The untrained network, a function of ``seed``, of 64 bits; the global random state is left alone."""
+        """The untrained network, a function of ``seed``, of 64 bits; the global random state is left alone. With
+        ``memory`` among the changes it is a :class:`l2l_fast.NTMBFGS`.
+
+        Raises:
+            TypeError, ValueError: a change of the wrong type or out of range, or not of such a network.
+        """
         seed = checks.integer("seed", seed, *SEEDS)
-        net = nn.utils.skip_init(CoordinatewiseLSTM, **{**self.network, **changes})
+        options = {**self.network, **changes}
+        kind = NTMBFGS if "memory" in options else CoordinatewiseLSTM
+        known = inspect.signature(kind).parameters
+        for name in options:
+            if name not in known:
+                needs = "no" if kind is NTMBFGS else "a"
+                raise ValueError(f"{name}: is of a network with {needs} memory, got {options[name]!r}")
+        net = nn.utils.skip_init(kind, **options)
         net.reset_parameters(torch.Generator().manual_seed(seed))
         return net
 
-    def make_trainer(
-        self, net: CoordinatewiseLSTM, problem: Problem, episodes: int | None = None, **changes: Any
-    ) -> MetaTrainer:
-        """The trainer; the meta-learning rate decays over ``episodes``, the recipe's own by default."""
+    def make_trainer(self, net: Networks, problem: Problem, episodes: int | None = None, **changes: Any) -> MetaTrainer:
+        """The trainer; the meta-learning rate decays over ``episodes``, the recipe's own by default. The recipe's
+        coordinate_fraction holds where coordinates can be sampled at all."""
         episodes = self.episodes if episodes is None else episodes
-        return MetaTrainer(net, problem, **{"decay_episodes": episodes, **self.trainer, **changes})
+        options = {"decay_episodes": episodes, **self.trainer, **changes}
+        if "coordinate_fraction" not in changes and not _can_sample(net, options):
+            options.pop("coordinate_fraction", None)
+        return MetaTrainer(net, problem, **options)
+
+
+def _can_sample(net: Networks, options: Mapping[str, Any]) -> bool:
+    """Whether it is back-propagation, fused, through coordinates that know nothing of each other."""
+    unrolled = any(options.get(name) for name in ("autograd", "second_derivatives", "meta_loss"))
+    together = any(member.communicates or member.has_memory for member in members(net).values())
+    return options.get("estimator", "bptt") == "bptt" and not unrolled and not together
 
 
 RECIPES = {

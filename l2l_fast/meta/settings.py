@@ -62,7 +62,7 @@ class MetaOptimizer:
     def clip(self, net: Networks) -> float:
         """The norm of the network's gradient, which is then cut to ``clip_norm``; one that is not finite stays."""
         parameters = [parameter for parameter in net.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         found = float(norm)
         if self.clip_norm is not None and self.clip_norm < found < math.inf:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)

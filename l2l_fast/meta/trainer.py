@@ -65,7 +65,8 @@ class MetaTrainer(Arguments):
             mean *final* validation loss, as in the paper.
         validation_episodes: tasks of a validation, always the same.
         patience: stop after this many validations without a new best; default: never.
-        log: a file for JSON lines: the settings, every episode, every validation.
+        log: a file for JSON lines: the settings, every episode, every validation; or a :class:`~.log.TrainingLog`,
+            such as :class:`l2l_fast.meta.TensorBoardLog`.
         device: where tasks live; default: the network's device.
 
     Raises:
@@ -94,7 +95,7 @@ class MetaTrainer(Arguments):
         validate_every: int = 50,
         validation_episodes: int = 10,
         patience: int | None = None,
-        log: str | os.PathLike[str] | None = None,
+        log: str | os.PathLike[str] | TrainingLog | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         net = as_networks(net)
@@ -117,7 +118,7 @@ class MetaTrainer(Arguments):
         self.net = net
         self.frozen = frozen
         self.problem = problem
-        self.log = None if log is None else TrainingLog(log)
+        self.log = log if log is None or isinstance(log, TrainingLog) else TrainingLog(log)
         self.device = device_of(net) if device is None else checks.device("device", device)
         self.counters = Counters()
         self._best: dict[str, Tensor] | None = None
@@ -206,6 +207,8 @@ class MetaTrainer(Arguments):
             raise
         finally:
             display.close()
+            if self.log is not None:
+                self.log.flush()
         self._save_if_new(checkpoint)
 
     def _capture(self) -> Complete:
@@ -350,7 +353,7 @@ class MetaTrainer(Arguments):
         problem: Problem | None = None,
         *,
         meta_loss: MetaLoss | None = None,
-        log: str | os.PathLike[str] | None = None,
+        log: str | os.PathLike[str] | TrainingLog | None = None,
         device: torch.device | str | None = None,
     ) -> MetaTrainer:
         """A trainer that continues the run of a checkpoint, with the settings that are in the file.

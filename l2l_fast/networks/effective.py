@@ -61,7 +61,7 @@ def _hooked(net: CoordinatewiseLSTM) -> set[str]:
     """The weights that hooks make of others."""
     hooks = net._forward_pre_hooks.values()
     names = {getattr(hook, "_tensor_name", getattr(hook, "name", None)) for hook in hooks if isinstance(hook, _MAKERS)}
-    return names & set(net._names)
+    return {name for name in net._names if name in names}
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def changes_by_itself(net: CoordinatewiseLSTM) -> bool:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with torch.random.fork_rng(devices=[]):
         for parameter in net.parameters():  # an estimate that has settled would look still until the first update
-            parameter += torch.randn_like(parameter) * parameter.abs().mean()
+            parameter.add_(torch.randn_like(parameter) * parameter.abs().mean())
         looks = [net.phi().clone() for _ in range(2)]
     net.load_state_dict(before)
     return not torch.equal(*looks)

@@ -93,8 +93,8 @@ class NTMBFGS(CoordinatewiseLSTM):
         return True
 
     def options(self) -> dict[str, Any]:
-        fields = ("hidden_size", "num_layers", "preprocess", "p", "output_scale", "gac_cells")
-        fields += ("read_heads", "write_heads", "memory", "history", "initial", "add_read")
+        fields = ["hidden_size", "num_layers", "preprocess", "p", "output_scale", "gac_cells"]
+        fields += ["read_heads", "write_heads", "memory", "history", "initial", "add_read"]
         return {"type": "NTMBFGS", **{name: getattr(self, name) for name in fields}}
 
     @torch.no_grad()
@@ -177,7 +177,7 @@ class NTMBFGS(CoordinatewiseLSTM):
         return memory if fits else memory.to(device, dtype)  # nothing is copied if only the device's index is missing
 
     def step_with(
-        self, grad: Tensor, state: State, num_problems: int, memory: Memory | None
+        self, grad: Tensor, state: State, num_problems: int = 1, memory: Memory | None = None
     ) -> tuple[Tensor, State, Memory]:
         assert memory is not None and memory.num_problems == num_problems
         return self(grad, state, memory)

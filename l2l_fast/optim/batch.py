@@ -149,7 +149,8 @@ def gather(
         if not (on_cpu and param.is_cpu and grad.is_cpu):
             check_devices(param, grad, phi, fused)
         dtype = state_dtype if fused else torch.float64
-        tiles, numel = entry.get(STATE_KEY), param.numel()
+        tiles: Any = entry.get(STATE_KEY)
+        numel = param.numel()
         shape = shapes.get(numel)
         if shape is None:
             shape = shapes[numel] = (num_tiles(numel), *tile_shape(config, state_dtype))

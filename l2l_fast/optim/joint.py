@@ -173,9 +173,7 @@ def _joint_step(
     return means
 
 
-def _counted_and_copies(
-    batch: Batch, places: Sequence[int], out: Tensor, sums: Tensor
-) -> list[tuple[Any, ...]]:
+def _counted_and_copies(batch: Batch, places: Sequence[int], out: Tensor, sums: Tensor) -> list[tuple[Any, ...]]:
     """What is launched of a group on a mesh: the tensors whose coordinates this process counts, then those that others
     count, with sums of their own, which are dropped."""
     counts = [sharding.counts_here(key, batch.mesh) for key in batch.keys()]
@@ -198,10 +196,11 @@ def exact_step(batch: Batch, together: Sequence[tuple[Tensor, Tensor, Tensor]], 
         grad = reference.join([sign * grad.reshape(-1).double() for _, grad, _ in together], num_problems)
         age = common.ages[0] - 1 if common.ages else 0  # a network with averages steps every tensor alone
         states = [as_state(tiles, param.numel(), batch.config, age) for param, _, tiles in together]
-        rows = [None if each is None else each[0].double() for each in common[1:]]
+        told, nominal = (None if each is None else each[0].double() for each in common[1:])
         state = reference.join_states([each.to_logical() for each in states], num_problems)
         extra = None if batch.memory is None else batch.memory.read(batch.memory.reads).flatten(1)
-        out, state = reference.lstm_step(grad, state, batch.phi.double(), batch.config, num_problems, extra, *rows)
+        phi = batch.phi.double()
+        out, state = reference.lstm_step(grad, state, phi, batch.config, num_problems, extra, told, nominal)
         out = out.view(batch.config.num_outputs, grad.numel())
         update = out[0] if extra is None or not batch.network.add_read else out[0] + extra[0]
         updates = reference.separate(update, numels, num_problems)

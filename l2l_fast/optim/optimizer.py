@@ -48,7 +48,12 @@ from .state import (
 from .tensor_features import TensorFeatures
 
 # What load_state_dict leaves alone and pickles keep; those of earlier releases may lack it.
-_KEPT = {"_registry": Registry, "_kept": Kept, "_failure": lambda: None, "_tensor_features": lambda: None}
+_KEPT: dict[str, Callable[[], Any]] = {
+    "_registry": Registry,
+    "_kept": Kept,
+    "_failure": lambda: None,
+    "_tensor_features": lambda: None,
+}
 
 
 class LearnedOptimizer(Optimizer):
@@ -118,7 +123,7 @@ class LearnedOptimizer(Optimizer):
         self._registry = Registry()
         self._kept = Kept(process_group)
         self._failure: str | None = None
-        defaults = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        defaults: dict[str, Any] = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         defaults.update(num_problems=num_problems, total_steps=total_steps, state_dtype=state_dtype)
         super().__init__(params, defaults)
         told = (network.communicates or network.tensor_inputs for network in self.networks)
@@ -197,7 +202,7 @@ class LearnedOptimizer(Optimizer):
 
     @torch._disable_dynamo
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns the closure's loss, if there is a closure.
 
         torch.compile leaves the step alone: it is one launch already. The first step of all, if every lr is 0 and every

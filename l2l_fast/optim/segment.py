@@ -89,7 +89,7 @@ class Segment:
             if param not in self.start_states:
                 self.start_states[param] = as_state(state.clone(), local(param).numel(), config, age)
         self._moving = [(param, state) for param, state, _, _ in started]
-        if witness is not None:
+        if witness is not None and witness.grad is not None:
             self._watch(witness, witness.grad)
         self._broken = True  # until end_step
 
@@ -109,8 +109,8 @@ class Segment:
         exact = dict(zip(others, wide, strict=True))
         decay = 1.0 - batch.lr * batch.weight_decay
         sign = -1.0 if batch.maximize else 1.0
-        common = {"common": batch.common, "exact_common": batch.exact_common}
-        tape.steps.append(Step(self.num_steps, params, gradients, exact, batch.lr, decay, sign, **common))
+        common = None, batch.common, batch.exact_common
+        tape.steps.append(Step(self.num_steps, params, gradients, exact, batch.lr, decay, sign, *common))
         return gradients, tiles
 
     def keep_means(self, group: dict[str, Any], means: Tensor | None) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,10 +25,13 @@ from ..kernels.state import TILE
 from ..networks.lstm import CoordinatewiseLSTM
 from .state import STATE_KEY, is_live
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 # ---- one tensor ----
 
 
-def is_dtensor(x: Any) -> bool:
+def is_dtensor(x: Any) -> TypeGuard[DTensor]:
     """Whether ``x`` is a DTensor; does not import them, which takes a while: who has one has done that."""
     if type(x) in (Tensor, Parameter):
         return False

@@ -280,9 +280,12 @@ def modernized(entry: Any) -> Any:
     state, memory = entry.get(STATE_KEY), entry.get("memory")
     if isinstance(state, State):
         entry = {**entry, STATE_KEY: state.data, NUMEL_KEY: state.numel}
-    old = isinstance(memory, Mapping) and "reads" in memory and not {"matrix", "left"}.isdisjoint(memory)
-    if old or isinstance(memory, Memory):
-        entries = {f"memory_{key}": value for key, value in memory.items()} if old else memory.entries()
+    entries: dict[str, Any] | None = None
+    if isinstance(memory, Memory):
+        entries = memory.entries()
+    elif isinstance(memory, Mapping) and "reads" in memory and not {"matrix", "left"}.isdisjoint(memory):
+        entries = {f"memory_{key}": value for key, value in memory.items()}
+    if entries is not None:
         entry = {**{key: value for key, value in entry.items() if key != "memory"}, **entries}
     if "step" in entry and "memory_left" in entry and "memory_written" not in entry:
         entry = {"memory_written" if key == "step" else key: value for key, value in entry.items()}

@@ -91,8 +91,8 @@ def common_of(
             return Common(ages)
         assert sums is not None and alignments is not None
         kinds = kinds_of([param.shape for param in params])
-        inputs = default_inputs(kinds, ages, total_steps, sums, alignments)
-        return Common(ages, inputs, network.nominal_of(inputs))
+        own = default_inputs(kinds, ages, total_steps, sums, alignments)
+        return Common(ages, own, network.nominal_of(own))
     device = params[0].device
     given = [tensor_features(param, age, total_steps) for param, age in zip(params, ages, strict=True)]
     inputs = nominal = None

@@ -35,6 +35,12 @@ class ConvTask(Task):
     ``hidden_bias``, ``hidden_offset`` [units], ``out`` [10, units], ``out_bias`` [10].
     """
 
+    hidden: torch.Tensor
+    hidden_bias: torch.Tensor
+    hidden_offset: torch.Tensor
+    out: torch.Tensor
+    out_bias: torch.Tensor
+
     def __init__(
         self,
         generator: torch.Generator,

@@ -39,6 +39,8 @@ class MNISTTask(Task):
     Parameters ``weight_l{k}`` float32 ``[out, in]`` and ``bias_l{k}`` ``[out]`` of layer k, in this order.
     """
 
+    bias_l0: torch.Tensor
+
     def __init__(
         self,
         generator: torch.Generator,

@@ -32,6 +32,9 @@ def _orthogonal(batch: int, dim: int, generator: torch.Generator) -> torch.Tenso
 class QuadraticTask(Task):
     """``batch`` independent functions f(theta) = ||W theta - y||^2; parameter ``theta`` float32 ``[batch, dim]``."""
 
+    W: torch.Tensor
+    y: torch.Tensor
+
     def __init__(
         self,
         generator: torch.Generator,

@@ -23,6 +23,8 @@ class ScaledTask(Task):
     """z -> a f(c * z) with one constant c per tensor; theta_0 of f is kept: z_0 = theta_0 / c. The parameters z are
     named as those of f. ``num_problems`` takes the a out again, from reported losses and from the meta-loss."""
 
+    _task: Task
+
     def __init__(self, task: Task, log_scales: dict[str, float], log_loss_scale: float = 0.0) -> None:
         super().__init__(task.generator)
         self._loss_scale = math.exp(log_loss_scale)

@@ -104,7 +104,7 @@ def search(
     for seed in seeds:
         sealed.refuse(seed)
     schedules = list(schedules) if isinstance(schedules, Iterable) and not isinstance(schedules, str) else [schedules]
-    for each in schedules or [None]:
+    for each in schedules or [""]:  # none at all is an error, too
         checks.one_of("schedules", each, SCHEDULES)
     fixed = None if options is None else tuple(options_of(name, options).values())
     resolution = positive_int("points_per_decade", points_per_decade)

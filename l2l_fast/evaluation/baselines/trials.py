@@ -95,9 +95,11 @@ class Trials:
             for line in lines[1:]:
                 try:
                     entry = json.loads(line)
-                    final, start = (math.inf if entry[key] is None else float(entry[key]) for key in ("final", "start"))
+                    losses: dict[str, Any] = {
+                        key: math.inf if entry[key] is None else float(entry[key]) for key in ("final", "start")
+                    }
                     options = dict(zip(RULES[self.name].defaults(), entry["key"][0], strict=True))
-                    trial = Trial(options, *entry["key"][1:], final=final, start=start)
+                    trial = Trial(options, *entry["key"][1:], **losses)
                 except (ValueError, KeyError, TypeError):
                     break  # cut off where a process was killed
                 self.done[json.dumps(entry["key"])] = trial

@@ -182,9 +182,9 @@ class Bench:
         samples = interleave(samplers, o.rounds, o.max_seconds)
         found = medians(samples)
         for row in self._by_isa(f"{measure}, 2 GAC", n, threads, samples, 1e9, "ns", None, None, []):
-            plain = found.get(f"plain {row.isa}", found.get("plain"))
-            if plain is not None:
-                row.notes.append(f"{row.isa}: {row.values['fused'] / (1e9 * plain):.2f} times the plain {measure}")
+            plain, fused = found.get(f"plain {row.isa}", found.get("plain")), row.values["fused"]
+            if plain is not None and fused is not None:
+                row.notes.append(f"{row.isa}: {fused / (1e9 * plain):.2f} times the plain {measure}")
             yield row
 
     # ---- the episode ----
@@ -192,7 +192,8 @@ class Bench:
     def episode(self, threads: int) -> Iterator[Row]:
         o = self.options
         o.say(f"MNIST episode of {o.horizon} steps, {threads} thread{'s' * (threads > 1)}")
-        problem, samplers = MNIST(), {}
+        problem = MNIST()
+        samplers: dict[str, Any] = {}
         arguments = (self.net, problem, o.horizon, o.steps)
         coordinates = PlainEpisode(*arguments).coordinates
         for name in o.contenders:

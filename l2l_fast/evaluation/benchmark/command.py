@@ -23,9 +23,16 @@ from .contenders import check_agreement, fused_runs_on, make_network
 from .table import Row, render
 
 MEASURES = ("products", "step", "segment", "gac", "backward", "episode", "memory")
+_STDOUT = "-"  # as the name of a file
 CONTENDERS = ("eager", "compile", "fused")
 _FULL = {"sizes": (10**3, 10**4, 10**5, 10**6, 10**7), "segment_sizes": (10**3, 10**4, 10**5, 10**6)}
 _QUICK = {"sizes": (10**3, 10**4), "segment_sizes": (10**3, 10**4)}
+
+
+_EXAMPLES = """examples:
+  python -m l2l_fast bench --quick
+  python -m l2l_fast bench --sizes 1e5 1e6 --only step segment --json bench.json
+  python -m l2l_fast bench --quick --json - > bench.json"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             print(f"bench: --isa: expected some of {_C.isa_available()}, got {unknown}", file=sys.stderr)
             return 2
-    if arguments.json is not None:
+    if arguments.json not in (None, _STDOUT):
         try:
             check_writable(arguments.json, "--json")
         except (OSError, ValueError) as error:
@@ -55,12 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(arguments, device, say)
     threads_before = torch.get_num_threads()
     machine = {"command": shlex.join(["python", "-m", "l2l_fast", "bench", *argv]), **describe_machine(device)}
-    print("\n".join(f"{key}: {value}" for key, value in machine.items()))
+    # Where the JSON goes to stdout, what is for people goes to stderr.
+    people = sys.stderr if arguments.json == _STDOUT else sys.stdout
+    print("\n".join(f"{key}: {value}" for key, value in machine.items()), file=people)
     if fused_runs_on(device):
-        print(f"eager and fused agree: relative difference {check_agreement(make_network(device)):.1e}")
+        difference = check_agreement(make_network(device))
+        print(f"eager and fused agree: relative difference {difference:.1e}", file=people)
     else:
-        print(f"this build has no fused kernels for {device.type}: only the others are measured")
-    print(flush=True)
+        print(f"this build has no fused kernels for {device.type}: only the others are measured", file=people)
+    print(file=people, flush=True)
 
     rows: list[Row] = []
     status = 0
@@ -72,19 +82,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = 130
     finally:
         torch.set_num_threads(threads_before)
-    print(render(rows))
+    print(render(rows), file=people)
     machine["load average at the end"] = _load()
-    print(f"\n{time.perf_counter() - begin:.0f} s; load average at the end: {machine['load average at the end']}")
+    took = f"{time.perf_counter() - begin:.0f} s; load average at the end: {machine['load average at the end']}"
+    print(f"\n{took}", file=people)
     if arguments.json is not None:
         result = {"machine": machine, "rows": [row.as_json() for row in rows]}
-        write_atomically(arguments.json, json.dumps(result, indent=1) + "\n", "--json")
+        text = json.dumps(result, indent=1) + "\n"
+        if arguments.json == _STDOUT:
+            sys.stdout.write(text)
+        else:
+            write_atomically(arguments.json, text, "--json")
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="l2l_fast bench",
+        prog="python -m l2l_fast bench",
         description="Eager PyTorch, torch.compile and the fused kernels side by side, in one run and one table.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, short samples: a look, not a result")
     parser.add_argument("--sizes", type=_size, nargs="+", metavar="N", help="coordinates, such as 1000 or 1e6")
@@ -94,11 +111,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="default: 1 and all cores")
     parser.add_argument("--isa", nargs="+", metavar="NAME", help="instruction sets (default: the best, and avx2)")
     parser.add_argument("--only", nargs="+", choices=MEASURES, metavar="NAME", help=f"some of {' '.join(MEASURES)}")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="NAME")
-    parser.add_argument("--steps", type=_positive, help="unrolled steps of a segment (default 20)")
-    parser.add_argument("--rounds", type=_positive, help="alternating rounds, of which the median counts (default 7)")
-    parser.add_argument("--json", metavar="FILE", help="write everything measured, every sample included")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=CONTENDERS,
+        default=CONTENDERS,
+        metavar="NAME",
+        help=f"some of {' '.join(CONTENDERS)} (default: all)",
+    )
+    parser.add_argument("--steps", type=_positive, metavar="N", help="unrolled steps of a segment (default 20)")
+    parser.add_argument(
+        "--rounds", type=_positive, metavar="N", help="alternating rounds, of which the median counts (default 7)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write everything measured, every sample included; -: to stdout")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what is measured (%(default)s)")
     return parser
 
 

@@ -59,7 +59,8 @@ class PlainLSTM(nn.Module):
 
     def flat_gradient(self) -> Tensor:
         """d loss / d phi in the order of phi; each cell's two biases have the same gradient."""
-        parts = [p for cell in self.cells for p in (cell.weight_ih, cell.weight_hh, cell.bias_ih)]
+        names = ("weight_ih", "weight_hh", "bias_ih")
+        parts: list[Tensor] = [cell.get_parameter(name) for cell in self.cells for name in names]
         parts += [self.linear.weight, self.linear.bias]
         return torch.cat([p.grad.reshape(-1) for p in parts if p.grad is not None])
 

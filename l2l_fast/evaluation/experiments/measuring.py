@@ -25,6 +25,7 @@ from ...networks.several import Networks
 from ...problems import Problem, Task, sealed
 from .. import baselines
 from .. import comparison as comparisons
+from ..baselines import Search
 from ..comparison import LEARNED, Comparison
 from . import pictures, report
 from .config import Experiment, Setting
@@ -212,7 +213,7 @@ class _Tasks:
         """The learning curves of ``net``, kept as ``name``."""
         return self._kept(name, self._key(net), partial(self._learned, net))
 
-    def searched(self, name: str, progress: bool) -> baselines.Search:
+    def searched(self, name: str, progress: bool) -> Search:
         """The tuned setting of a baseline. Settings of the same problem and horizon share their searches' trials."""
         problem = self.problem if self.tuned_on is None else self.tuned_on
         about = json.dumps([problem.config(), self.setting.horizon, self.tuning, self.device])

@@ -36,7 +36,7 @@ def draw(experiment: Experiment, results: dict[str, Comparison], net: Networks, 
         row = figure.axes[4 * k : 4 * k + 4]
         for axes, (title, picture) in zip(row, _pictures(setting, results[setting.name], net).items()):
             axes.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-            axes.set_title(title, fontsize=9)
+            plots.set_title(axes, title, fontsize=9)
             axes.axis("off")
     return plots.save_figure(figure, path, dpi=110)
 
@@ -48,9 +48,19 @@ def _pictures(setting: Setting, comparison: Comparison, net: Networks) -> dict[s
     found = {f"photograph, {problem.side} x {problem.side}": task.content, "style": problem.picture}
     best = comparison.best_baseline()
     setup = comparison.setups[best]
-    options = {"options": setup.options, "schedule": setup.schedule, "split": setting.split, "device": device_of(net)}
     ends: list[Task] = []
-    losses = baselines.run(problem, best, setup.lr, [_SEED], setting.horizon, on_end=ends.append, **options)
+    losses = baselines.run(
+        problem,
+        best,
+        setup.lr,
+        [_SEED],
+        setting.horizon,
+        options=setup.options,
+        schedule=setup.schedule,
+        split=setting.split,
+        device=device_of(net),
+        on_end=ends.append,
+    )
     for end in ends:
         assert isinstance(end, NeuralArtTask)
         _title(found, comparison.label(best), (end.picture(), losses[0, -1].item()))

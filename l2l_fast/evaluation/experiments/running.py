@@ -167,7 +167,8 @@ def _runs(
     experiment: Experiment, candidate: Candidate, folder: Path, data: str | None, episodes: int | None
 ) -> Iterator[_Run]:
     """The candidate and its stages."""
-    for k, part in enumerate((candidate, *candidate.stages)):
+    parts: list[Candidate | Stage] = [candidate, *candidate.stages]
+    for k, part in enumerate(parts):
         planned = part.episodes if isinstance(part, Stage) else experiment.episodes
         count = planned if episodes is None else episodes if part is candidate else min(episodes, planned)
         seed = part.seed if isinstance(part, Stage) and part.seed is not None else candidate.seed + 1000 * k

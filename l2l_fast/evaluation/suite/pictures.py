@@ -35,20 +35,24 @@ def curves(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) -> Path:
     first = outcomes[0]
     figure = plots.make_figure(len(first.rows), 4)
     for axes, (name, row) in zip(figure.axes, first.rows.items()):
-        beside = [("Adam 0.001", USUAL_NAME, "adam", ":"), ("tuned Adam", TUNED, "adam", "-")]
-        beside += [("best Adam(W)", row.best(ADAMS), "adamw", "--"), ("tuned NAG", row.best(NAGS), "nag", "--")]
+        beside = (
+            ("Adam 0.001", USUAL_NAME, "adam", ":"),
+            ("tuned Adam", TUNED, "adam", "-"),
+            ("best Adam(W)", row.best(ADAMS), "adamw", "--"),
+            ("tuned NAG", row.best(NAGS), "nag", "--"),
+        )
         for label, chosen, colour, style in beside:
             if chosen is not None:
                 _line(axes, row.baselines[chosen].runs, label, plots.COLOURS[colour], style, 1.5)
         for outcome, colour in zip(outcomes, _colours(outcomes)):
             _line(axes, outcome.rows[name].runs, outcome.contender, colour, "-", 2.4)
         _frame(axes, first, name)
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             handles.setdefault(label, handle)
-    _legend(figure, list(handles.values()), list(handles))
-    figure.suptitle(f"Training loss over {first.steps:,} steps, {len(row.runs)} seeds", fontsize=13, fontweight="bold")
+    plots.add_legend(figure, list(handles.values()), list(handles))
+    plots.set_heading(figure, f"Training loss over {first.steps:,} steps, {len(row.runs)} seeds")
     return plots.save_figure(figure, path)
 
 
@@ -61,7 +65,7 @@ def _frame(axes: Axes, outcome: Outcome, name: str) -> None:
     axes.set_xlim(1, outcome.steps)
     # A contender that diverges must not press the other curves together.
     start = max(run.start for run in row.runs)
-    lowest = [min(line.get_ydata(), default=start) for line in axes.get_lines()]
+    lowest = [min(map(float, np.asarray(line.get_ydata())), default=start) for line in axes.get_lines()]
     low = min((value for value in lowest if math.isfinite(value) and value > 0), default=start)
     axes.set_ylim(low / 1.25, start * 1.6)
     number = FuncFormatter(lambda value, _: f"{value:g}")
@@ -73,7 +77,7 @@ def _frame(axes: Axes, outcome: Outcome, name: str) -> None:
         minor = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
         axes.yaxis.set_minor_formatter(minor)
     axes.tick_params(which="both", labelsize=8)
-    axes.set_title(f"{name} ({row.data})" if row.data != "none" else name, fontsize=10)
+    plots.set_title(axes, f"{name} ({row.data})" if row.data != "none" else name)
     axes.grid(True, which="major", color="0.9")
     axes.set_xlabel("step", fontsize=8)
 
@@ -133,7 +137,7 @@ def _rim(value: float) -> float:
 def _colours(outcomes: Sequence[Outcome]) -> list[Any]:
     from matplotlib import colormaps
 
-    more = colormaps["tab20"].colors
+    more = colormaps["tab20"](range(20))
     return [_CONTENDERS[k] if k < len(_CONTENDERS) else more[k % len(more)] for k in range(len(outcomes))]
 
 
@@ -149,13 +153,4 @@ def _ratio_legend(figure: Any, outcomes: Sequence[Outcome]) -> None:
         Line2D([], [], linestyle="--", color="0.3"),
     ]
     labels += ["to tuned Adam (dots: seeds)", "to the best Adam(W)", f"interquartile mean; rim: {_WORST:g} or more"]
-    _legend(figure, entries, labels)
-
-
-def _legend(figure: Any, entries: Sequence[Any], labels: Sequence[str]) -> None:
-    """Below the panels, in as many columns as the figure's width holds."""
-    for columns in (4, 3, 2, 1):
-        found = figure.legend(entries, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
-        if columns == 1 or found.get_window_extent(figure.canvas.get_renderer()).width < figure.bbox.width:
-            break
-        found.remove()
+    plots.add_legend(figure, entries, labels)

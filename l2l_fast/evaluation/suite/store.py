@@ -97,7 +97,7 @@ class Store:
 
     def _read(self, text: str, path: Path) -> str:
         """Take in the lines of a file; returns those that are whole."""
-        good = []
+        good: list[str] = []
         for line in text.splitlines():
             try:
                 entry = json.loads(line)

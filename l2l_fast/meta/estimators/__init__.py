@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from .autograd import AutogradBPTT
 from .base import Estimator, MetaLoss, MetaStep, SegmentTrace, weighted_sum
-from .choice import choose, saved
+from .choice import NAMES, choose, make, saved
 from .evolution import Evolution
 from .fused import FusedBPTT
 from .pes import PES
 
 __all__ = [
+    "NAMES",
     "PES",
     "AutogradBPTT",
     "Estimator",
@@ -19,6 +20,7 @@ __all__ = [
     "MetaStep",
     "SegmentTrace",
     "choose",
+    "make",
     "saved",
     "weighted_sum",
 ]

@@ -110,7 +110,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         products = [
             None if known is None else grad.to(dtype) * known.to(dtype)
             for known, dtype in zip(ctx.saved_tensors, ctx.dtypes)

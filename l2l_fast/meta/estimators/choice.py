@@ -44,7 +44,7 @@ def choose(
         options = {"autograd": autograd, "second_derivatives": second_derivatives, "meta_loss": meta_loss is not None}
         given = [name for name, value in {**options, "coordinate_fraction": fraction < 1.0}.items() if value]
         if given:
-            raise ValueError(f"{given[0]}: is of back-propagation, expected estimator='bptt', got {estimator!r}")
+            raise ValueError(f"{given[0]}: is of back-propagation, expected estimator='bptt', got {_told(estimator)}")
         return _BY_NAME[estimator]() if isinstance(estimator, str) else estimator
     networks = members(net).values()
     with_memory = any(member.has_memory for member in networks)
@@ -54,6 +54,26 @@ def choose(
     if fraction < 1.0 and any(member.communicates for member in networks):
         raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
     return AutogradBPTT(meta_loss) if unrolled else FusedBPTT(fraction)
+
+
+def _told(estimator: str | Estimator) -> str:
+    return repr(estimator) if isinstance(estimator, str) else f"{type(estimator).__name__}"
+
+
+def make(name: str, **options: Any) -> str | Estimator:
+    """The argument ``estimator`` of that name, with options of its own: ``make("pes", sigma=0.02)``.
+
+    Raises:
+        TypeError, ValueError: an unknown name, an option that this estimator does not have, or one out of range.
+    """
+    kind = _BY_NAME.get(checks.one_of("estimator", name, NAMES))
+    known = () if kind is None else tuple(inspect.signature(kind).parameters)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        having = [each for each, other in _BY_NAME.items() if unknown[0] in inspect.signature(other).parameters]
+        expected = f"expected estimator {' or '.join(map(repr, having))}, got {name!r}"
+        raise ValueError(f"{unknown[0]}: {expected}" if having else f"estimator: no option {unknown[0]!r}")
+    return "bptt" if kind is None else kind(**options)
 
 
 def saved(protocol: Mapping[str, Any]) -> str | Estimator:
