@@ -27,13 +27,14 @@ REBUILD := missing-extension
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo examples lint format bench sass sdist asan cuda-build clean missing-extension
+.PHONY: help setup test demo examples docs lint format bench sass sdist asan cuda-build clean missing-extension
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    set up, meta-train on real digits, compare with tuned baselines, plot"
 	@echo "make test    set up, run all tests"
 	@echo "make examples    set up, install the trainers people use, run every script in examples/"
+	@echo "make docs    set up, build the documentation into build/site; a warning is an error"
 	@echo "make setup   only set up: $(VENV) with torch and the compiled package"
 	@echo "make cuda-build   build with nvcc and a torch with CUDA, import, run the tests; no GPU needed"
 	@echo "make lint | format | bench | sass | sdist | asan | clean"
@@ -73,6 +74,18 @@ $(STAMPS)/examples: $(STAMPS)/installed
 
 examples: setup $(STAMPS)/examples
 	L2L_FAST_FULL=1 $(PY) -m pytest -v -s tests/test_examples.py
+
+# The site. What it needs beside the package is the extra docs of pyproject.toml.
+$(STAMPS)/docs: $(STAMPS)/installed
+	@echo "== installing what the documentation needs"
+	@$(PY) -c 'import importlib.metadata as m; needed = [r.split(";")[0] for r in m.requires("l2l_fast") \
+	  if "extra == \"docs\"" in r]; print(*needed, sep="\n")' >$@.txt
+	@$(PY) -m pip install --quiet -r $@.txt
+	@touch $@
+
+docs: $(STAMPS)/docs
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --clean
+	@echo "== build/site/index.html"
 
 bench: setup
 	$(PY) -m l2l_fast bench
