@@ -84,7 +84,7 @@ $(STAMPS)/docs: $(STAMPS)/installed
 	@touch $@
 
 docs: $(STAMPS)/docs
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --clean
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --clean
 	@echo "== build/site/index.html"
 
 bench: setup

@@ -1,8 +1,8 @@
-"""mkdocs' hook: what pages of docs/ link to outside of it (sources, examples, CONTRIBUTING.md) becomes pages of the site.
+"""mkdocs' hook: what pages of docs/ link to outside of it (sources, examples, CONTRIBUTING.md) becomes pages, too.
 
-A link that is right in the repository is right in the site, too, wherever that lies and without a network: `[fsdp2](
-../examples/fsdp2.py)` leads to a page with the listing. A link to a folder leads to its README or index. Links that lead
-nowhere are left as they are, for mkdocs to complain of.
+A link that is right in the repository is right in the site, wherever that lies and without a network: one to
+../examples/fsdp2.py leads to a page with the listing, one to a folder to its README or index. Links that lead nowhere
+are left as they are, for mkdocs to complain of.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def content_of(path: str) -> str:
 
 def on_files(files, config):
     """Adds a page for everything outside of docs/ that a page links to, and for what those link to."""
-    pages = [(file.src_uri, Path(file.abs_src_path).read_text(encoding="utf-8")) for file in files.documentation_pages()]
-    waiting = [(repository_path(uri), markdown) for uri, markdown in pages]
+    pages = files.documentation_pages()
+    waiting = [(repository_path(page.src_uri), Path(page.abs_src_path).read_text("utf-8")) for page in pages]
     waiting.append(("docs/", "".join(f"[in the navigation](../{path})" for path in IN_NAV)))
     while waiting:
         origin, markdown = waiting.pop()
