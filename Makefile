@@ -27,7 +27,7 @@ REBUILD := missing-extension
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo examples docs lint format bench sass sdist asan cuda-build clean missing-extension
+.PHONY: help setup test demo examples docs bench-page lint format bench sass sdist asan cuda-build clean missing-extension
 .DELETE_ON_ERROR:
 
 help:
@@ -89,6 +89,11 @@ docs: $(STAMPS)/docs
 
 bench: setup
 	$(PY) -m l2l_fast bench
+
+# Tables and plot of docs/performance.md from a run of `bench --json`, RUN=run.json; without, from the run they show.
+RUN ?=
+bench-page: setup
+	$(PY) -m bench.page $(RUN)
 
 lint: setup
 	$(PY) -m ruff check .
