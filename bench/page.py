@@ -23,8 +23,11 @@ from l2l_fast.networks.writing import write_atomically
 DOCS = Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- measured: by python -m bench.page, which replaces it -->", "<!-- end of measured -->"
 CONTENDERS = ("eager", "compile", "fused")
-META = {"segment": "unrolled step, ns per coordinate", "segment memory": "peak memory of a segment, bytes per coordinate"}
-META["MNIST episode"] = "MNIST episode, ms"
+META = {
+    "segment": "unrolled step, ns per coordinate",
+    "segment memory": "peak memory of a segment, bytes per coordinate",
+    "MNIST episode": "MNIST episode, ms",
+}
 COLORS = {"eager": "#999999", "compile": "#56b4e9", "fused": "#d55e00"}
 Rows = Sequence[dict[str, Any]]
 
@@ -97,7 +100,7 @@ def meta_table(rows: Rows) -> str:
 def products_table(rows: Rows) -> str:
     """How near to the peak the matrix products alone come, for all instruction sets."""
     of = [row for row in rows if row["unit"] == "Gmadd/s"]
-    lines = [[row["measure"].removeprefix("products: "), *place(row), percent(row.get("fraction_of_fma_peak"))] for row in of]
+    lines = [[r["measure"].removeprefix("products: "), *place(r), percent(r.get("fraction_of_fma_peak"))] for r in of]
     return table(["matrix products alone", "kernels", "N", "threads", "of FMA peak"], lines) if of else ""
 
 
@@ -108,7 +111,7 @@ def text(run: dict[str, Any], plot: str) -> str:
     about = ", ".join(machine[key] for key in ("processor", "versions") if key in machine)
     commands = "".join(f"    {line}\n" for line in machine["command"].splitlines())
     parts = [f"On {about}:\n\n{commands}", step_table(rows), products_table(rows), meta_table(rows)]
-    notes = dict.fromkeys(f"{META.get(row['measure'], 'step')}: {note}" for row in shown for note in row.get("notes", ()))
+    notes = dict.fromkeys(f"{META.get(r['measure'], 'step')}: {note}" for r in shown for note in r.get("notes", ()))
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts.append(f"![Step, unrolled step and memory of eager PyTorch, torch.compile and the fused kernels]({plot})")
     return "\n\n".join(part.rstrip("\n") for part in parts if part)

@@ -1,4 +1,4 @@
-"""The page of the benchmark is made from what bench wrote, and what is in docs/ is what it makes of docs/performance.json."""
+"""The benchmark's page is made from what bench wrote; the one in docs/ is what comes of docs/performance.json."""
 
 from __future__ import annotations
 
