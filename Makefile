@@ -34,7 +34,7 @@ help:
 	@echo "make demo    set up, meta-train on real digits, compare with tuned baselines, plot"
 	@echo "make test    set up, run all tests"
 	@echo "make examples    set up, install the trainers people use, run every script in examples/"
-	@echo "make docs    set up, build the documentation into build/site; a warning is an error"
+	@echo "make docs    build the documentation into build/site (no torch, no compiler); a warning is an error"
 	@echo "make setup   only set up: $(VENV) with torch and the compiled package"
 	@echo "make cuda-build   build with nvcc and a torch with CUDA, import, run the tests; no GPU needed"
 	@echo "make lint | format | bench | sass | sdist | asan | clean"
@@ -75,16 +75,17 @@ $(STAMPS)/examples: $(STAMPS)/installed
 examples: setup $(STAMPS)/examples
 	L2L_FAST_FULL=1 $(PY) -m pytest -v -s tests/test_examples.py
 
-# The site. What it needs beside the package is the extra docs of pyproject.toml.
-$(STAMPS)/docs: $(STAMPS)/installed
-	@echo "== installing what the documentation needs"
-	@$(PY) -c 'import importlib.metadata as m; needed = [r.split(";")[0] for r in m.requires("l2l_fast") \
-	  if "extra == \"docs\"" in r]; print(*needed, sep="\n")' >$@.txt
-	@$(PY) -m pip install --quiet -r $@.txt
+# The site. Docstrings are read, not imported, so neither torch nor a compiler is needed: an environment of its own.
+build/docs/ready: pyproject.toml
+	@echo "== installing what the documentation needs into build/docs"
+	@$(PYTHON) -m venv build/docs
+	@$(PYTHON) -c 'import ast, re; print(*ast.literal_eval(re.search(r"^docs = (\[.*\])", \
+	  open("pyproject.toml").read(), re.M)[1]), sep="\n")' >build/docs/requirements.txt
+	@build/docs/bin/python -m pip install --quiet -r build/docs/requirements.txt
 	@touch $@
 
-docs: $(STAMPS)/docs
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --clean
+docs: build/docs/ready
+	@NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --clean
 	@echo "== build/site/index.html"
 
 bench: setup

@@ -7,6 +7,7 @@ are left as they are, for mkdocs to complain of.
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
@@ -20,7 +21,8 @@ CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.M | re.S)
 PLACE = "source"  # where pages of what lies outside of docs/ are
 LANGUAGES = {".py": "python", ".h": "cpp", ".cuh": "cpp", ".cu": "cpp", ".cpp": "cpp", ".toml": "toml", ".sh": "bash"}
 LARGEST = 200_000  # bytes of a listing
-IN_NAV = ("CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md", "examples/README.md")  # as source/... in mkdocs.yml
+# In the navigation, as source/...
+IN_NAV = ("CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md", "examples/README.md", "examples/decisions.ipynb")
 
 
 def repository_path(uri: str) -> str:
@@ -43,7 +45,7 @@ def page_uri(path: str) -> str | None:
         return None
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    listing = target.suffix != ".md" and is_text(target)
+    listing = target.suffix == ".ipynb" or target.suffix != ".md" and is_text(target)
     return f"{PLACE}/{path}{'.md' if listing else ''}"
 
 
@@ -78,9 +80,25 @@ def content_of(path: str) -> str:
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.endswith(".md"):
         return text
+    if path.endswith(".ipynb"):
+        return notebook(json.loads(text))
     fence = "`" * 5
     language = LANGUAGES.get(Path(path).suffix, "text")
     return f"# {path}\n\n{fence}{language}\n{text.rstrip()}\n{fence}\n"
+
+
+def notebook(content) -> str:
+    """A notebook as a page: its text, its code, and what it printed and drew."""
+    parts = []
+    for cell in content["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            if "text" in output:
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+            if "image/png" in output.get("data", {}):
+                parts.append(f"![](data:image/png;base64,{''.join(output['data']['image/png']).strip()})")
+    return "\n\n".join(parts) + "\n"
 
 
 def on_files(files, config):
