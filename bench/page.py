@@ -68,7 +68,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def place(row: dict[str, Any]) -> list[str]:
     sizes = "" if row["n"] is None else f"{row['n']:,}"
-    return [row["isa"].upper().replace("AVX512", "AVX-512"), sizes, str(row["threads"])]
+    return [row["isa"], sizes, str(row["threads"])]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -129,9 +129,10 @@ def figure(run: dict[str, Any]) -> Any:
 
     titles = {"step": "step, ns per coordinate", **META}
     panels = [(titles[name], row) for name in titles if (row := largest(run["rows"], name)) is not None]
-    result = Figure(figsize=(3.6 * max(len(panels), 1), 1.9), layout="constrained")
+    lines = -(-len(panels) // 2)
+    result = Figure(figsize=(8.0, 1.6 * lines), layout="constrained")
     for k, (title, row) in enumerate(panels):
-        axes = result.add_subplot(1, len(panels), k + 1)
+        axes = result.add_subplot(lines, 2, k + 1)
         names = [name for name in reversed(CONTENDERS) if row.get(name) is not None]
         bars = axes.barh(names, [row[name] for name in names], color=[COLORS[name] for name in names])
         axes.bar_label(bars, [number(row[name]) for name in names], padding=3, fontsize=9)

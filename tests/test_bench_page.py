@@ -39,7 +39,7 @@ def test_a_run_makes_the_page(copy):
     measured = after.split(page.BEGIN)[1].split(page.END)[0]
     assert "1,000,000" not in measured and run["machine"]["command"] in measured
     step = next(row for row in run["rows"] if row["measure"] == "step")
-    line = next(line for line in measured.splitlines() if line.startswith("| AVX-512"))
+    line = next(line for line in measured.splitlines() if line.startswith("| avx512"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:5] == ["1,000", "1", page.number(step["eager"]), f"**{page.number(step['fused'])}**"]
     assert cells[5] == f"{step['times_eager']:.1f}" and "`torch.compile`" not in measured
