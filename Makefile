@@ -27,13 +27,14 @@ REBUILD := missing-extension
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo examples lint format bench sass sdist wheel asan cuda-build clean missing-extension
+.PHONY: help setup test demo examples docs bench-page lint format bench sass sdist wheel asan cuda-build clean missing-extension
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    set up, meta-train on real digits, compare with tuned baselines, plot"
 	@echo "make test    set up, run all tests"
 	@echo "make examples    set up, install the trainers people use, run every script in examples/"
+	@echo "make docs    build the documentation into build/site (no torch, no compiler); a warning is an error"
 	@echo "make setup   only set up: $(VENV) with torch and the compiled package"
 	@echo "make cuda-build   build with nvcc and a torch with CUDA, import, run the tests; no GPU needed"
 	@echo "make lint | format | bench | sass | sdist | wheel | asan | clean"
@@ -74,8 +75,26 @@ $(STAMPS)/examples: $(STAMPS)/installed
 examples: setup $(STAMPS)/examples
 	L2L_FAST_FULL=1 $(PY) -m pytest -v -s tests/test_examples.py
 
+# The site. Docstrings are read, not imported, so neither torch nor a compiler is needed: an environment of its own.
+build/docs/ready: pyproject.toml
+	@echo "== installing what the documentation needs into build/docs"
+	@$(PYTHON) -m venv build/docs
+	@$(PYTHON) -c 'import ast, re; print(*ast.literal_eval(re.search(r"^docs = (\[.*\])", \
+	  open("pyproject.toml").read(), re.M)[1]), sep="\n")' >build/docs/requirements.txt
+	@build/docs/bin/python -m pip install --quiet -r build/docs/requirements.txt
+	@touch $@
+
+docs: build/docs/ready
+	@NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --clean
+	@echo "== build/site/index.html"
+
 bench: setup
 	$(PY) -m l2l_fast bench
+
+# Tables and plot of docs/performance.md from a run of `bench --json`, RUN=run.json; without, from the run they show.
+RUN ?=
+bench-page: setup
+	$(PY) -m bench.page $(RUN)
 
 lint: setup
 	$(PY) -m ruff check .
