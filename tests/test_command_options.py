@@ -50,6 +50,11 @@ def test_the_version(capsys):
         (["compare", "--optimizer", "quadratic", *SMALL, "--baselines", "adma"], "adam"),
         (["train", *SMALL, "--out", "x", "--estimator", "pse"], "pes"),
         (["pretrained", "genral"], "general"),
+        (["evaluate", "--optimizer", "genral", *SMALL], "general"),
+        (["evaluate", "--optimizer", "quadratic", *SMALL, "--option", "dmi=3"], "dim"),
+        (["evaluate", "--optimizer", "quadratic", *SMALL, "--option", "family=gausian"], "gaussian"),
+        (["experiment", "mnsit"], "mnist"),
+        (["suite", "general", "--networks", "mlp-rleu"], "mlp-relu"),
     ],
 )
 def test_what_was_meant(arguments, guess, capsys, tmp_path, monkeypatch):

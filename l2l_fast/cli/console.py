@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import shlex
@@ -17,6 +16,7 @@ import torch
 
 from .. import problems
 from ..evaluation.comparison import Comparison
+from ..kernels.checks import meant
 from ..meta import is_checkpoint, load_best
 from ..networks import pretrained, trained, writing
 from ..networks.several import Networks
@@ -107,11 +107,9 @@ def network(path: str, device: torch.device | str = "cpu", option: str = "--opti
         if path in names and not Path(path).exists():
             return pretrained.load_pretrained(path, device)
         if not os.path.lexists(path):
-            close = difflib.get_close_matches(path, names, 1)
-            meant = f" (did you mean {close[0]!r}?)" if close else ""
             raise UserError(
-                f"{option}: no such file, and no pretrained optimizer of that name: {path!r}{meant}; pretrained are "
-                f"{', '.join(names)}"
+                f"{option}: no such file, and no pretrained optimizer of that name: {path!r}{meant(path, names)}; "
+                f"pretrained are {', '.join(names)}"
             )
         return load_best(path, device) if is_checkpoint(path) else trained.load(path, device)
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from .. import problems
+from ..kernels.checks import meant
 from .console import PROGRAM, device
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-
-
-def meant(given: str, known: Iterable[object]) -> str:
-    """ " (did you mean 'x'?)" if one of the ``known`` names is close to the one that was ``given``, else ""."""
-    close = difflib.get_close_matches(given, [str(name) for name in known], 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..evaluation.experiments.report import training_text
+from ..kernels.checks import meant
 from ..networks import pretrained
 from .console import UserError, say, table
-from .options import Commands, add_command, meant
+from .options import Commands, add_command
 
 
 def add_to(commands: Commands) -> None:

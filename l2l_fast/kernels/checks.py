@@ -135,6 +135,14 @@ def device(name: str, value: Any, with_values: bool = True) -> torch.device:
     return found
 
 
+def meant(given: Any, known: Iterable[object]) -> str:
+    """For the end of a message: " (did you mean 'x'?)" if one of the ``known`` names is close to ``given``, else ""."""
+    import difflib  # only where something is wrong already
+
+    close = difflib.get_close_matches(str(given), [str(name) for name in known], 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def chosen(value: Any, allowed: Iterable[str]) -> bool:
     """Whether ``value`` is one of the ``allowed`` names; what is not a string, or cannot be hashed, is not."""
     return isinstance(value, str) and value in set(allowed)
@@ -144,7 +152,7 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     """``value`` as a plain string; ValueError unless it is one of the ``allowed``."""
     allowed = tuple(allowed)
     if not chosen(value, allowed):
-        raise ValueError(f"{name}: expected {' or '.join(map(_quoted, allowed))}, got {value!r}")
+        raise ValueError(f"{name}: expected {' or '.join(map(_quoted, allowed))}, got {value!r}{meant(value, allowed)}")
     return str(value)
 
 
@@ -198,7 +206,7 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
     """
     allowed = tuple(allowed)
     if not chosen(value, allowed):
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}{meant(value, allowed)}")
     return str(value)
 
 

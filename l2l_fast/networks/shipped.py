@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..kernels.checks import meant
+
 _FOLDER = Path(__file__).parent / "pretrained"
 _ALIKE = _FOLDER / "trained_alike"
 _SUFFIX = ".safetensors"
@@ -21,7 +23,7 @@ def path_of(name: str) -> Path:
         ValueError: there is none of that name.
     """
     if name not in names():
-        raise ValueError(f"name: expected one of {names()}, got {name!r}")
+        raise ValueError(f"name: expected one of {names()}, got {name!r}{meant(name, names())}")
     return _FOLDER / f"{name}{_SUFFIX}"
 
 

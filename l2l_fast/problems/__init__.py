@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..kernels.checks import one_of
+from ..kernels.checks import meant, one_of
 from .base import SPLITS, Problem, Task
 from .conv import ConvNet
 from .custom import ModuleProblem
@@ -59,7 +59,8 @@ def get(name: str, **options: Any) -> Problem:
         known = _options_of(make)
         unknown = [option for option in options if option not in known]
         if unknown:
-            raise TypeError(f"{name!r} has no option {unknown[0]!r}; expected some of {', '.join(known)}") from None
+            expected = f"expected some of {', '.join(known)}{meant(unknown[0], known)}"
+            raise TypeError(f"{name!r} has no option {unknown[0]!r}; {expected}") from None
         raise TypeError(f"{name!r}: {error}") from None
     return make(**options)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import problems
 from ...kernels import checks
-from ...kernels.checks import one_of, positive_int
+from ...kernels.checks import meant, one_of, positive_int
 from ...problems.base import horizon_of
 from ...problems.scaled import Scaled
 from ..baselines import NAMES
@@ -141,7 +141,8 @@ class Experiment:
         for setting in self.settings:
             if setting.name == name:
                 return setting
-        raise ValueError(f"setting: expected one of {[each.name for each in self.settings]}, got {name!r}")
+        names = [each.name for each in self.settings]
+        raise ValueError(f"setting: expected one of {names}, got {name!r}{meant(name, names)}")
 
     def tuning(self, setting: Setting) -> int:
         """Validation tasks per learning rate of a baseline's search in that setting."""
@@ -180,7 +181,8 @@ def load(name: str | os.PathLike[str]) -> Experiment:
     """
     text = os.fspath(name)
     if not text.endswith(".json") and text not in available():
-        raise ValueError(f"experiment: expected one of {available()} or a .json file, got {text!r}")
+        known = available()
+        raise ValueError(f"experiment: expected one of {known} or a .json file, got {text!r}{meant(text, known)}")
     path = Path(text) if text.endswith(".json") else _FOLDER / f"{text}.json"
     try:
         content = _with_training(json.loads(path.read_text(encoding="utf-8")))

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.checks import meant
 from ...problems.data.text import VOCABULARY
 from .material import Batch, Folder, picture_batches, text_batches
 from .modules import CharTransformer, GRULanguageModel, Point, ResidualBlock, VisionTransformer
@@ -72,7 +73,8 @@ def choose(names: Iterable[str] | None = None) -> list[Network]:
     names = list(names)
     unknown = [name for name in names if name not in NETWORKS]
     if unknown or not names:
-        raise ValueError(f"networks: expected some of {', '.join(NETWORKS)}, got {', '.join(unknown) or 'none'}")
+        hint = meant(unknown[0], NETWORKS) if unknown else ""
+        raise ValueError(f"networks: expected some of {', '.join(NETWORKS)}, got {', '.join(unknown) or 'none'}{hint}")
     return [network for name, network in NETWORKS.items() if name in names]
 
 
