@@ -155,6 +155,12 @@ def test_make_targets_exist(target):
 
 
 @whole
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"python (?:-m )?(bench[./]\w+)", "".join(TEXTS.values())))))
+def test_tools_of_bench_exist(module):
+    assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+
+
+@whole
 def test_links_and_pictures_exist():
     for file, text in TEXTS.items():
         for target in re.findall(r"\]\(([^)#]+?)\)", text):
