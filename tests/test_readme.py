@@ -142,7 +142,7 @@ OF_OTHERS = {"--no-build-isolation", "--threads", "--help"}  # options of pip an
 
 def everything_that_helps() -> str:
     subparsers = cli._parser()._subparsers._group_actions[0].choices
-    return "".join(parser.format_help() for parser in [*subparsers.values(), command._parser()])
+    return "".join(parser.format_help() for parser in [cli._parser(), *subparsers.values(), command._parser()])
 
 
 TARGETS = sorted(set(re.findall(r"(?:`|^    )make ([a-z-]+)\b", "".join(TEXTS.values()), re.M)) - {"must"})
