@@ -86,7 +86,7 @@ build/docs/ready: pyproject.toml
 
 docs: build/docs/ready
 	@NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --clean
-	@echo "== build/site/index.html"
+	@echo "== build/site/index.html; with search: $(PYTHON) -m http.server -d build/site"
 
 bench: setup
 	$(PY) -m l2l_fast bench

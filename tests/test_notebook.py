@@ -1,4 +1,5 @@
-"""The notebook of examples/: its cells run one after the other in plain Python, few tasks and steps."""
+"""The notebook of examples/: its cells run one after the other in plain Python, few tasks and steps; the outputs
+that it shows are there, and of a whole run."""
 
 from __future__ import annotations
 
@@ -30,3 +31,10 @@ def test_the_cells_run(monkeypatch, capsys, tmp_path):
     first, last = names["curves"]["learned"][:, [0, -1]].mean(0)
     assert last < first
     assert not list(tmp_path.iterdir())
+
+
+def test_the_outputs_are_those_of_a_whole_run():
+    outputs = [output for cell in code_cells() for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert all(cell["execution_count"] for cell in code_cells())

@@ -142,7 +142,7 @@ OF_OTHERS = {"--no-build-isolation", "--threads", "--help"}  # options of pip an
 
 def everything_that_helps() -> str:
     subparsers = cli._parser()._subparsers._group_actions[0].choices
-    return "".join(parser.format_help() for parser in [*subparsers.values(), command._parser()])
+    return "".join(parser.format_help() for parser in [cli._parser(), *subparsers.values(), command._parser()])
 
 
 TARGETS = sorted(set(re.findall(r"(?:`|^    )make ([a-z-]+)\b", "".join(TEXTS.values()), re.M)) - {"must"})
@@ -152,6 +152,12 @@ TARGETS = sorted(set(re.findall(r"(?:`|^    )make ([a-z-]+)\b", "".join(TEXTS.va
 @pytest.mark.parametrize("target", TARGETS)
 def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+@whole
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"python (?:-m )?(bench[./]\w+)", "".join(TEXTS.values())))))
+def test_tools_of_bench_exist(module):
+    assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
 
 
 @whole
