@@ -187,6 +187,8 @@ void layered_segment_backward(const SegmentCall& call) {
   const int steps = call.length();
   const int chunk = static_cast<int>(std::ceil(std::sqrt(static_cast<double>(steps))));
   const int chunks = (steps + chunk - 1) / chunk;
+  // The last chunk alone runs forward once, so the one that is shorter comes first.
+  const auto begin = [&](int k) { return k == 0 ? 0 : steps - (chunks - k) * chunk; };
   const int64_t rows = config.rows(), size = tiles.total() * rows * kTile;
   const PackedNetwork net(config, call.phi.const_data_ptr<float>());
   const Kernels& kernel = kernels();
@@ -236,8 +238,9 @@ void layered_segment_backward(const SegmentCall& call) {
   for (int k = 0; k < chunks; k++) {
     std::memcpy(checkpoints.data() + k * size, states.data(), sizeof(float) * size);
     if (k + 1 == chunks) break;
-    forward(k * chunk, chunk);
-    std::memcpy(states.data(), states.data() + chunk * size, sizeof(float) * size);
+    const int count = begin(k + 1) - begin(k);
+    forward(begin(k), count);
+    std::memcpy(states.data(), states.data() + count * size, sizeof(float) * size);
   }
   LayeredBackward backward(net, tiles, call.problems, grad_state.data());
   if (ends.empty())
@@ -257,7 +260,7 @@ void layered_segment_backward(const SegmentCall& call) {
   });
 
   for (int k = chunks - 1; k >= 0; k--) {
-    const int first = k * chunk, count = std::min(chunk, steps - first);
+    const int first = begin(k), count = begin(k + 1) - first;
     std::memcpy(states.data(), checkpoints.data() + k * size, sizeof(float) * size);
     forward(first, count);
     for (int t = first + count - 1; t >= first; t--)

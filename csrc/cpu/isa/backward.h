@@ -7,7 +7,8 @@
 // 4,800 to the inputs, 4,980 to the weights.
 //
 // Long segments are cut into chunks that fit the scratch: a first pass forward leaves the state at the start of each.
-// A chunk's length depends on the network only, so results do not depend on the machine's threads.
+// The last chunk alone needs no second pass, so it is as long as any and the rest that is shorter comes first. Lengths
+// depend on the network and on T only, so results do not depend on the machine's threads.
 #pragma once
 
 #include "step.h"
@@ -267,6 +268,9 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
   float* dh = base + s.dh;
   float* dc = base + s.dc;
   const auto state = [&](int slot) __attribute__((always_inline)) { return base + s.states + slot * s.state_size; };
+  const auto begin = [&](int chunk) __attribute__((always_inline)) {
+    return chunk == 0 ? 0 : tile.steps - (chunks - chunk) * s.steps;
+  };
 
   const auto forward = [&](int first, int steps) __attribute__((always_inline)) {
     for (int t = 0; t < steps; t++) {
@@ -282,8 +286,9 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
   copy_rows(tile.state + lane, kTile, base + s.checkpoints, kSub, config.rows());
   for (int chunk = 0; chunk + 1 < chunks; chunk++) {
     __builtin_memcpy(state(0), base + s.checkpoints + chunk * s.state_size, sizeof(float) * s.state_size);
-    forward(chunk * s.steps, s.steps);
-    __builtin_memcpy(base + s.checkpoints + (chunk + 1) * s.state_size, state(s.steps), sizeof(float) * s.state_size);
+    const int steps = begin(chunk + 1) - begin(chunk);
+    forward(begin(chunk), steps);
+    __builtin_memcpy(base + s.checkpoints + (chunk + 1) * s.state_size, state(steps), sizeof(float) * s.state_size);
   }
 
   for (int l = 0; l < layers; l++) {
@@ -299,8 +304,7 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
   }
 
   for (int chunk = chunks - 1; chunk >= 0; chunk--) {
-    const int first = chunk * s.steps;
-    const int steps = tile.steps - first < s.steps ? tile.steps - first : s.steps;
+    const int first = begin(chunk), steps = begin(chunk + 1) - first;
     __builtin_memcpy(state(0), base + s.checkpoints + chunk * s.state_size, sizeof(float) * s.state_size);
     forward(first, steps);
 
