@@ -1,5 +1,5 @@
-"""Tiles that are mostly padding: only the vectors of lanes that hold coordinates are computed, and what a coordinate gets
-does not depend on how many others are in its tile. And segments of every length around those that fit a scratch."""
+"""Tiles that are mostly padding: only the vectors of lanes that hold coordinates are computed, and what a coordinate
+gets does not depend on how many others are in its tile. Segments of every length around those that fit a scratch."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_int8_states_of_small_tensors_repeat(isa):
     ("steps", "cells"), [*((t, 0) for t in (1, 2, 10, 11, 20, 21, 22, 41, 42, 43, 50)), (1, 3), (2, 3), (22, 3)]
 )
 def test_segments_around_the_length_of_a_chunk(steps, cells, isa):
-    """Chunks are of 21 steps, the first one shorter; up to 10 steps, both halves of a tile are in the scratch at once."""
+    """Chunks are of 21 steps, the first one shorter; up to 10 steps, both halves of a tile are in the scratch."""
     net = random_network(gain=1.0, gac_cells=cells)
     sizes = [64, 1, 33, 32, 15, 16, 17, 31, 63, 65]
     places, records, grads, weights, lrs, decays, starts, ends = segment_inputs(net, steps, sizes)
@@ -150,3 +150,30 @@ def test_segments_around_the_length_of_a_chunk(steps, cells, isa):
     for other_phi, other_start in results[1:]:
         assert torch.equal(other_phi, grad_phi)
         assert all(torch.equal(a, b) for a, b in zip(other_start, grad_start, strict=True))
+
+
+def test_communicating_segment_of_more_states_than_are_kept():
+    """Of 46 MB of states only those before the chunks and of one chunk are kept; of each half, a problem, all are."""
+    net = random_network(hidden_size=64, num_layers=4, gac_cells=2)
+    steps, half = 50, 200
+    grads = [structured_gradient((2 * half,), seed=t) for t in range(steps + 1)]
+    start, means = random_state(net, 2 * half), [torch.rand(4, 2, 2) - 0.5 for _ in range(steps)]
+    ones = [1.0] * steps
+
+    def segment(parts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.cat([torch.arange(half * p, half * (p + 1)) for p in parts])
+        records = [torch.zeros((len(chosen) + 63) // 64 * 64) for _ in grads]
+        for record, grad in zip(records, grads, strict=True):
+            record[: len(chosen)] = grad[chosen]
+        state = l2l.State.from_logical([(h[chosen], c[chosen]) for h, c in start.to_logical()])
+        of_parts = [mean[:, parts].contiguous() for mean in means]
+        d_phi, (d_start,) = ops.segment_backward(
+            [state.data], [len(chosen)], [0], records, of_parts, ones, ones, ones, phi_of(net), net.config,
+            len(parts), [], True,
+        )  # fmt: skip
+        return d_phi, valid_lanes(d_start, len(chosen))
+
+    d_phi, d_start = segment([0, 1])
+    halves = [segment([0]), segment([1])]
+    assert_close(d_phi, halves[0][0] + halves[1][0], 1e-5, "d phi")
+    assert_close(d_start, torch.cat([halves[0][1], halves[1][1]]), 1e-5, "d start")

@@ -130,9 +130,10 @@ void copy_states(const Tiles& tiles, const std::vector<const float*>& from, int6
   });
 }
 
-// Steps of a chunk: of all T, if their states of `size` floats are no more than kept in memory at once for speed.
+// Steps of a chunk. All T states of `size` floats are kept where they are few bytes: more is memory that the system has
+// to give anew in every call, which takes longer than a second pass forward.
 int chunk_length(int steps, int64_t size) {
-  constexpr int64_t kBytes = int64_t{128} << 20;
+  constexpr int64_t kBytes = int64_t{24} << 20;
   if (steps * size * static_cast<int64_t>(sizeof(float)) <= kBytes) return steps;
   return static_cast<int>(std::ceil(std::sqrt(static_cast<double>(steps))));
 }
@@ -146,8 +147,7 @@ class SegmentStates {
         chunk_(chunk_length(steps, size)),
         chunks_((steps + chunk_ - 1) / chunk_),
         size_(size),
-        checkpoints_(chunks_ * size),
-        within_(chunk_ * size) {}
+        states_((chunks_ + chunk_) * size) {}
 
   int chunks() const { return chunks_; }
   // The first step of a chunk. The last chunk alone runs forward once, so the one that is shorter comes first.
@@ -161,12 +161,12 @@ class SegmentStates {
   int chunk_of(int t) const { return chunks_ - 1 - (steps_ - 1 - std::min(t, steps_ - 1)) / chunk_; }
   float* at(int t, int place) {
     const int chunk = chunk_of(t);
-    return t == begin(chunk) ? checkpoints_.data() + chunk * size_ : within_.data() + (place - 1) * size_;
+    return states_.data() + (t == begin(chunk) ? chunk : chunks_ + place - 1) * size_;
   }
 
   int steps_, chunk_, chunks_;
   int64_t size_;
-  Floats checkpoints_, within_;
+  Floats states_;  // those before the chunks, then those of one; in one piece, which malloc is ready to keep
 };
 
 }  // namespace

@@ -195,23 +195,25 @@ void check_network_sizes(const Kernels& kernels) {
 void check_segment_lengths(const Kernels& kernels) {
   for (const Config& config : {Config{5, 1, l2l::Preprocess::log_sign, 10.f, 0.1f}, Config{20, 2},
                                Config{33, 2, l2l::Preprocess::identity, 10.f, 1.f}}) {
-    int chunk = 1;  // the scratch stops growing by whole steps once a chunk is full
-    const auto growth = [&](int n) {
-      return kernels.backward_scratch(config, n + 1) - kernels.backward_scratch(config, n);
-    };
-    while (growth(chunk) == growth(1) && chunk < 10000) chunk++;
+    // The scratch grows by a step's activations until a chunk is full; short segments have two sub-tiles in it at once.
+    const size_t activations = sizeof(float) * 32 * (size_t)(config.rows() + 5 * config.layers * config.hidden);
+    const auto bytes = [&](int n) { return kernels.backward_scratch(config, n); };
+    int chunk = 1, both = 1;
+    for (int n = 2; n < 1000; n++) {
+      if (bytes(n) >= bytes(n - 1) + activations) chunk = n;
+      if (bytes(n) >= bytes(n - 1) + 2 * activations) both = n;
+    }
     // Shorter chunks give the same results, only later: every chunk but the last runs forward twice. The activations of
     // a segment of the paper's length (20 steps of 2 x 20 units) stay in the scratch, all of them.
-    const size_t activations = sizeof(float) * 32 * (size_t)(config.rows() + 5 * config.layers * config.hidden);
     checks++;
-    if (growth(1) < activations || (config.hidden == 20 && chunk < 20) || chunk < 4) {
+    if ((config.hidden == 20 && chunk < 20) || chunk < 4 || chunk / 2 != both) {
       failures++;
-      std::printf("%s: hidden=%d: chunks of %d steps\n", kernels.name, config.hidden,
-                  growth(1) < activations ? 1 : chunk);
+      std::printf("%s: hidden=%d: chunks of %d steps, of both sub-tiles %d\n", kernels.name, config.hidden, chunk,
+                  both);
       continue;
     }
     const int limit = config.hidden < 10 ? 1 : 3;
-    for (int steps : {chunk - 1, chunk, chunk + 1, limit * chunk + 2})
+    for (int steps : {both, both + 1, chunk - 1, chunk, chunk + 1, limit * chunk + 2})
       if (steps >= 1 && steps <= 340) check_case(kernels, {config, steps, true, true, true}, 1000 + steps);
   }
 }
