@@ -54,6 +54,11 @@ def fingerprint(*tensors: Tensor | None) -> str:
     return digest.hexdigest()[:16]
 
 
+def of_coordinates(state: l2l.State) -> Tensor:
+    """What a state holds, without the padding of its tiles: that may be anything."""
+    return state.data.transpose(1, 2).reshape(-1, state.data.shape[1])[: state.numel]
+
+
 def networks() -> Iterator[tuple[str, l2l.CoordinatewiseLSTM]]:
     for name, options in NETWORKS.items():
         torch.manual_seed(0)
@@ -62,7 +67,7 @@ def networks() -> Iterator[tuple[str, l2l.CoordinatewiseLSTM]]:
         yield name, l2l.load_pretrained(name)
 
 
-def functional(net: l2l.CoordinatewiseLSTM, n: int, dtype: torch.dtype, random: torch.Generator) -> str:
+def functional(net: l2l.CoordinatewiseLSTM, n: int, dtype: torch.dtype, random: torch.Generator) -> dict[str, str]:
     """Two steps, and the gradients through both."""
     grad = torch.randn(n, generator=random) * torch.exp(4 * torch.randn(n, generator=random))
     grad = grad.to(dtype).requires_grad_()
@@ -70,9 +75,12 @@ def functional(net: l2l.CoordinatewiseLSTM, n: int, dtype: torch.dtype, random: 
     first, state = net(grad, net.init_state(n), extra=extra)
     second, last = net(grad * 0.5, state, extra=extra)
     weights = torch.randn(second.shape, generator=random).to(second.dtype)
-    loss = ((first + second) * weights).float().sum() + (last.data * 0.01).sum()
+    loss = ((first + second) * weights).float().sum() + (of_coordinates(last) * 0.01).sum()
     inputs = [grad, *([] if extra is None else [extra]), *net.parameters()]
-    return fingerprint(first, state.data, second, last.data, *torch.autograd.grad(loss, inputs, allow_unused=True))
+    grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+    of_inputs = len(inputs) - len(list(net.parameters()))
+    steps = fingerprint(first, of_coordinates(state), second, of_coordinates(last))
+    return {"": steps, "/d inputs": fingerprint(*grads[:of_inputs]), "/d phi": fingerprint(*grads[of_inputs:])}
 
 
 def unrolled(optimizer: l2l.LearnedOptimizer, steps: int, random: torch.Generator) -> None:
@@ -86,7 +94,7 @@ def unrolled(optimizer: l2l.LearnedOptimizer, steps: int, random: torch.Generato
     optimizer.backward_segment([1.0 + 0.1 * t for t in range(steps)])
 
 
-def deployed(net: l2l.CoordinatewiseLSTM, dtype: torch.dtype, random: torch.Generator) -> str:
+def deployed(net: l2l.CoordinatewiseLSTM, dtype: torch.dtype, random: torch.Generator) -> dict[str, str]:
     """Two segments, one longer than a chunk, over tensors of many shapes and layouts."""
     tensors = [torch.randn(shape, generator=random).to(dtype) for shape in SHAPES]
     tensors.append(torch.randn(4, 6, 5, 5, generator=random).to(dtype).to(memory_format=torch.channels_last))
@@ -97,7 +105,8 @@ def deployed(net: l2l.CoordinatewiseLSTM, dtype: torch.dtype, random: torch.Gene
     for steps in (4, 23):
         unrolled(optimizer, steps, random)
     states = [optimizer.state_of(param) for param in params]
-    return fingerprint(*params, *[p.grad for p in net.parameters()], *[s.data for s in states if s is not None])
+    steps = fingerprint(*params, *[of_coordinates(s) for s in states if s is not None])
+    return {"": steps, "/d phi": fingerprint(*[p.grad for p in net.parameters()])}
 
 
 def of_kernels() -> dict[str, str]:
@@ -106,21 +115,25 @@ def of_kernels() -> dict[str, str]:
         random = torch.Generator().manual_seed(1)
         for dtype in DTYPES[:2]:
             for n in SIZES:
-                found[f"{name}/functional/{dtype}/{n}"] = functional(net, n, dtype, random)
+                key = f"{name}/functional/{dtype}/{n}"
+                found.update({f"{key}{part}": value for part, value in functional(net, n, dtype, random).items()})
         if net.extra_inputs:
             continue
         for dtype in DTYPES:
-            found[f"{name}/deployed/{dtype}"] = deployed(net, dtype, random)
+            key = f"{name}/deployed/{dtype}"
+            found.update({f"{key}{part}": value for part, value in deployed(net, dtype, random).items()})
         large = nn.Parameter(torch.randn(300_007, generator=random))
         net.zero_grad()
         unrolled(l2l.LearnedOptimizer([large], net), 5, random)
-        found[f"{name}/large"] = fingerprint(large, *[p.grad for p in net.parameters()])
+        found[f"{name}/large"] = fingerprint(large)
+        found[f"{name}/large/d phi"] = fingerprint(*[p.grad for p in net.parameters()])
     random = torch.Generator().manual_seed(5)
     torch.manual_seed(3)
     net, memory = l2l.CoordinatewiseLSTM(gac_cells=4), l2l.NTMBFGS()
     params = [nn.Parameter(torch.randn(12, n, generator=random)) for n in (33, 5)]
     unrolled(l2l.LearnedOptimizer([{"params": params, "num_problems": 12}], net), 7, random)
-    found["several problems"] = fingerprint(*params, *[p.grad for p in net.parameters()])
+    found["several problems"] = fingerprint(*params)
+    found["several problems/d phi"] = fingerprint(*[p.grad for p in net.parameters()])
     param = nn.Parameter(torch.randn(50, generator=random))
     optimizer = l2l.LearnedOptimizer([param], memory)
     for _ in range(9):

@@ -14,11 +14,11 @@ template <class Body>
 void sum_over_tiles(const Config& config, const Tiles& tiles, int steps, float* grad_phi, const Body& body) {
   const int64_t scratch_floats = kernels().backward_scratch(config, steps) / sizeof(float);
   PhiSums sums(config, tiles.slices());
-  tiles.for_each_slice(
-      [&] { return Floats(scratch_floats); },
-      [&](int64_t slice, int64_t begin, int64_t end, Floats& scratch) {
-        tiles.visit(begin, end, [&](const Tiles::Place& place) { body(place, scratch.data(), sums.slice(slice)); });
-      });
+  tiles.for_each_slice([&] { return scratch_of_thread(scratch_floats); },
+                       [&](int64_t slice, int64_t begin, int64_t end, float* scratch) {
+                         tiles.visit(begin, end,
+                                     [&](const Tiles::Place& place) { body(place, scratch, sums.slice(slice)); });
+                       });
   sums.write(grad_phi);
 }
 
@@ -52,7 +52,7 @@ struct TileSegment {
 void cpu_step_backward(const StepBackwardCall& call) {
   const Config& config = call.config;
   if (!config.is_plain()) return layered_step_backward(call);
-  const PackedNetwork net(config, call.phi.const_data_ptr<float>());
+  const PackedNetwork net(config, call.phi.const_data_ptr<float>(), Direction::backward);
   const Kernels& kernel = kernels();
   const StridedView grads(call.grad), result(call.grad_grad);
   const int64_t rows = config.rows(), stride = tile_floats(config);
@@ -71,7 +71,8 @@ void cpu_step_backward(const StepBackwardCall& call) {
     const float* steps[1] = {g};
     {
       FlushDenormals flush;
-      kernel.backward(net.network(), {1, steps, &common[0], du, starts, ends, call.grad_state + state, dg, sums},
+      kernel.backward(net.network(),
+                      {1, place.count, steps, &common[0], du, starts, ends, call.grad_state + state, dg, sums},
                       scratch);
     }
     result.write(begin, place.count, dg);
@@ -81,7 +82,7 @@ void cpu_step_backward(const StepBackwardCall& call) {
 void cpu_segment_backward(const SegmentCall& call) {
   const Config& config = call.config;
   if (!config.is_plain()) return layered_segment_backward(call);
-  const PackedNetwork net(config, call.phi.const_data_ptr<float>());
+  const PackedNetwork net(config, call.phi.const_data_ptr<float>(), Direction::backward);
   const Kernels& kernel = kernels();
   const int64_t rows = config.rows(), stride = tile_floats(config);
   const Tiles tiles(call.tensors);
@@ -99,8 +100,8 @@ void cpu_segment_backward(const SegmentCall& call) {
         without_padding(tensor.grad_end ? tensor.grad_end + state : nullptr, rows, place.count, masked[1]);
     FlushDenormals flush;
     kernel.backward(net.network(),
-                    {steps, segment.inputs.data(), &common[place.tensor * steps], segment.upstream.data(), start, end,
-                     tensor.grad_start ? tensor.grad_start + state : nullptr, nullptr, sums},
+                    {steps, place.count, segment.inputs.data(), &common[place.tensor * steps], segment.upstream.data(),
+                     start, end, tensor.grad_start ? tensor.grad_start + state : nullptr, nullptr, sums},
                     scratch);
   });
 }

@@ -38,6 +38,7 @@ struct TensorStep {
 // Back-propagation through `steps` steps of one tile. Arrays of lanes hold 64 floats; state tiles are [rows][64].
 struct BackwardTile {
   int steps;
+  int count;                    // coordinates; beyond them all rows but the states' hold zeros
   const float* const* grads;    // [steps] rows of gradients, the inputs of the steps
   const TensorStep* tensor;     // [steps]
   const float* grad_updates;    // [steps][64] d loss / d update
@@ -57,13 +58,16 @@ struct LayerForward {
   int inputs;
   const float* h;  // [recurrent], previous
   int recurrent;
-  const float* c;  // [hidden], previous
-  float* new_c;    // may be c
-  float* new_h;    // may not be h
+  const float* c;                // [hidden], previous
+  float* new_c;                  // may be c
+  float* new_h;                  // may not be h
+  int lanes;                     // of coordinates; in what is written, those beyond their vectors become zero
+  const float *next_h, *next_c;  // where the same will be read next, to be fetched meanwhile, or null
 };
 
 // The same backward: activations are recomputed.
 struct LayerBackward {
+  int lanes;       // of coordinates; nothing beyond them
   const float* x;  // [inputs]
   const float* h;  // [hidden], previous
   const float* c;  // [hidden], previous
@@ -83,10 +87,10 @@ struct Kernels {
   void (*features)(const Network&, const TensorStep&, const float* grad, const float* averages, float* new_averages,
                    float* out);
   void (*features_backward)(const Network&, const float* grad, const float* grad_features, float* grad_grad);
-  // One step of all layers: reads inputs [inputs(0)][64] and state, writes new_state (may be state itself) and
-  // out [read_outs][64].
-  void (*step)(const Network&, const TensorStep&, const float* inputs, const float* state, float* new_state,
-               float* out);
+  // One step of all layers for a tile of `count` coordinates: reads inputs [inputs(0)][64] and state, writes new_state
+  // (may be state itself) and out [read_outs][64]. next_state: the tile that comes next, to be fetched, or null.
+  void (*step)(const Network&, const TensorStep&, const float* inputs, const float* state, float* new_state, int count,
+               const float* next_state, float* out);
   // Of kinds with moving averages: the update [64], in the place of the first row, from the read-out [read_outs][64],
   // the features and averages of the step and its gradient.
   void (*update)(const Network&, const TensorStep&, const float* grad, const float* averages, const float* features,

@@ -2,8 +2,8 @@
 //
 // The gradient of an averaged h is the mean of the gradients of all coordinates of its problem, so the walk back visits
 // all tiles for each layer of each step. Between them only the gradient of the state is kept; activations are computed
-// again from the states before the step. Of a segment of T steps some 2 sqrt(T) states are kept at a time: the one
-// before every chunk of sqrt(T) steps, and those of one chunk.
+// again from the states before the step. Of a segment of T steps all T states are kept where they are few bytes, else
+// some 2 sqrt(T): the one before every chunk of sqrt(T) steps, and those of one chunk.
 #include <cmath>
 #include <cstring>
 
@@ -53,13 +53,14 @@ class LayeredBackward {
  private:
   // Of a thread: the tiles that go through the kernel at once.
   struct Batch {
-    Floats scratch, x, dx;
+    float* scratch;
+    Floats x, dx;
     LayerBackward tiles[kLayerTiles];
     Tiles::Place places[kLayerTiles];
     int n = 0;
 
     Batch(const Config& config, int64_t inputs)
-        : scratch(kernels().layer_backward_scratch(config) / sizeof(float)),
+        : scratch(scratch_of_thread(kernels().layer_backward_scratch(config) / sizeof(float))),
           x(kLayerTiles * inputs),
           dx(kLayerTiles * inputs) {}
   };
@@ -80,7 +81,7 @@ class LayeredBackward {
     const auto run = [&](Batch& batch, int64_t slice) {
       {
         FlushDenormals flush;
-        kernels().layer_backward(net_, layer, batch.tiles, batch.n, sums_.slice(slice), batch.scratch.data());
+        kernels().layer_backward(net_, layer, batch.tiles, batch.n, sums_.slice(slice), batch.scratch);
       }
       if (layer == 0 && need_grad_inputs)
         for (int i = 0; i < batch.n; i++) grad_inputs(batch.places[i], batch.tiles[i].dx);
@@ -88,7 +89,8 @@ class LayeredBackward {
     };
     const auto add = [&](Batch& batch, const Tiles::Place& place) {
       fill_cells(tiles_, place, problems_, means.data(), config.gac, finite, after(place, h), grad_(place, h));
-      LayerBackward tile{nullptr, before(place, h), before(place, c), grad_(place, h), grad_(place, c), nullptr};
+      LayerBackward tile{place.count,     nullptr,         before(place, h), before(place, c),
+                         grad_(place, h), grad_(place, c), nullptr};
       if (layer > 0) {
         tile.x = after(place, config.h_row(layer - 1));
         tile.dx = grad_(place, config.h_row(layer - 1));
@@ -128,6 +130,45 @@ void copy_states(const Tiles& tiles, const std::vector<const float*>& from, int6
   });
 }
 
+// Steps of a chunk. All T states of `size` floats are kept where they are few bytes: more is memory that the system has
+// to give anew in every call, which takes longer than a second pass forward.
+int chunk_length(int steps, int64_t size) {
+  constexpr int64_t kBytes = int64_t{24} << 20;
+  if (steps * size * static_cast<int64_t>(sizeof(float)) <= kBytes) return steps;
+  return static_cast<int>(std::ceil(std::sqrt(static_cast<double>(steps))));
+}
+
+// Where the states of a segment are: that before every chunk, and those within the chunk that is walked back.
+class SegmentStates {
+ public:
+  // size: floats of one state of all tiles.
+  SegmentStates(int steps, int64_t size)
+      : steps_(steps),
+        chunk_(chunk_length(steps, size)),
+        chunks_((steps + chunk_ - 1) / chunk_),
+        size_(size),
+        states_((chunks_ + chunk_) * size) {}
+
+  int chunks() const { return chunks_; }
+  // The first step of a chunk. The last chunk alone runs forward once, so the one that is shorter comes first.
+  int begin(int chunk) const { return chunk == 0 ? 0 : steps_ - (chunks_ - chunk) * chunk_; }
+  // The state before step t, while its chunk is walked back.
+  float* at(int t) { return at(t, t - begin(chunk_of(t))); }
+  // The same in the first pass forward, which keeps no more than two states of any chunk but the last.
+  float* at_first(int t) { return chunk_of(t) + 1 < chunks_ ? at(t, 1 + (t & 1)) : at(t); }
+
+ private:
+  int chunk_of(int t) const { return chunks_ - 1 - (steps_ - 1 - std::min(t, steps_ - 1)) / chunk_; }
+  float* at(int t, int place) {
+    const int chunk = chunk_of(t);
+    return states_.data() + (t == begin(chunk) ? chunk : chunks_ + place - 1) * size_;
+  }
+
+  int steps_, chunk_, chunks_;
+  int64_t size_;
+  Floats states_;  // those before the chunks, then those of one; in one piece, which malloc is ready to keep
+};
+
 }  // namespace
 
 void layered_step_backward(const StepBackwardCall& call) {
@@ -136,7 +177,7 @@ void layered_step_backward(const StepBackwardCall& call) {
   Tiles tiles;
   tiles.add(numel);
   const int64_t rows = config.rows(), size = tiles.total() * rows * kTile;
-  const PackedNetwork net(config, call.phi.const_data_ptr<float>());
+  const PackedNetwork net(config, call.phi.const_data_ptr<float>(), Direction::backward);
   const Kernels& kernel = kernels();
   const StridedView grads(call.grad), grad_grads(call.grad_grad);
   Floats before_data(size), after_data(size);
@@ -185,10 +226,8 @@ void layered_segment_backward(const SegmentCall& call) {
   const Config& config = call.config;
   const Tiles tiles(call.tensors);
   const int steps = call.length();
-  const int chunk = static_cast<int>(std::ceil(std::sqrt(static_cast<double>(steps))));
-  const int chunks = (steps + chunk - 1) / chunk;
   const int64_t rows = config.rows(), size = tiles.total() * rows * kTile;
-  const PackedNetwork net(config, call.phi.const_data_ptr<float>());
+  const PackedNetwork net(config, call.phi.const_data_ptr<float>(), Direction::backward);
   const Kernels& kernel = kernels();
   std::vector<const float*> starts, ends;
   for (const SegmentTensor& tensor : call.tensors) {
@@ -196,36 +235,41 @@ void layered_segment_backward(const SegmentCall& call) {
     if (tensor.grad_end) ends.push_back(tensor.grad_end);
   }
 
-  Floats grad_state(size), checkpoints(chunks * size), states((chunk + 1) * size), adjoints(tiles.total() * kTile);
-  const auto state = [&](int t) { return TileRows(tiles, states.data() + t * size, config); };
+  SegmentStates states(steps, size);
+  Floats grad_state(size), adjoints(tiles.total() * kTile);
+  const auto state = [&](int t) { return TileRows(tiles, states.at(t), config); };
   const auto gradient = [&](int t, const Tiles::Place& place) {
     return call.steps[t].record + (call.tensors[place.tensor].record_tile + place.tile) * kTile;
   };
   const auto features = [&](int t, const Tiles::Place& place, float* x) {
-    std::vector<float> masked;  // what a record holds beyond the last coordinate must not matter
-    const float* g = without_padding(gradient(t, place), 1, place.count, masked);
+    alignas(64) float masked[kTile];  // what a record holds beyond the last coordinate must not matter
+    const float* g = gradient(t, place);
+    if (place.count < kTile) {
+      copy_lanes(g, 1, place.count, masked);
+      g = masked;
+    }
     FlushDenormals flush;
     kernel.features(net.network(), {}, g, nullptr, nullptr, x);
   };
 
-  // All layers of steps [first, first + count) at once: the averages are known.
-  const auto forward = [&](int first, int count) {
+  // All layers of steps [first, last) at once, tile by tile: the averages are known. at(t): the state before step t.
+  const auto forward = [&](int first, int last, const auto& at) {
     tiles.for_each(2, [&](const Tiles::Place& place) {
       alignas(64) float x[kMaxFeatures * kTile];
       FlushDenormals flush;
-      for (int t = 0; t < count; t++) {
-        const float* from = states.data() + t * size + place.at * rows * kTile;
-        float* to = states.data() + (t + 1) * size + place.at * rows * kTile;
-        features(first + t, place, x);
+      for (int t = first; t < last; t++) {
+        const float* from = at(t) + place.at * rows * kTile;
+        float* to = at(t + 1) + place.at * rows * kTile;
+        features(t, place, x);
         const float* below = x;
         for (int l = 0; l < config.layers; l++) {
           float* h = to + config.h_row(l) * kTile;
           kernel.layer_forward({net.network().layer[l].forward, nullptr, config.hidden, below, config.inputs(l),
                                 from + config.h_row(l) * kTile, config.hidden, from + config.c_row(l) * kTile,
-                                to + config.c_row(l) * kTile, h});
+                                to + config.c_row(l) * kTile, h, place.count, nullptr, nullptr});
           if (config.gac > 0)
-            fill_cells(tiles, place, call.problems, call.means[first + t] + l * call.problems * config.gac, config.gac,
-                       false, h, h);
+            fill_cells(tiles, place, call.problems, call.means[t] + l * call.problems * config.gac, config.gac, false,
+                       h, h);
           below = h;
         }
       }
@@ -233,12 +277,7 @@ void layered_segment_backward(const SegmentCall& call) {
   };
 
   copy_states(tiles, starts, rows, state(0));
-  for (int k = 0; k < chunks; k++) {
-    std::memcpy(checkpoints.data() + k * size, states.data(), sizeof(float) * size);
-    if (k + 1 == chunks) break;
-    forward(k * chunk, chunk);
-    std::memcpy(states.data(), states.data() + chunk * size, sizeof(float) * size);
-  }
+  forward(0, steps, [&](int t) { return states.at_first(t); });
   LayeredBackward backward(net, tiles, call.problems, grad_state.data());
   if (ends.empty())
     std::memset(grad_state.data(), 0, sizeof(float) * size);
@@ -256,13 +295,13 @@ void layered_segment_backward(const SegmentCall& call) {
     upstream(steps, place, unused);
   });
 
-  for (int k = chunks - 1; k >= 0; k--) {
-    const int first = k * chunk, count = std::min(chunk, steps - first);
-    std::memcpy(states.data(), checkpoints.data() + k * size, sizeof(float) * size);
-    forward(first, count);
-    for (int t = first + count - 1; t >= first; t--)
+  for (int k = states.chunks() - 1; k >= 0; k--) {
+    const int first = states.begin(k), last = k + 1 < states.chunks() ? states.begin(k + 1) : steps;
+    // The state behind a chunk is that before the next one.
+    if (last < steps) forward(first, last - 1, [&](int t) { return states.at(t); });
+    for (int t = last - 1; t >= first; t--)
       backward.step(
-          state(t - first), state(t - first + 1), [&](const Tiles::Place& place, float* x) { features(t, place, x); },
+          state(t), state(t + 1), [&](const Tiles::Place& place, float* x) { features(t, place, x); },
           [&](const Tiles::Place& place, float* du) { upstream(t, place, du); },
           [](const Tiles::Place&, const float*) {}, false);
   }

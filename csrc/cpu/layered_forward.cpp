@@ -76,7 +76,8 @@ void LayeredForward::run_tile(const Layer& folded, int layer, const Tiles::Place
   alignas(64) float waiting[kMaxHidden * kTile];
   kernels().layer_forward({weights, nullptr, config.hidden, x + folded.skip_x * kTile,
                            config.inputs(layer) - folded.skip_x, h + folded.skip_h * kTile,
-                           config.hidden - folded.skip_h, c, new_c, h == new_h ? waiting : new_h});
+                           config.hidden - folded.skip_h, c, new_c, h == new_h ? waiting : new_h, place.count, nullptr,
+                           nullptr});
   if (h == new_h) std::memcpy(new_h, waiting, sizeof(float) * kTile * config.hidden);
 }
 

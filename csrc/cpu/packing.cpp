@@ -7,17 +7,45 @@ namespace {
 
 int round_up_4(int n) { return (n + 3) / 4 * 4; }
 
+// Walks one layer of phi unit by unit, along the rows of its four gates: visit(quadruple, gate, index in phi).
+template <class Visit>
+void for_each_quadruple(const Config& config, int layer, const Visit& visit) {
+  const PhiLayer phi(config, layer);
+  const int hidden = config.hidden, inputs = config.inputs(layer);
+  int at = 0;
+  for (int j = 0; j < hidden; j++) {
+    for (int g = 0; g < kGates; g++) visit(at, g, phi.bias + g * hidden + j);
+    at++;
+    for (int k = 0; k < inputs; k++, at++)
+      for (int g = 0; g < kGates; g++) visit(at, g, phi.weight_ih + (g * hidden + j) * inputs + k);
+    for (int k = 0; k < hidden; k++, at++)
+      for (int g = 0; g < kGates; g++) visit(at, g, phi.weight_hh + (g * hidden + j) * hidden + k);
+  }
+}
+
+// A matrix [rows][columns] of one layer, whose rows are the units of each gate in turn, as the kernels read it
+// backward: [ceil(columns / 4)][units, four gates each][4].
+void pack_transposed(const float* from, int hidden, int columns, float* to) {
+  const size_t block = 4 * static_cast<size_t>(kGates) * hidden;
+  for (int g = 0; g < kGates; g++)
+    for (int j = 0; j < hidden; j++, from += columns) {
+      float* row = to + 4 * (kGates * j + g);
+      for (int k = 0; k < columns; k++) row[k / 4 * block + k % 4] = from[k];
+    }
+}
+
 }  // namespace
 
-PackedNetwork::PackedNetwork(const Config& config, const float* phi) {
+PackedNetwork::PackedNetwork(const Config& config, const float* phi, Direction direction) {
   const int hidden = config.hidden, rows = kGates * hidden;
   const PackedLayout layout(config);
   network_.config = config;
   network_.features = make_features(config);
 
   size_t size = layout.floats(config);
-  for (int l = 0; l < config.layers; l++)
-    size += static_cast<size_t>(rows) * (round_up_4(config.inputs(l)) + round_up_4(hidden));
+  if (direction == Direction::backward)
+    for (int l = 0; l < config.layers; l++)
+      size += static_cast<size_t>(rows) * (round_up_4(config.inputs(l)) + round_up_4(hidden));
   storage_.assign(size, 0.f);
   float* next = storage_.data();
   const auto take = [&next](size_t n) {
@@ -26,22 +54,18 @@ PackedNetwork::PackedNetwork(const Config& config, const float* phi) {
     return begin;
   };
 
+  float scales[kGates];
+  for (int g = 0; g < kGates; g++) scales[g] = gate_scale(g);
   for (int l = 0; l < config.layers; l++) {
-    const int inputs = config.inputs(l), unit = layout.unit(l);
-    const PhiLayer from(config, l);
-    float* forward = take(static_cast<size_t>(rows) * unit);
+    const int inputs = config.inputs(l);
+    float* forward = take(static_cast<size_t>(rows) * layout.unit(l));
+    for_each_quadruple(config, l, [&](int at, int g, int from) { forward[kGates * at + g] = scales[g] * phi[from]; });
+    network_.layer[l] = {forward, nullptr, nullptr};
+    if (direction == Direction::forward) continue;
     float* backward_input = take(static_cast<size_t>(rows) * round_up_4(inputs));
     float* backward_h = take(static_cast<size_t>(rows) * round_up_4(hidden));
-    for (int j = 0; j < hidden; j++)
-      for (int k = 0; k < unit; k++)
-        for (int g = 0; g < kGates; g++) {
-          const float w = phi[from.index(j, k, g)];
-          forward[(static_cast<size_t>(j) * unit + k) * kGates + g] = gate_scale(g) * w;
-          if (k == 0) continue;
-          float* backward = k <= inputs ? backward_input : backward_h;
-          const int input = k <= inputs ? k - 1 : k - 1 - inputs;
-          backward[(static_cast<size_t>(input / 4) * rows + kGates * j + g) * 4 + input % 4] = w;
-        }
+    pack_transposed(phi + config.weight_ih(l), hidden, inputs, backward_input);
+    pack_transposed(phi + config.weight_hh(l), hidden, hidden, backward_h);
     network_.layer[l] = {forward, backward_input, backward_h};
   }
   const int read_outs = config.read_outs();
@@ -53,18 +77,15 @@ PackedNetwork::PackedNetwork(const Config& config, const float* phi) {
   network_.weight_tensor = tensor;
   for (int j = 0; j < hidden; j++)
     for (int k = 0; k < config.tensor_inputs; k++)
-      for (int g = 0; g < kGates; g++) *tensor++ = gate_scale(g) * phi[phi_index_of_tensor_input(config, j, k, g)];
+      for (int g = 0; g < kGates; g++) *tensor++ = scales[g] * phi[phi_index_of_tensor_input(config, j, k, g)];
 }
 
 void unpack_gradient(const Config& config, const double* sums, float* grad_phi) {
   const PackedLayout layout(config);
   for (int l = 0; l < config.layers; l++) {
-    const PhiLayer to(config, l);
-    const int unit = layout.unit(l);
     const double* from = sums + kGates * layout.layer(l);
-    for (int j = 0; j < config.hidden; j++)
-      for (int k = 0; k < unit; k++)
-        for (int g = 0; g < kGates; g++) grad_phi[to.index(j, k, g)] = static_cast<float>(*from++);
+    for_each_quadruple(config, l,
+                       [&](int at, int g, int to) { grad_phi[to] = static_cast<float>(from[kGates * at + g]); });
   }
   const double* out = sums + kGates * layout.out(config.layers);
   const int read_out = config.read_outs() * (config.hidden + 1);

@@ -7,10 +7,13 @@
 
 namespace l2l {
 
+// What a Network is for: a step reads half of what goes back through it.
+enum class Direction { forward, backward };
+
 // Owns the packed weights that its Network points to.
 class PackedNetwork {
  public:
-  PackedNetwork(const Config& config, const float* phi);
+  PackedNetwork(const Config& config, const float* phi, Direction direction);
   PackedNetwork(const PackedNetwork&) = delete;
   PackedNetwork& operator=(const PackedNetwork&) = delete;
 

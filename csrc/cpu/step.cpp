@@ -80,6 +80,13 @@ class Coordinates {
   std::vector<StridedView> grads_, params_;
 };
 
+// The state that is read behind that of a tile, or null.
+const float* next_tile(const StepCall& call, const Tiles::Place& place, int64_t stride) {
+  const StepTensor& tensor = call.tensors[place.tensor];
+  if (place.tile + 1 < tiles_for(tensor.grad.numel())) return tensor.state + (place.tile + 1) * stride;
+  return place.tensor + 1 < call.tensors.size() ? call.tensors[place.tensor + 1].state : nullptr;
+}
+
 // Tile by tile: nothing is exchanged between coordinates.
 void step_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& tiles, const Coordinates& coordinates) {
   const Kernels& kernel = kernels();
@@ -92,7 +99,8 @@ void step_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& til
       const StepTensor& tensor = call.tensors[place.tensor];
       const TensorStep& step = coordinates.step_of(place);
       float* new_state = tensor.new_state + place.tile * stride;
-      kernel.step(net.network(), step, x, tensor.state + place.tile * stride, new_state, out);
+      kernel.step(net.network(), step, x, tensor.state + place.tile * stride, new_state, place.count,
+                  next_tile(call, place, stride), out);
       if (call.config.averages() > 0)
         kernel.update(net.network(), step, g, new_state + call.config.average_row() * kTile, x, out);
     }
@@ -184,7 +192,7 @@ void step_layers(const StepCall& call, const PackedNetwork& net, const Tiles& ti
 }  // namespace
 
 void cpu_step(const StepCall& call) {
-  const PackedNetwork net(call.config, call.phi.const_data_ptr<float>());
+  const PackedNetwork net(call.config, call.phi.const_data_ptr<float>(), Direction::forward);
   Tiles tiles;
   for (const StepTensor& tensor : call.tensors) tiles.add(tensor.grad.numel());
   const Coordinates coordinates(call, net);

@@ -28,6 +28,7 @@ from .checks import (
     plain,
 )
 from .joint import Kept
+from .profiling import profile_hook_step
 from .registry import Registry, check_network, take_in_renamed
 from .segment import Segment
 from .segment_checks import check_recordable
@@ -199,6 +200,8 @@ class LearnedOptimizer(Optimizer):
                 tiles = tiles_of(sharding.local_entry(entry, param), held, config, dtype)
                 return None if tiles is None else as_state(tiles, held.numel(), config, age_of(entry, config))
         raise KeyError(f"param: not a parameter of this optimizer, of shape {tuple(param.shape)}")
+
+    profile_hook_step = staticmethod(profile_hook_step)
 
     @torch._disable_dynamo
     @torch.no_grad()

@@ -92,8 +92,8 @@ void check_step(const Kernels& kernels, const Case& test, const l2l::PackedNetwo
   std::copy(extra.data(), extra.data() + extra.size(), all.data() + inputs.size());
   std::copy(start.data(), start.data() + start.size(), state.data());
   Exact<float> outputs((size_t)config.outputs * kTile), other_outputs(outputs.size());
-  kernels.step(net.network(), {}, all.data(), start.data(), out_of_place.data(), other_outputs.data());
-  kernels.step(net.network(), {}, all.data(), state.data(), state.data(), outputs.data());
+  kernels.step(net.network(), {}, all.data(), start.data(), out_of_place.data(), kTile, nullptr, other_outputs.data());
+  kernels.step(net.network(), {}, all.data(), state.data(), state.data(), kTile, start.data(), outputs.data());
 
   naive::Vector new_state(start.size()), expected(outputs.size());
   for (int lane = 0; lane < kTile; lane++) {
@@ -121,7 +121,7 @@ void check_case(const Kernels& kernels, const Case& test, unsigned seed) {
   Exact<float> phi(config.phi_size());
   for (size_t i = 0; i < phi.size(); i++) phi[i] = bound * uniform(random);
   const naive::Vector wide_phi(phi.data(), phi.data() + phi.size());
-  const l2l::PackedNetwork net(config, phi.data());
+  const l2l::PackedNetwork net(config, phi.data(), l2l::Direction::backward);
 
   Exact<float> start((size_t)rows * kTile), end((size_t)rows * kTile);
   for (size_t i = 0; i < start.size(); i++) start[i] = 0.8f * uniform(random);
@@ -147,7 +147,7 @@ void check_case(const Kernels& kernels, const Case& test, unsigned seed) {
   float* aligned = reinterpret_cast<float*>(scratch.data() + 3);  // malloc's alignment plus 4, exact at the end
   const std::vector<l2l::TensorStep> nothing(test.steps);
   kernels.backward(net.network(),
-                   {test.steps, grad_rows.data(), nothing.data(), grad_updates.data(), start.data(),
+                   {test.steps, kTile, grad_rows.data(), nothing.data(), grad_updates.data(), start.data(),
                     test.end_gradient ? end.data() : nullptr, test.need_state ? grad_state.data() : nullptr,
                     test.need_grads ? grad_grads.data() : nullptr, sums.data()},
                    aligned);
@@ -195,23 +195,25 @@ void check_network_sizes(const Kernels& kernels) {
 void check_segment_lengths(const Kernels& kernels) {
   for (const Config& config : {Config{5, 1, l2l::Preprocess::log_sign, 10.f, 0.1f}, Config{20, 2},
                                Config{33, 2, l2l::Preprocess::identity, 10.f, 1.f}}) {
-    int chunk = 1;  // the scratch stops growing by whole steps once a chunk is full
-    const auto growth = [&](int n) {
-      return kernels.backward_scratch(config, n + 1) - kernels.backward_scratch(config, n);
-    };
-    while (growth(chunk) == growth(1) && chunk < 10000) chunk++;
+    // The scratch grows by a step's activations until a chunk is full; short segments have two sub-tiles in it at once.
+    const size_t activations = sizeof(float) * 32 * (size_t)(config.rows() + 5 * config.layers * config.hidden);
+    const auto bytes = [&](int n) { return kernels.backward_scratch(config, n); };
+    int chunk = 1, both = 1;
+    for (int n = 2; n < 1000; n++) {
+      if (bytes(n) >= bytes(n - 1) + activations) chunk = n;
+      if (bytes(n) >= bytes(n - 1) + 2 * activations) both = n;
+    }
     // Shorter chunks give the same results, only later: every chunk but the last runs forward twice. The activations of
     // a segment of the paper's length (20 steps of 2 x 20 units) stay in the scratch, all of them.
-    const size_t activations = sizeof(float) * 32 * (size_t)(config.rows() + 5 * config.layers * config.hidden);
     checks++;
-    if (growth(1) < activations || (config.hidden == 20 && chunk < 20) || chunk < 4) {
+    if ((config.hidden == 20 && chunk < 20) || chunk < 4 || chunk / 2 != both) {
       failures++;
-      std::printf("%s: hidden=%d: chunks of %d steps\n", kernels.name, config.hidden,
-                  growth(1) < activations ? 1 : chunk);
+      std::printf("%s: hidden=%d: chunks of %d steps, of both sub-tiles %d\n", kernels.name, config.hidden, chunk,
+                  both);
       continue;
     }
     const int limit = config.hidden < 10 ? 1 : 3;
-    for (int steps : {chunk - 1, chunk, chunk + 1, limit * chunk + 2})
+    for (int steps : {both, both + 1, chunk - 1, chunk, chunk + 1, limit * chunk + 2})
       if (steps >= 1 && steps <= 340) check_case(kernels, {config, steps, true, true, true}, 1000 + steps);
   }
 }
@@ -229,7 +231,7 @@ void check_normalized(const Kernels& kernels, const Config& config, int steps, u
   const Exact<float> phi = filled(config.phi_size()), inputs = filled(config.tensor_inputs);
   const Exact<float> bias = filled((size_t)l2l::kGates * config.hidden), updates = filled((size_t)steps * kTile);
   const Exact<float> start = filled((size_t)config.rows() * kTile), end = filled(start.size());
-  const l2l::PackedNetwork net(config, phi.data());
+  const l2l::PackedNetwork net(config, phi.data(), l2l::Direction::backward);
   l2l::TensorStep tensor{inputs.data(), config.tensor_inputs > 0 ? bias.data() : nullptr, {}, {}};
   std::vector<l2l::TensorStep> tensors;
   std::vector<Exact<float>> grads;
@@ -245,7 +247,7 @@ void check_normalized(const Kernels& kernels, const Config& config, int steps, u
   const size_t averages = (size_t)config.average_row() * kTile;
   Exact<float> after(start.size());
   kernels.features(net.network(), tensors[0], rows[0], start.data() + averages, after.data() + averages, x.data());
-  kernels.step(net.network(), tensors[0], x.data(), start.data(), after.data(), out.data());
+  kernels.step(net.network(), tensors[0], x.data(), start.data(), after.data(), kTile, nullptr, out.data());
   kernels.update(net.network(), tensors[0], rows[0], after.data() + averages, x.data(), out.data());
 
   Exact<double> sums(l2l::PackedLayout(config).floats(config));
@@ -253,8 +255,8 @@ void check_normalized(const Kernels& kernels, const Config& config, int steps, u
   Exact<float> grad_state(start.size()), grad_grads(updates.size()), grad_phi(phi.size());
   Exact<char> scratch(kernels.backward_scratch(config, steps) + 3);
   kernels.backward(net.network(),
-                   {steps, rows.data(), tensors.data(), updates.data(), start.data(), end.data(), grad_state.data(),
-                    grad_grads.data(), sums.data()},
+                   {steps, kTile, rows.data(), tensors.data(), updates.data(), start.data(), end.data(),
+                    grad_state.data(), grad_grads.data(), sums.data()},
                    reinterpret_cast<float*>(scratch.data() + 3));
   l2l::unpack_gradient(config, sums.data(), grad_phi.data());
   for (const Exact<float>* each : {&after, &grad_state, &grad_grads, &grad_phi}) {

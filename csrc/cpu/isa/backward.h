@@ -2,12 +2,13 @@
 //
 // A tile is done in sub-tiles of 32 lanes. The steps run forward once more; their states, gate activations and tanh(c)
 // stay in scratch (T = 20, 2 layers of 20 units: 720 kB, sized for a level-2 cache). The walk back turns the
-// activations into gate gradients in place, and weight gradients are formed for all steps at once, so that each sum is
-// loaded and stored once per sub-tile, not once per step. Multiply-adds per coordinate and step: 4,820 again forward,
-// 4,800 to the inputs, 4,980 to the weights.
+// activations into gate gradients in place, and weight gradients are formed for all steps at once, of a short segment
+// for both sub-tiles, so that each sum is loaded and stored once, not once per step. Multiply-adds per coordinate and
+// step: 4,820 again forward, 4,800 to the inputs, 4,980 to the weights.
 //
 // Long segments are cut into chunks that fit the scratch: a first pass forward leaves the state at the start of each.
-// A chunk's length depends on the network only, so results do not depend on the machine's threads.
+// The last chunk alone needs no second pass, so it is as long as any and the rest that is shorter comes first. Lengths
+// depend on the network and on T only, so results do not depend on the machine's threads.
 #pragma once
 
 #include "step.h"
@@ -28,17 +29,18 @@ static L2L_ALWAYS_INLINE int round_up(int n, int to) { return (n + to - 1) / to 
 // Where things are in the scratch of one sub-tile, in floats.
 struct Scratch {
   int steps;                                            // per chunk
-  long features, states, gates, tanh_c;                 // [steps][...], states [steps + 1][...]
+  int together;                                         // sub-tiles that are in the scratch at once: R = 1 or 2
+  long features, states, gates, tanh_c;                 // [steps][R][...], states [steps + 1][R][...]
   long feature_size, state_size, gate_size, cell_size;  // of one step
   long upstream_size;
   long checkpoints;  // [chunks][state_size]
   long dh, dc;       // [layers][hidden rounded up][kSub], [layers][hidden][kSub]
   long dx;           // [4][kSub]: d features
-  long upstream;     // [steps][read_outs][kSub], of networks with averages
+  long upstream;     // [steps][R][read_outs][kSub], of networks with averages
   long dh_layer;     // size of one layer in dh
   long total;
 
-  Scratch(const Config& c, int all_steps) {
+  Scratch(const Config& c, int all_steps, int sub_tiles) {
     feature_size = (long)c.features() * kSub;
     state_size = (long)c.rows() * kSub;
     gate_size = 4L * c.layers * c.hidden * kSub;
@@ -48,21 +50,26 @@ struct Scratch {
     const long fitting = (long)(kScratchBudget / sizeof(float)) / step;
     steps = fitting < 1 ? 1 : fitting < all_steps ? (int)fitting : all_steps;
     const long chunks = (all_steps + steps - 1) / steps;
+    together = (long)sub_tiles * all_steps <= fitting ? sub_tiles : 1;
+    const long slots = (long)steps * together;
     dh_layer = (long)round_up(c.hidden, 4) * kSub;
     features = 0;
-    states = features + steps * feature_size;
-    gates = states + (steps + 1) * state_size;
-    tanh_c = gates + steps * gate_size;
-    checkpoints = tanh_c + steps * cell_size;
+    states = features + slots * feature_size;
+    gates = states + (slots + together) * state_size;
+    tanh_c = gates + slots * gate_size;
+    checkpoints = tanh_c + slots * cell_size;
     dh = checkpoints + chunks * state_size;
     dc = dh + c.layers * dh_layer;
     dx = dc + c.layers * cell_size;
     upstream = dx + 4 * kSub;
-    total = upstream + steps * upstream_size;
+    total = upstream + slots * upstream_size;
   }
 };
 
-static size_t backward_scratch(const Config& config, int steps) { return sizeof(float) * Scratch(config, steps).total; }
+static size_t backward_scratch(const Config& config, int steps) {
+  const long both = Scratch(config, steps, kTile / kSub).total, one = Scratch(config, steps, 1).total;
+  return sizeof(float) * (both > one ? both : one);
+}
 
 // Units [j, j + Units) of one layer, keeping the activations. bias: [hidden][4] in the place of w's, or null.
 template <int Units>
@@ -191,39 +198,41 @@ static L2L_ALWAYS_INLINE void layer_weight_gradients(const Config& config, int l
 }
 
 // d of the weights of the inputs per tensor: in every step the sums over the lanes, times what was the same for all.
-static void tensor_weight_gradients(const Config& config, StepRows gates, const TensorStep* tensor, int steps,
-                                    double* out) {
-  for (int t = 0; t < steps; t++)
+static void tensor_weight_gradients(const Config& config, StepRows gates, const TensorStep* tensor, int together,
+                                    int slots, double* out) {
+  for (int t = 0; t < slots; t++)
     for (int j = 0; j < config.hidden; j++) {
       double sums[4] = {};
       row_sums<kSubVectors>({gates.data + t * gates.step + 4L * j * gates.stride, 0, gates.stride}, 1, sums);
       double* quadruple = out + 4L * j * config.tensor_inputs;
       for (int k = 0; k < config.tensor_inputs; k++, quadruple += 4)
-        L2L_UNROLL for (int g = 0; g < 4; g++) quadruple[g] += sums[g] * (double)tensor[t].inputs[k];
+        L2L_UNROLL for (int g = 0; g < 4; g++) quadruple[g] += sums[g] * (double)tensor[t / together].inputs[k];
     }
 }
 
-// d phi of a chunk: `gates` now holds gate gradients. upstream: of the rows of the read-out.
+// d phi of a chunk: `gates` now holds gate gradients. upstream: of the rows of the read-out, as `gates` step after step
+// of the sub-tiles together.
 static void chunk_weight_gradients(const Network& net, const Scratch& s, const float* base, StepRows upstream,
                                    const TensorStep* tensor, int steps, double* grad_phi) {
   const Config& config = net.config;
+  const int slots = steps * s.together;
+  const float* after = base + s.states + s.together * s.state_size;
   const int hidden = config.hidden;
   for (int l = 0; l < config.layers; l++) {
     const StepRows gates{base + s.gates + 4L * l * hidden * kSub, s.gate_size, kSub};
     const StepRows below = l == 0 ? StepRows{base + s.features, s.feature_size, kSub}
-                                  : StepRows{base + s.states + s.state_size + (long)config.h_row(l - 1) * kSub,
-                                             s.state_size, kSub};
+                                  : StepRows{after + (long)config.h_row(l - 1) * kSub, s.state_size, kSub};
     const StepRows previous{base + s.states + (long)config.h_row(l) * kSub, s.state_size, kSub};
-    layer_weight_gradients(config, l, gates, below, previous, steps, grad_phi);
+    layer_weight_gradients(config, l, gates, below, previous, slots, grad_phi);
   }
   // The read-out: weight_out . h + bias_out.
-  const float* last = base + s.states + s.state_size + (long)config.h_row(config.layers - 1) * kSub;
+  const float* last = after + (long)config.h_row(config.layers - 1) * kSub;
   double* out = grad_phi + 4L * PackedLayout(config).out(config.layers);
   const int read_outs = config.read_outs();
   for (int r = 0; r < read_outs; r++)
     for (int j = 0; j <= hidden; j++) {
       vf sum{};
-      for (int t = 0; t < steps; t++)
+      for (int t = 0; t < slots; t++)
         L2L_UNROLL for (int v = 0; v < kSubVectors; v++) {
           const vf d = load(upstream.data + t * upstream.step + r * upstream.stride + v * kLanes);
           sum += j < hidden ? d * load(last + t * s.state_size + j * kSub + v * kLanes) : d;
@@ -231,7 +240,7 @@ static void chunk_weight_gradients(const Network& net, const Scratch& s, const f
       out[j < hidden ? r * hidden + j : read_outs * hidden + r] += (double)sum_lanes(sum, vf{}, vf{}, vf{})[0];
     }
   if (config.tensor_inputs > 0)
-    tensor_weight_gradients(config, {base + s.gates, s.gate_size, kSub}, tensor, steps,
+    tensor_weight_gradients(config, {base + s.gates, s.gate_size, kSub}, tensor, s.together, slots,
                             out + read_outs * (hidden + 1));
 }
 
@@ -266,24 +275,30 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
   const int chunks = (tile.steps + s.steps - 1) / s.steps;
   float* dh = base + s.dh;
   float* dc = base + s.dc;
-  const auto state = [&](int slot) __attribute__((always_inline)) { return base + s.states + slot * s.state_size; };
+  const int own = s.together > 1 ? lane / kSub : 0;
+  const auto slot = [&](int t) __attribute__((always_inline)) { return (long)t * s.together + own; };
+  const auto state = [&](int t) __attribute__((always_inline)) { return base + s.states + slot(t) * s.state_size; };
+  const auto begin = [&](int chunk) __attribute__((always_inline)) {
+    return chunk == 0 ? 0 : tile.steps - (chunks - chunk) * s.steps;
+  };
 
   const auto forward = [&](int first, int steps) __attribute__((always_inline)) {
     for (int t = 0; t < steps; t++) {
-      float* x = base + s.features + t * s.feature_size;
+      float* x = base + s.features + slot(t) * s.feature_size;
       const TensorStep& tensor = tile.tensor[first + t];
       features(net, tensor, tile.grads[first + t] + lane, kSub, state(t) + averages, state(t + 1) + averages, kSub, x,
                kSub);
-      forward_step(net, tensor, x, state(t), state(t + 1), base + s.gates + t * s.gate_size,
-                   base + s.tanh_c + t * s.cell_size);
+      forward_step(net, tensor, x, state(t), state(t + 1), base + s.gates + slot(t) * s.gate_size,
+                   base + s.tanh_c + slot(t) * s.cell_size);
     }
   };
 
   copy_rows(tile.state + lane, kTile, base + s.checkpoints, kSub, config.rows());
   for (int chunk = 0; chunk + 1 < chunks; chunk++) {
     __builtin_memcpy(state(0), base + s.checkpoints + chunk * s.state_size, sizeof(float) * s.state_size);
-    forward(chunk * s.steps, s.steps);
-    __builtin_memcpy(base + s.checkpoints + (chunk + 1) * s.state_size, state(s.steps), sizeof(float) * s.state_size);
+    const int steps = begin(chunk + 1) - begin(chunk);
+    forward(begin(chunk), steps);
+    __builtin_memcpy(base + s.checkpoints + (chunk + 1) * s.state_size, state(steps), sizeof(float) * s.state_size);
   }
 
   for (int l = 0; l < layers; l++) {
@@ -299,20 +314,19 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
   }
 
   for (int chunk = chunks - 1; chunk >= 0; chunk--) {
-    const int first = chunk * s.steps;
-    const int steps = tile.steps - first < s.steps ? tile.steps - first : s.steps;
+    const int first = begin(chunk), steps = begin(chunk + 1) - first;
     __builtin_memcpy(state(0), base + s.checkpoints + chunk * s.state_size, sizeof(float) * s.state_size);
     forward(first, steps);
 
     // Of the rows of the read-out: of the update itself, unless that is made of them.
     StepRows upstream{tile.grad_updates + (long)first * kTile + lane, kTile, kTile};
     if (config.averages() > 0) {
-      upstream = {base + s.upstream, s.upstream_size, kSub};
+      upstream = {base + s.upstream + own * s.upstream_size, s.together * s.upstream_size, kSub};
       for (int t = 0; t < steps; t++)
         read_out_gradients(net, tile.tensor[first + t], tile.grads[first + t] + lane,
-                           base + s.features + t * s.feature_size, state(t + 1),
+                           base + s.features + slot(t) * s.feature_size, state(t + 1),
                            tile.grad_updates + (long)(first + t) * kTile + lane,
-                           base + s.upstream + t * s.upstream_size);
+                           base + s.upstream + slot(t) * s.upstream_size);
     }
 
     for (int t = steps - 1; t >= 0; t--) {
@@ -326,9 +340,9 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
           }
       }
       for (int l = layers - 1; l >= 0; l--) {
-        float* gates = base + s.gates + t * s.gate_size + 4L * l * hidden * kSub;
+        float* gates = base + s.gates + slot(t) * s.gate_size + 4L * l * hidden * kSub;
         float* dh_l = dh + l * s.dh_layer;
-        backward_cells(hidden, gates, base + s.tanh_c + t * s.cell_size + (long)l * hidden * kSub,
+        backward_cells(hidden, gates, base + s.tanh_c + slot(t) * s.cell_size + (long)l * hidden * kSub,
                        state(t) + (long)config.c_row(l) * kSub, dh_l, dc + (long)l * hidden * kSub);
         input_gradients<false>(net.layer[l].backward_h, gates, hidden, hidden, dh_l);
         if (l > 0) input_gradients<true>(net.layer[l].backward_input, gates, hidden, hidden, dh_l - s.dh_layer);
@@ -337,12 +351,14 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
         __builtin_memset(tile.grad_grads + (long)(first + t) * kTile + lane, 0, sizeof(float) * kSub);
       } else if (tile.grad_grads) {
         float* dx = base + s.dx;
-        input_gradients<false>(net.layer[0].backward_input, base + s.gates + t * s.gate_size, hidden, config.features(), dx);
+        input_gradients<false>(net.layer[0].backward_input, base + s.gates + slot(t) * s.gate_size, hidden,
+                               config.features(), dx);
         gradients_of_features(net, tile.grads[first + t] + lane, dx, kSub, kSub,
                               tile.grad_grads + (long)(first + t) * kTile + lane);
       }
     }
-    chunk_weight_gradients(net, s, base, upstream, tile.tensor + first, steps, tile.grad_phi);
+    if (s.together == 1)
+      chunk_weight_gradients(net, s, base, upstream, tile.tensor + first, steps, tile.grad_phi);
   }
 
   if (tile.grad_state) {
@@ -355,9 +371,26 @@ static void backward_sub_tile(const Network& net, const BackwardTile& tile, int 
   }
 }
 
-static void backward(const Network& net, const BackwardTile& tile, float* scratch) {
-  const Scratch layout(net.config, tile.steps);
-  for (int lane = 0; lane < kTile; lane += kSub) backward_sub_tile(net, tile, lane, layout, scratch);
+// Of a sub-tile without coordinates.
+static void clear_gradients(const Config& config, const BackwardTile& tile, int lane) {
+  for (int r = 0; tile.grad_state && r < config.rows(); r++)
+    __builtin_memset(tile.grad_state + (long)r * kTile + lane, 0, sizeof(float) * kSub);
+  for (int t = 0; tile.grad_grads && t < tile.steps; t++)
+    __builtin_memset(tile.grad_grads + (long)t * kTile + lane, 0, sizeof(float) * kSub);
+}
+
+static void backward(const Network& net, const BackwardTile& tile, float* base) {
+  const Scratch s(net.config, tile.steps, tile.count > kSub ? kTile / kSub : 1);
+  for (int lane = 0; lane < kTile; lane += kSub) {
+    if (lane < tile.count)
+      backward_sub_tile(net, tile, lane, s, base);
+    else
+      clear_gradients(net.config, tile, lane);
+  }
+  if (s.together == 1) return;
+  const StepRows upstream = net.config.averages() > 0 ? StepRows{base + s.upstream, s.upstream_size, kSub}
+                                                      : StepRows{tile.grad_updates, kSub, kTile};
+  chunk_weight_gradients(net, s, base, upstream, tile.tensor, tile.steps, tile.grad_phi);
 }
 
 }  // namespace L2L_ISA

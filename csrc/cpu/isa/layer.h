@@ -50,7 +50,7 @@ static void layer_backward(const Network& net, int layer, const LayerBackward* t
 
   int steps = 0;
   for (int i = 0; i < count; i++)
-    for (int lane = 0; lane < kTile; lane += kSub, steps++) {
+    for (int lane = 0; lane < tiles[i].lanes; lane += kSub, steps++) {
       const LayerBackward& tile = tiles[i];
       float* base = scratch + steps * s.step;
       float *x = base + s.x, *h = base + s.h, *gates = base + s.gates;

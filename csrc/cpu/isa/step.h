@@ -14,43 +14,89 @@ namespace L2L_ISA {
 // Accumulators: 4 gates x kStepVectors, in 32 registers (AVX-512) or 16.
 constexpr int kStepVectors = kLanes == 16 ? 4 : 2;
 
-// One layer, unit by unit. Where its cells are is the caller's: cells.load(unit, lane) gives c, cells.store(unit, lane,
-// c, h) takes the new ones, cells.end(unit) comes behind all lanes of a unit.
-template <class Cells>
+// Units [j, j + Units) of one layer for Vectors vectors of coordinates.
+template <int Units, int Vectors, class Cells>
+static L2L_ALWAYS_INLINE void forward_block(const LayerForward& f, int j, int lane, Cells& cells) {
+  Wide<Vectors> a[Units][4];
+  gate_preactivations<Units, Vectors>(f.weights + 4L * j * (1 + f.inputs + f.recurrent),
+                                      f.bias ? f.bias + 4L * j : nullptr, {f.x + lane, kTile}, f.inputs,
+                                      {f.h + lane, kTile}, f.recurrent, a);
+  L2L_UNROLL for (int u = 0; u < Units; u++) {
+    Wide<Vectors> cell = cells.template load<Vectors>(j + u, lane);
+    const Wide<Vectors> out = cell_step<Math<Vectors>>(a[u][0], a[u][1], a[u][2], a[u][3], cell);
+    cells.store(j + u, lane, cell, out);
+  }
+}
+
+template <int Units, int Vectors, class Cells>
 static L2L_ALWAYS_INLINE void forward_units(const LayerForward& f, Cells& cells) {
-  constexpr int width = kStepVectors * kLanes;
-  for (int j = 0; j < f.hidden; j++) {
-    const float* weights = f.weights + 4L * j * (1 + f.inputs + f.recurrent);
-    const float* bias = f.bias ? f.bias + 4L * j : nullptr;
-    for (int lane = 0; lane < kTile; lane += width) {
-      Wide<kStepVectors> a[1][4];
-      gate_preactivations<1, kStepVectors>(weights, bias, {f.x + lane, kTile}, f.inputs, {f.h + lane, kTile},
-                                           f.recurrent, a);
-      Wide<kStepVectors> cell = cells.load(j, lane);
-      const Wide<kStepVectors> out = cell_step<Math<kStepVectors>>(a[0][0], a[0][1], a[0][2], a[0][3], cell);
-      cells.store(j, lane, cell, out);
-    }
+  int j = 0;
+  for (; j + Units <= f.hidden; j += Units) {
+    for (int lane = 0; lane < f.lanes; lane += Vectors * kLanes) forward_block<Units, Vectors>(f, j, lane, cells);
+    for (int u = 0; u < Units; u++) cells.end(j + u);
+  }
+  for (; Units > 1 && j < f.hidden; j++) {
+    for (int lane = 0; lane < f.lanes; lane += Vectors * kLanes) forward_block<1, Vectors>(f, j, lane, cells);
     cells.end(j);
   }
+}
+
+// The lanes that a layer computes for so many coordinates: whole vectors.
+static L2L_ALWAYS_INLINE int computed_lanes(int lanes) {
+  const int width = (lanes <= kLanes ? 1 : lanes <= 2 * kLanes ? 2 : kStepVectors) * kLanes;
+  return (lanes + width - 1) / width * width;
+}
+
+// One layer, unit by unit, of as few vectors as hold its coordinates; a single one leaves registers for two units, whose
+// multiply-adds hide each other's latency. Where its cells are is the caller's: cells.load<Vectors>(unit, lane) gives c,
+// cells.store(unit, lane, c, h) takes the new ones, cells.end(unit) comes behind all lanes of a unit.
+template <class Cells>
+static L2L_ALWAYS_INLINE void forward_units(const LayerForward& f, Cells& cells) {
+  if (f.lanes <= kLanes)
+    forward_units<2, 1>(f, cells);
+  else if (kStepVectors > 2 && f.lanes <= 2 * kLanes)
+    forward_units<1, 2>(f, cells);
+  else
+    forward_units<1, kStepVectors>(f, cells);
+}
+
+// Behind the lanes that a layer computes there are zeros: rows of h and c hold no garbage.
+static L2L_ALWAYS_INLINE void clear_lanes(float* row, int computed) {
+  if (computed < kTile) __builtin_memset(row + computed, 0, sizeof(float) * (kTile - computed));
+}
+
+// A row of the next tile: a stream of tiles has too many rows for the processor to foresee.
+static L2L_ALWAYS_INLINE void prefetch_row(const float* row) {
+  L2L_UNROLL for (int i = 0; i < kTile; i += 16) __builtin_prefetch(row + i, 1, 3);
 }
 
 // In rows of floats.
 struct FloatCells {
   const float* c;
   float *new_c, *new_h;
+  const float *next_h, *next_c;
+  int computed;
 
-  L2L_ALWAYS_INLINE Wide<kStepVectors> load(int unit, int lane) const {
-    return load_wide<kStepVectors>(c + (long)unit * kTile + lane);
+  template <int N>
+  L2L_ALWAYS_INLINE Wide<N> load(int unit, int lane) const {
+    return load_wide<N>(c + (long)unit * kTile + lane);
   }
-  L2L_ALWAYS_INLINE void store(int unit, int lane, const Wide<kStepVectors>& cell, const Wide<kStepVectors>& h) const {
+  template <int N>
+  L2L_ALWAYS_INLINE void store(int unit, int lane, const Wide<N>& cell, const Wide<N>& h) const {
     store_wide(new_c + (long)unit * kTile + lane, cell);
     store_wide(new_h + (long)unit * kTile + lane, h);
   }
-  L2L_ALWAYS_INLINE void end(int) const {}
+  L2L_ALWAYS_INLINE void end(int unit) const {
+    clear_lanes(new_c + (long)unit * kTile, computed);
+    clear_lanes(new_h + (long)unit * kTile, computed);
+    if (!next_h) return;
+    prefetch_row(next_h + (long)unit * kTile);
+    prefetch_row(next_c + (long)unit * kTile);
+  }
 };
 
 static void layer_forward(const LayerForward& f) {
-  FloatCells cells{f.c, f.new_c, f.new_h};
+  FloatCells cells{f.c, f.new_c, f.new_h, f.next_h, f.next_c, computed_lanes(f.lanes)};
   forward_units(f, cells);
 }
 
@@ -66,7 +112,7 @@ static void read_out(const Network& net, const float* h, float* out) {
 }
 
 static void step(const Network& net, const TensorStep& tensor, const float* inputs, const float* state,
-                 float* new_state, float* out) {
+                 float* new_state, int count, const float* next_state, float* out) {
   const Config& config = net.config;
   const int hidden = config.hidden;
   // New h of a layer: all its units still read the old h, so in place it waits here.
@@ -75,8 +121,9 @@ static void step(const Network& net, const TensorStep& tensor, const float* inpu
   for (int l = 0; l < config.layers; l++) {
     const long h = (long)config.h_row(l) * kTile, c = (long)config.c_row(l) * kTile;
     float* new_h = state == new_state ? waiting : new_state + h;
+    const float *next_h = next_state ? next_state + h : nullptr, *next_c = next_state ? next_state + c : nullptr;
     layer_forward({net.layer[l].forward, l == 0 ? tensor.bias : nullptr, hidden, below, config.inputs(l), state + h,
-                   hidden, state + c, new_state + c, new_h});
+                   hidden, state + c, new_state + c, new_h, count, next_h, next_c});
     if (new_h == waiting) __builtin_memcpy(new_state + h, waiting, sizeof(float) * kTile * hidden);
     below = new_state + h;
   }

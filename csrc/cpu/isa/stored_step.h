@@ -15,20 +15,25 @@ struct Bfloat16Cells {
   float* rows;  // the new h, for the layer above
   Draws& draws;
   int rounded;  // the first of the layer's rounded rows
-  alignas(64) float cell[kTile];
+  int computed;
+  alignas(64) float cell[2][kTile];  // of two units, as so many may be computed together
 
-  L2L_ALWAYS_INLINE Wide<kStepVectors> load(int unit, int lane) const {
-    Wide<kStepVectors> x;
-    L2L_UNROLL for (int v = 0; v < kStepVectors; v++) x.v[v] = load_bfloat16(c + unit * kTile + lane + v * kLanes);
+  template <int N>
+  L2L_ALWAYS_INLINE Wide<N> load(int unit, int lane) const {
+    Wide<N> x;
+    L2L_UNROLL for (int v = 0; v < N; v++) x.v[v] = load_bfloat16(c + unit * kTile + lane + v * kLanes);
     return x;
   }
-  L2L_ALWAYS_INLINE void store(int unit, int lane, const Wide<kStepVectors>& x, const Wide<kStepVectors>& out) {
-    store_wide(cell + lane, x);
+  template <int N>
+  L2L_ALWAYS_INLINE void store(int unit, int lane, const Wide<N>& x, const Wide<N>& out) {
+    store_wide(cell[unit & 1] + lane, x);
     store_wide(rows + (long)unit * kTile + lane, out);
   }
   L2L_ALWAYS_INLINE void end(int unit) {
+    clear_lanes(cell[unit & 1], computed);
+    clear_lanes(rows + (long)unit * kTile, computed);
     encode_bfloat16_row(rows + (long)unit * kTile, new_h + unit * kTile);
-    round_bfloat16_row(cell, draws.of(rounded + unit), c + unit * kTile);
+    round_bfloat16_row(cell[unit & 1], draws.of(rounded + unit), c + unit * kTile);
   }
 };
 
@@ -39,25 +44,28 @@ struct Int8Cells {
   Draws& draws;
   int rounded, count;
   bool any_nan;  // among the layer's codes
-  alignas(64) float cell[kTile];
+  alignas(64) float cell[2][kTile];  // of two units, as so many may be computed together
 
-  L2L_ALWAYS_INLINE Wide<kStepVectors> load(int unit, int lane) const {
+  template <int N>
+  L2L_ALWAYS_INLINE Wide<N> load(int unit, int lane) const {
     const float step = power_of_two(exponents[unit]);
-    Wide<kStepVectors> x;
-    L2L_UNROLL for (int v = 0; v < kStepVectors; v++) {
+    Wide<N> x;
+    L2L_UNROLL for (int v = 0; v < N; v++) {
       const vf code = load_codes(c + unit * kTile + lane + v * kLanes);
       x.v[v] = any_nan ? decode_with_nan(code, step) : code * step;
     }
     return x;
   }
-  L2L_ALWAYS_INLINE void store(int unit, int lane, const Wide<kStepVectors>& x, const Wide<kStepVectors>& out) {
-    store_wide(cell + lane, x);
+  template <int N>
+  L2L_ALWAYS_INLINE void store(int unit, int lane, const Wide<N>& x, const Wide<N>& out) {
+    store_wide(cell[unit & 1] + lane, x);
     store_wide(rows + (long)unit * kTile + lane, out);
   }
   L2L_ALWAYS_INLINE void end(int unit) {
-    for (int i = count; i < kTile; i++) cell[i] = 0.f;  // the padding must not choose the row's step
+    for (int i = count; i < kTile; i++) cell[unit & 1][i] = 0.f;  // the padding must not choose the row's step
+    clear_lanes(rows + (long)unit * kTile, computed_lanes(count));
     encode_h_row(rows + (long)unit * kTile, h + unit * kTile);
-    exponents[unit] = (int8_t)encode_c_row(cell, draws.of(rounded + unit), c + unit * kTile);
+    exponents[unit] = (int8_t)encode_c_row(cell[unit & 1], draws.of(rounded + unit), c + unit * kTile);
   }
 };
 
@@ -73,7 +81,7 @@ static void stored_step(const Network& net, const TensorStep& tensor, StateType 
   for (int l = 0; l < config.layers; l++) {
     float* new_h = rows[l & 1];
     const LayerForward f{net.layer[l].forward, l == 0 ? tensor.bias : nullptr, hidden, below, config.inputs(l), h,
-                         hidden, nullptr, nullptr, new_h};
+                         hidden, nullptr, nullptr, new_h, count, nullptr, nullptr};
     if (type == StateType::int8) {
       int8_t* codes = (int8_t*)tile + config.h_row(l) * kTile;
       const bool any_nan = has_nan_code(codes, 2 * hidden);
@@ -84,7 +92,8 @@ static void stored_step(const Network& net, const TensorStep& tensor, StateType 
     } else {
       uint16_t* codes = (uint16_t*)tile + config.h_row(l) * kTile;
       for (int j = 0; j < hidden; j++) decode_bfloat16_row(codes + j * kTile, h + j * kTile);
-      Bfloat16Cells cells{codes, codes, codes + hidden * kTile, new_h, draws, l * hidden, {}};
+      Bfloat16Cells cells{codes, codes, codes + hidden * kTile, new_h, draws, l * hidden,
+                           computed_lanes(count), {}};
       forward_units(f, cells);
     }
     below = new_h;
