@@ -1,0 +1,191 @@
+"""A memory that is BFGS from the start: what its heads read and write, and the degrees of freedom around it.
+
+With s the last step, y the change of the gradient since, u = M y and rho = 1 / (s^T y), the memory becomes
+
+    M' = (I - w rho s y^T) M (I - w rho y s^T) + w rho s s^T
+
+(Nocedal and Wright, Numerical Optimization, equation 6.17), with a gate w that the controller emits: w = 1 is BFGS, w = 0
+writes nothing, and M' is positive semidefinite for every w >= 0. The next step is
+
+    gain * d + momentum * s + correction,    d = -M' g
+
+with gain = exp(.), momentum = tanh(.) and w = 2 sigmoid(.) of means over a problem's coordinates of the controller's
+outputs, and a correction per coordinate in units of the root mean square of d. Outputs of zero are BFGS itself; heavy ball
+is the case w = 0. A low-rank memory keeps the last pairs, scaled with sqrt(w rho), and reads with the two-loop recursion
+of L-BFGS (algorithm 7.4, the same book), whose M_0 is gamma I with gamma = s^T y / y^T y of the newest pair.
+
+Vectors are ``[num_problems, n]``. Pairs and what the controller is told count as constants in the meta-gradient, as all
+does that is made of gradients and theta; it goes through w, gain, momentum and correction, and through M.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.products import product
+from .memory import DenseMemory, LowRankMemory, Memory
+
+OUTPUTS = 4  # of the controller: correction, gain, momentum, gate
+INPUTS = 9  # beside the gradient
+READS = 2  # what the memory keeps for the next step: the gradient and the step
+
+
+@dataclass(frozen=True)
+class Safeguards:
+    """What stands in for a line search.
+
+    Attributes:
+        first_step: as long as there is no curvature to go by, d is cut to this 1-norm, as torch.optim.LBFGS does; None
+            does not. curvature: pairs with s^T y not above this are not written. growth: d is cut to so many times the
+            norm of the last step; None does not.
+    """
+
+    first_step: float | None = 1.0
+    curvature: float = 1e-10
+    growth: float | None = None
+
+
+def inputs(grad: Tensor, memory: Memory) -> Tensor:
+    """What the controller sees beside the gradient ``[num_problems, n]``: ``[INPUTS, num_problems, n]``, all without a
+    scale but for two logarithms. By coordinate the direction that the memory has for it, the last step and the gradient,
+    over their root mean squares; the rest by problem."""
+    with torch.no_grad():
+        grad = _finite(grad)
+        before, s = memory.reads[0], memory.reads[1]
+        y = grad - before
+        direction = -_read(memory, grad)
+        sizes = [_rms(x) for x in (grad, before, s, direction)]
+        logs = [torch.log10(size + 1e-30) for size in sizes]
+        each = [x / (size + 1e-30) for x, size in ((direction, sizes[3]), (s, sizes[2]), (grad, sizes[0]))]
+        whole = [
+            _cosine(s, y),
+            _cosine(direction, -grad),
+            (logs[0] - logs[1]).clamp(-2.0, 2.0),
+            (logs[3] - logs[2]).clamp(-2.0, 2.0),
+            0.2 * logs[0].clamp(-10.0, 10.0),
+            0.2 * logs[3].clamp(-10.0, 10.0),
+        ]
+        return torch.stack([*each, *(x.expand_as(grad) for x in whole)])
+
+
+def move(out: Tensor, grad: Tensor, memory: Memory, safe: Safeguards) -> tuple[Tensor, Memory]:
+    """The update ``[num_problems, n]`` for the controller's outputs ``[OUTPUTS, num_problems, n]`` and the gradient, and
+    the memory with the last pair written to it; what :func:`remember` adds to that is the caller's to say.
+
+    What is not finite in the gradient counts as zero for the memory; what is not finite in an output reaches the update of
+    its own coordinate only.
+    """
+    finite = _finite(grad)
+    gain, momentum, gate = (_mean(head) for head in out[1:])
+    s = memory.reads[1].detach()
+    y = (finite - memory.reads[0]).detach()
+    written = _write(memory, s, y, 2.0 * torch.sigmoid(gate), safe.curvature)
+    direction = -_read(written, finite)
+    empty = _is_empty(written)
+    direction = torch.where(empty, _shortened(-finite, safe.first_step), direction)
+    if safe.growth is not None:
+        length = s.norm(dim=1, keepdim=True)
+        bound = torch.where(length > 0, safe.growth * length, torch.inf)
+        direction = direction * (bound / (direction.norm(dim=1, keepdim=True) + 1e-30)).clamp(max=1.0)
+    correction = out[0] * _rms(direction.detach())
+    return torch.exp(gain) * direction + torch.tanh(momentum) * memory.reads[1] + correction, written
+
+
+def remember(memory: Memory, grad: Tensor, step: Tensor) -> Memory:
+    """The memory that knows the gradient at theta and the step from there, both ``[num_problems, n]``."""
+    reads = torch.stack([_finite(grad).to(step.dtype), _finite(step)])
+    if isinstance(memory, DenseMemory):
+        return DenseMemory(memory.matrix, reads, memory.initial)
+    assert isinstance(memory, LowRankMemory)
+    return LowRankMemory(memory.left, memory.right, memory.written, reads, memory.initial)
+
+
+def _write(memory: Memory, s: Tensor, y: Tensor, gate: Tensor, curvature: float) -> Memory:
+    inner = _dot(s, y)
+    taken = inner > curvature  # not if it is NaN
+    rho = gate / torch.where(taken, inner, 1.0)
+    if isinstance(memory, LowRankMemory):
+        root = rho.sqrt()
+        # Shifted, not a ring: of problems side by side some may skip a pair that others take.
+        pairs = [
+            torch.where(taken.unsqueeze(2), torch.cat([rows[:, 1:], (root * x).unsqueeze(1)], dim=1), rows)
+            for rows, x in ((memory.left, s), (memory.right, y))
+        ]
+        return LowRankMemory(*pairs, memory.written + 1, memory.reads, memory.initial)
+    assert isinstance(memory, DenseMemory)
+    rho = torch.where(taken, rho, 0.0)
+    matrix = memory.matrix
+    if memory.initial == "zero":  # no pair yet: M = gamma I
+        gamma = torch.where(taken & (_trace(matrix) == 0), inner / _dot(y, y).clamp_min(1e-30), 0.0)
+        matrix = matrix + gamma.unsqueeze(2) * torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
+    u = product(matrix, y.unsqueeze(2)).squeeze(2)
+    a = torch.stack([s, u, s], dim=2)
+    b = torch.stack([-rho * u, -rho * s, (rho + rho.square() * _dot(y, u)) * s], dim=1)
+    return DenseMemory(product(a, b, onto=matrix), memory.reads, memory.initial)
+
+
+def _read(memory: Memory, r: Tensor) -> Tensor:
+    if isinstance(memory, DenseMemory):
+        return product(memory.matrix, r.unsqueeze(2)).squeeze(2)
+    assert isinstance(memory, LowRankMemory)
+    return two_loops(memory.left, memory.right, r)
+
+
+def two_loops(left: Tensor, right: Tensor, r: Tensor) -> Tensor:
+    """``M r`` of L-BFGS for the pairs sqrt(w rho) s and sqrt(w rho) y, both ``[num_problems, m, n]``, the newest last;
+    pairs of zeros count for nothing. Without any, zero."""
+    steps, changes = left.unbind(1), right.unbind(1)
+    q, alphas = r, []
+    for s, y in zip(reversed(steps), reversed(changes)):
+        alphas.append(_dot(s, q))
+        q = q - alphas[-1] * y
+    newest = _dot(changes[-1], changes[-1])
+    q = q * (_dot(steps[-1], changes[-1]) / torch.where(newest > 0, newest, 1.0))
+    for s, y, alpha in zip(steps, changes, reversed(alphas)):
+        q = q + (alpha - _dot(y, q)) * s
+    return q
+
+
+def _is_empty(memory: Memory) -> Tensor:
+    """Which problems have no curvature yet, ``[num_problems, 1]``."""
+    if isinstance(memory, LowRankMemory):
+        return (memory.left[:, -1] == 0).all(1, keepdim=True)
+    assert isinstance(memory, DenseMemory)
+    if memory.initial == "zero":
+        return _trace(memory.matrix) == 0
+    return (memory.reads[1] == 0).all(1, keepdim=True)  # the first step
+
+
+def _shortened(direction: Tensor, bound: float | None) -> Tensor:
+    if bound is None:
+        return direction
+    return direction * (bound / direction.abs().sum(1, keepdim=True).clamp_min(1e-30)).clamp(max=1.0)
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1, keepdim=True)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean(1, keepdim=True).sqrt()
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return _dot(a, b) / (a.norm(dim=1, keepdim=True) * b.norm(dim=1, keepdim=True) + 1e-30)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Over the coordinates of a problem, of what is finite there."""
+    finite = x.isfinite()
+    return torch.where(finite, x, 0.0).sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp_min(1)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.where(x.isfinite(), x, 0.0)
