@@ -1,4 +1,4 @@
-"""NTMBFGS.from_bfgs: untrained it is BFGS, step by step that of scipy and of torch; trained, saved, deployed like others."""
+"""NTMBFGS.from_bfgs: untrained it is the BFGS of scipy and of torch; trained, saved and deployed as any other."""
 
 from __future__ import annotations
 

@@ -4,15 +4,15 @@ With s the last step, y the change of the gradient since, u = M y and rho = 1 / 
 
     M' = (I - w rho s y^T) M (I - w rho y s^T) + w rho s s^T
 
-(Nocedal and Wright, Numerical Optimization, equation 6.17), with a gate w that the controller emits: w = 1 is BFGS, w = 0
+(Nocedal and Wright, Numerical Optimization, equation 6.17), with a gate w from the controller: w = 1 is BFGS, w = 0
 writes nothing, and M' is positive semidefinite for every w >= 0. The next step is
 
     gain * d + momentum * s + correction,    d = -M' g
 
-with gain = exp(.), momentum = tanh(.) and w = 2 sigmoid(.) of means over a problem's coordinates of the controller's
-outputs, and a correction per coordinate in units of the root mean square of d. Outputs of zero are BFGS itself; heavy ball
-is the case w = 0. A low-rank memory keeps the last pairs, scaled with sqrt(w rho), and reads with the two-loop recursion
-of L-BFGS (algorithm 7.4, the same book), whose M_0 is gamma I with gamma = s^T y / y^T y of the newest pair.
+with gain = exp(.), momentum = tanh(.) and w = 2 sigmoid(.) of means of the controller's outputs over a problem, and a
+correction per coordinate in units of the root mean square of d. Outputs of zero are BFGS itself; heavy ball is the case
+w = 0. A low-rank memory keeps the last pairs, scaled with sqrt(w rho), and reads with the two-loop recursion of L-BFGS
+(algorithm 7.4 of that book), whose M_0 is gamma I with gamma = s^T y / y^T y of the newest pair.
 
 Vectors are ``[num_problems, n]``. Pairs and what the controller is told count as constants in the meta-gradient, as all
 does that is made of gradients and theta; it goes through w, gain, momentum and correction, and through M.
@@ -38,9 +38,9 @@ class Safeguards:
     """What stands in for a line search.
 
     Attributes:
-        first_step: as long as there is no curvature to go by, d is cut to this 1-norm, as torch.optim.LBFGS does; None
-            does not. curvature: pairs with s^T y not above this are not written. growth: d is cut to so many times the
-            norm of the last step; None does not.
+        first_step: without any pair to go by d is cut to this 1-norm, as torch.optim.LBFGS does; None: it is not.
+        curvature: pairs with s^T y not above this are not written.
+        growth: d is cut to so many times the norm of the last step; None: it is not.
     """
 
     first_step: float | None = 1.0
@@ -50,8 +50,8 @@ class Safeguards:
 
 def inputs(grad: Tensor, memory: Memory) -> Tensor:
     """What the controller sees beside the gradient ``[num_problems, n]``: ``[INPUTS, num_problems, n]``, all without a
-    scale but for two logarithms. By coordinate the direction that the memory has for it, the last step and the gradient,
-    over their root mean squares; the rest by problem."""
+    scale but for two logarithms. By coordinate: the direction that the memory has for the gradient, the last step and
+    the gradient, over their root mean squares. By problem: how well s and y, d and -g agree, and the logarithms."""
     with torch.no_grad():
         grad = _finite(grad)
         before, s = memory.reads[0], memory.reads[1]
@@ -72,11 +72,11 @@ def inputs(grad: Tensor, memory: Memory) -> Tensor:
 
 
 def move(out: Tensor, grad: Tensor, memory: Memory, safe: Safeguards) -> tuple[Tensor, Memory]:
-    """The update ``[num_problems, n]`` for the controller's outputs ``[OUTPUTS, num_problems, n]`` and the gradient, and
-    the memory with the last pair written to it; what :func:`remember` adds to that is the caller's to say.
+    """The update ``[num_problems, n]`` for the controller's outputs ``[OUTPUTS, num_problems, n]`` and the gradient,
+    and the memory with the last pair written to it, but not yet what :func:`remember` adds.
 
-    What is not finite in the gradient counts as zero for the memory; what is not finite in an output reaches the update of
-    its own coordinate only.
+    What is not finite in the gradient counts as zero for the memory; what is not finite in an output reaches the update
+    of its own coordinate only.
     """
     finite = _finite(grad)
     gain, momentum, gate = (_mean(head) for head in out[1:])
@@ -87,9 +87,8 @@ def move(out: Tensor, grad: Tensor, memory: Memory, safe: Safeguards) -> tuple[T
     empty = _is_empty(written)
     direction = torch.where(empty, _shortened(-finite, safe.first_step), direction)
     if safe.growth is not None:
-        length = s.norm(dim=1, keepdim=True)
-        bound = torch.where(length > 0, safe.growth * length, torch.inf)
-        direction = direction * (bound / (direction.norm(dim=1, keepdim=True) + 1e-30)).clamp(max=1.0)
+        last, now = (x.detach().norm(dim=1, keepdim=True) for x in (s, direction))
+        direction = direction * torch.where(last > 0, safe.growth * last / (now + 1e-30), 1.0).clamp(max=1.0)
     correction = out[0] * _rms(direction.detach())
     return torch.exp(gain) * direction + torch.tanh(momentum) * memory.reads[1] + correction, written
 
