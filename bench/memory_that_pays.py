@@ -32,6 +32,7 @@ from l2l_fast.problems.quadratic import QuadraticTask
 
 TEST_SEEDS = range(100, 104)
 SEEDS = (0, 1, 2)
+VALIDATION_TASKS = 4
 FLOOR = 1e-12  # of losses in a logarithm: where float32 ends
 
 
@@ -110,27 +111,29 @@ class Family:
     problem: Callable[[int], Problem]  # of so many problems side by side, where there are any
     bfgs: dict[str, Any]  # of NTMBFGS.from_bfgs
     lr: float  # of meta-Adam, for networks that begin as BFGS
-    episodes: int = 300
+    episodes: int = 150
+    lstm_episodes: int = 300
     horizon: int = 100
     unroll: int = 20
     steps: tuple[int, ...] = (10, 20, 40, 60, 80, 100)  # of the table
-    lstm: str = "identity"
-    output_scale: float = 1.0
-    validation_episodes: int = 4
-    every: int = 25
+    lstm: str = "identity"  # its preprocess
+    output_scale: float = 1.0  # of the LSTM
 
 
 FAMILIES = {
-    "uniform": Family("uniform quadratics", lambda b: Quadratic(batch=b, family="uniform"), {}, 3e-3),
-    "ill_conditioned": Family(
-        "quadratics of condition 1e3", lambda b: Quadratic(batch=b, family="ill_conditioned"), {}, 3e-3
+    "uniform": Family(
+        "uniform quadratics", lambda b: Quadratic(batch=b, family="uniform"), {"memory": "low_rank"}, 5e-3
     ),
-    "noisy": Family("the same with noisy gradients", lambda b: NoisyQuadratic(b), {}, 1e-2),
+    "ill_conditioned": Family(
+        "quadratics of condition 1e3", lambda b: Quadratic(batch=b, family="ill_conditioned"), {}, 5e-3
+    ),
+    "noisy": Family("the same with noisy gradients", lambda b: NoisyQuadratic(b), {"memory": "low_rank"}, 1e-2),
     "digits": Family(
         "logistic regression on digits",
         lambda b: Digits(),
         {"memory": "low_rank", "hidden_size": 8, "num_layers": 1},
-        3e-3,
+        5e-3,
+        lstm_episodes=150,
         horizon=25,
         unroll=25,
         steps=(2, 5, 10, 15, 20, 25),
@@ -163,7 +166,8 @@ def train(name: str, key: str, seed: int, out: Path, lr: float | None = None, ep
     torch.manual_seed(seed)
     net = network(name, family)
     begins = isinstance(net, l2l.NTMBFGS)
-    episodes = family.episodes if episodes is None else episodes
+    if episodes is None:
+        episodes = family.episodes if begins else family.lstm_episodes
     lr = (family.lr if begins else 1e-2) if lr is None else lr
     trainer = l2l.MetaTrainer(
         net,
@@ -176,10 +180,10 @@ def train(name: str, key: str, seed: int, out: Path, lr: float | None = None, ep
         betas=(0.9, 0.99),
         clip_norm=1.0,
         decay_episodes=episodes,
-        validate_every=family.every,
-        validation_episodes=family.validation_episodes,
+        validate_every=15,
+        validation_episodes=VALIDATION_TASKS,
     )
-    validation = family.problem(TRAIN_BATCH), range(family.validation_episodes)
+    validation = family.problem(TRAIN_BATCH), range(VALIDATION_TASKS)
     start = evaluate(net, *validation, family.horizon, split="validation")[:, -1].mean().item() if begins else None
     begin = time.monotonic()
     trainer.fit(episodes, progress=False)
@@ -221,7 +225,7 @@ def heavy_ball(key: str, out: Path) -> None:
         FAMILIES[key].horizon,
         TEST_SEEDS,
         names=["momentum"],
-        tuning_seeds=range(4),
+        tuning_seeds=range(VALIDATION_TASKS),
         search_options={"sweep_tasks": 1, "points_per_decade": 8},
         cache=out / f"trials-{key}",
     )["momentum"]

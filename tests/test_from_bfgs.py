@@ -221,6 +221,7 @@ def test_rate_decay_and_maximize_reach_the_memory():
         opt.step()
         reads = opt.state[theta]["memory_reads"]
         torch.testing.assert_close(reads[1, 0], theta.detach() - before)
+        torch.testing.assert_close(reads[2, 0], theta.detach() - before)
         torch.testing.assert_close(reads[0, 0], -theta.grad)
     assert opt.state[theta]["memory_matrix"].any()
 
@@ -245,7 +246,7 @@ def test_a_checkpoint_continues_exactly(kind):
         step(opt, params, t)
         step(other, copies, t)
     assert all(map(torch.equal, params, copies))
-    free = l2l.NTMBFGS(memory=kind, history=3, hidden_size=8, read_heads=2, write_heads=net.write_heads)
+    free = l2l.NTMBFGS(memory=kind, history=3, hidden_size=8, read_heads=3, write_heads=net.write_heads)
     with pytest.raises(ValueError, match="heads='bfgs', now heads='free'"):
         l2l.LearnedOptimizer(copies, free).load_state_dict(opt.state_dict())
 
@@ -285,6 +286,26 @@ def test_the_gate_is_a_factor_on_the_pair(kind):
             left = eye - w / (x @ y) * torch.outer(x, y)
             matrix = left @ matrix @ left.T + w / (x @ y) * torch.outer(x, x)
         torch.testing.assert_close(quasi_newton._read(memory, r)[k], matrix @ r[k])
+
+
+def test_the_lag_measures_pairs_from_an_average():
+    """average = now + lag * (average - now), of theta and of gradients alike; on a quadratic a pair is a pair."""
+    net = l2l.NTMBFGS.from_bfgs(hidden_size=8, growth=None, dtype=torch.float64)
+    with torch.no_grad():
+        net.bias_out[4] = 0.6
+    lag = math.tanh(quasi_newton.SCALE * 0.6)
+    hessian = torch.diag(torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64))
+    theta = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+    opt = l2l.LearnedOptimizer([theta], net)
+    averages = None
+    for _ in range(5):
+        now = torch.stack([theta.detach(), hessian @ theta.detach()])
+        averages = now if averages is None else now + lag * (averages - now)
+        theta.grad = now[1].clone()
+        opt.step()
+        reads = opt.state[theta]["memory_reads"][:, 0]
+        torch.testing.assert_close(reads[0], averages[1])
+        torch.testing.assert_close(reads[1], theta.detach() - averages[0])
 
 
 @pytest.mark.parametrize("kind", ["dense", "low_rank"])
@@ -339,8 +360,8 @@ def test_wrong_options_are_refused(options, error, name):
         ({"growth": 2.0}, "growth"),
         ({"curvature": 1e-3}, "curvature"),
         ({"heads": "bfgs", "read_heads": 1}, "read_heads"),
-        ({"heads": "bfgs", "read_heads": 2, "write_heads": 2}, "write_heads"),
-        ({"heads": "bfgs", "read_heads": 2, "add_read": True}, "add_read"),
+        ({"heads": "bfgs", "read_heads": 3, "write_heads": 2}, "write_heads"),
+        ({"heads": "bfgs", "read_heads": 3, "add_read": True}, "add_read"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, name):

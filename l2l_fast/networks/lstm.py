@@ -250,7 +250,7 @@ class CoordinatewiseLSTM(nn.Module):
         """Of a network that ``moves``: see :meth:`NTMBFGS.move`."""
         raise NotImplementedError(f"{type(self).__name__} moves nothing by a memory")
 
-    def keep_(self, written: Memory, grad: Tensor, step: Tensor, memory: Memory) -> None:
+    def keep_(self, written: Memory, step: Tensor, memory: Memory) -> None:
         """Of a network that ``moves``: see :meth:`NTMBFGS.keep_`."""
         raise NotImplementedError(f"{type(self).__name__} moves nothing by a memory")
 

@@ -121,10 +121,12 @@ class NTMBFGS(CoordinatewiseLSTM):
         """A network that is BFGS without a line search, for meta-training to go on from.
 
         Its read-out is zero, so the step is ``d = -M g`` with a memory that BFGS writes (dense) or L-BFGS (low rank).
-        What the read-out learns: the length of the step, a momentum and a gate on what is written, per problem, and a
-        correction per coordinate (:mod:`l2l_fast.networks.quasi_newton`). With ``first_step=None``, ``growth=None`` and
-        ``initial="identity"`` the iterates are those of scipy's BFGS with steps of length 1; of a low-rank memory, with
-        ``growth=None``, those of :class:`torch.optim.LBFGS` without a line search.
+        What the read-out learns, per problem: the length of the step, a momentum, how much of a pair is written and how
+        far back it is measured; and per coordinate a correction (:mod:`l2l_fast.networks.quasi_newton`).
+
+        With ``first_step=None``, ``growth=None`` and ``initial="identity"`` the iterates are those of scipy's BFGS with
+        steps of length 1; of a low-rank memory, with ``growth=None``, those of :class:`torch.optim.LBFGS` without a
+        line search.
 
         Args:
             memory: ``"dense"``, n x n numbers per problem, or ``"low_rank"``, the last ``history`` pairs.
@@ -316,7 +318,7 @@ class NTMBFGS(CoordinatewiseLSTM):
             extra = self.seen(by_problem, memory).reshape(-1, *grad.shape)
             out, state = super().forward(grad, state, memory.num_problems, extra)
             update, written = self.move(out.flatten(1), by_problem, memory)
-            memory = quasi_newton.remember(written, by_problem, update)
+            memory = quasi_newton.remember(written, update)
             return update.view(grad.shape).to(grad.dtype), state, memory
         extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
         out, state = super().forward(grad, state, memory.num_problems, extra)
@@ -334,9 +336,9 @@ class NTMBFGS(CoordinatewiseLSTM):
         ``[num_problems, n]``, and the memory with the last pair written to it; functional and differentiable."""
         return quasi_newton.move(out.view(-1, *grad.shape).to(grad.dtype), grad, memory, self.safeguards)
 
-    def keep_(self, written: Memory, grad: Tensor, step: Tensor, memory: Memory) -> None:
-        """Put into ``memory`` what :meth:`move` has ``written``, the gradient and the step taken at last, in place."""
-        memory.copy_(quasi_newton.remember(written, grad, step))
+    def keep_(self, written: Memory, step: Tensor, memory: Memory) -> None:
+        """Put into ``memory`` what :meth:`move` has ``written`` and the step taken in the end, in place."""
+        memory.copy_(quasi_newton.remember(written, step))
 
     def check_memory(self, memory: Memory, numel: int) -> None:
         """Raise TypeError or ValueError unless ``memory`` is one of this network for ``numel`` coordinates."""

@@ -1,21 +1,23 @@
 """A memory that is BFGS from the start: what its heads read and write, and the degrees of freedom around it.
 
-With s the last step, y the change of the gradient since, u = M y and rho = 1 / (s^T y), the memory becomes
+With s the last step, y the change of the gradient since and rho = 1 / (s^T y), the memory becomes
 
     M' = (I - w rho s y^T) M (I - w rho y s^T) + w rho s s^T
 
 (Nocedal and Wright, Numerical Optimization, equation 6.17), with a gate w from the controller: w = 1 is BFGS, w = 0
 writes nothing, and M' is positive semidefinite for every w >= 0. The next step is
 
-    gain * d + momentum * s + correction,    d = -M' g
+    gain * d + momentum * (last step) + correction,    d = -M' g
 
-with gain = exp(.), momentum = tanh(.) and w = 2 sigmoid(.) of means of the controller's outputs over a problem, and a
-correction per coordinate in units of the root mean square of d. Outputs of zero are BFGS itself; heavy ball is the case
-w = 0. A low-rank memory keeps the last pairs, scaled with sqrt(w rho), and reads with the two-loop recursion of L-BFGS
-(algorithm 7.4 of that book), whose M_0 is gamma I with gamma = s^T y / y^T y of the newest pair.
+with gain = exp(.), momentum = tanh(.) and w = 2 sigmoid(.) of means over a problem of the controller's outputs, and a
+correction per coordinate in units of the root mean square of d. One more, lag = tanh(.), measures s and y from averages
+of theta and the gradient, ``average = now + lag * (average - now)``, which noise reaches less than their last values.
+Outputs of zero are BFGS itself; heavy ball is the case w = 0. A low-rank memory keeps the last pairs, scaled with
+sqrt(w rho), and reads with the two-loop recursion of L-BFGS (algorithm 7.4 of that book), whose M_0 is gamma I with
+gamma = s^T y / y^T y of the newest pair.
 
-Vectors are ``[num_problems, n]``. Pairs and what the controller is told count as constants in the meta-gradient, as all
-does that is made of gradients and theta; it goes through w, gain, momentum and correction, and through M.
+Vectors are ``[num_problems, n]``. Gradients, steps in pairs and what the controller is told count as constants in the
+meta-gradient, which goes through the five outputs, through M and through the averages.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ from torch import Tensor
 from ..kernels.products import product
 from .memory import DenseMemory, LowRankMemory, Memory
 
-OUTPUTS = 4  # of the controller: correction, gain, momentum, gate
+OUTPUTS = 5  # of the controller: correction, gain, momentum, gate, lag
+SCALE = 0.25  # of the last four, on which much depends: smaller steps of training for them than for the correction
 INPUTS = 9  # beside the gradient
-READS = 2  # what the memory keeps for the next step: the gradient and the step
+# What the memory keeps for the next step: the gradient to measure y from, theta as seen from there, the last step.
+READS = 3
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,12 @@ def inputs(grad: Tensor, memory: Memory) -> Tensor:
     the gradient, over their root mean squares. By problem: how well s and y, d and -g agree, and the logarithms."""
     with torch.no_grad():
         grad = _finite(grad)
-        before, s = memory.reads[0], memory.reads[1]
+        before, s, last = memory.reads
         y = grad - before
         direction = -_read(memory, grad)
-        sizes = [_rms(x) for x in (grad, before, s, direction)]
+        sizes = [_rms(x) for x in (grad, before, last, direction)]
         logs = [torch.log10(size + 1e-30) for size in sizes]
-        each = [x / (size + 1e-30) for x, size in ((direction, sizes[3]), (s, sizes[2]), (grad, sizes[0]))]
+        each = [x / (size + 1e-30) for x, size in ((direction, sizes[3]), (last, sizes[2]), (grad, sizes[0]))]
         whole = [
             _cosine(s, y),
             _cosine(direction, -grad),
@@ -73,29 +77,33 @@ def inputs(grad: Tensor, memory: Memory) -> Tensor:
 
 def move(out: Tensor, grad: Tensor, memory: Memory, safe: Safeguards) -> tuple[Tensor, Memory]:
     """The update ``[num_problems, n]`` for the controller's outputs ``[OUTPUTS, num_problems, n]`` and the gradient,
-    and the memory with the last pair written to it, but not yet what :func:`remember` adds.
+    and the memory with the last pair written to it, at its theta: :func:`remember` adds the step from there.
 
     What is not finite in the gradient counts as zero for the memory; what is not finite in an output reaches the update
     of its own coordinate only.
     """
     finite = _finite(grad)
-    gain, momentum, gate = (_mean(head) for head in out[1:])
-    s = memory.reads[1].detach()
-    y = (finite - memory.reads[0]).detach()
+    gain, momentum, gate, lag = (SCALE * _mean(head) for head in out[1:])
+    before, s, last = memory.reads
+    y = finite.detach() - before
     written = _write(memory, s, y, 2.0 * torch.sigmoid(gate), safe.curvature)
+    lag = torch.where((last == 0).all(1, keepdim=True), 0.0, torch.tanh(lag))  # at first there is no former gradient
+    written.reads = torch.stack([finite.detach() - lag * y, lag * s, last])
     direction = -_read(written, finite)
     empty = _is_empty(written)
     direction = torch.where(empty, _shortened(-finite, safe.first_step), direction)
     if safe.growth is not None:
-        last, now = (x.detach().norm(dim=1, keepdim=True) for x in (s, direction))
-        direction = direction * torch.where(last > 0, safe.growth * last / (now + 1e-30), 1.0).clamp(max=1.0)
+        former, now = (x.detach().norm(dim=1, keepdim=True) for x in (last, direction))
+        direction = direction * torch.where(former > 0, safe.growth * former / (now + 1e-30), 1.0).clamp(max=1.0)
     correction = out[0] * _rms(direction.detach())
-    return torch.exp(gain) * direction + torch.tanh(momentum) * memory.reads[1] + correction, written
+    return torch.exp(gain) * direction + torch.tanh(momentum) * last + correction, written
 
 
-def remember(memory: Memory, grad: Tensor, step: Tensor) -> Memory:
-    """The memory that knows the gradient at theta and the step from there, both ``[num_problems, n]``."""
-    reads = torch.stack([_finite(grad).to(step.dtype), _finite(step)])
+def remember(memory: Memory, step: Tensor) -> Memory:
+    """The memory from :func:`move` after the step ``[num_problems, n]`` that was taken in the end."""
+    step = _finite(step)
+    before, s, _ = memory.reads
+    reads = torch.stack([before, s + step.detach(), step])
     if isinstance(memory, DenseMemory):
         return DenseMemory(memory.matrix, reads, memory.initial)
     assert isinstance(memory, LowRankMemory)
@@ -136,16 +144,16 @@ def _read(memory: Memory, r: Tensor) -> Tensor:
 def two_loops(left: Tensor, right: Tensor, r: Tensor) -> Tensor:
     """``M r`` of L-BFGS for the pairs sqrt(w rho) s and sqrt(w rho) y, both ``[num_problems, m, n]``, the newest last;
     pairs of zeros count for nothing. Without any, zero."""
-    steps, changes = left.unbind(1), right.unbind(1)
-    q, alphas = r, []
+    steps, changes = left.split(1, dim=1), right.split(1, dim=1)  # [num_problems, 1, n]
+    q, alphas = r.unsqueeze(2), []
     for s, y in zip(reversed(steps), reversed(changes)):
-        alphas.append(_dot(s, q))
-        q = q - alphas[-1] * y
-    newest = _dot(changes[-1], changes[-1])
-    q = q * (_dot(steps[-1], changes[-1]) / torch.where(newest > 0, newest, 1.0))
+        alphas.append(product(s, q))
+        q = product(y.mT, -alphas[-1], onto=q)
+    newest = _dot(right[:, -1], right[:, -1])
+    q = q * (_dot(left[:, -1], right[:, -1]) / torch.where(newest > 0, newest, 1.0)).unsqueeze(2)
     for s, y, alpha in zip(steps, changes, reversed(alphas)):
-        q = q + (alpha - _dot(y, q)) * s
-    return q
+        q = product(s.mT, alpha - product(y, q), onto=q)
+    return q.squeeze(2)
 
 
 def _is_empty(memory: Memory) -> Tensor:
@@ -155,7 +163,7 @@ def _is_empty(memory: Memory) -> Tensor:
     assert isinstance(memory, DenseMemory)
     if memory.initial == "zero":
         return _trace(memory.matrix) == 0
-    return (memory.reads[1] == 0).all(1, keepdim=True)  # the first step
+    return (memory.reads[2] == 0).all(1, keepdim=True)  # the first step
 
 
 def _shortened(direction: Tensor, bound: float | None) -> Tensor:

@@ -200,7 +200,7 @@ def _move(batch: Batch, params: Sequence[Tensor], out: Tensor, grad: Tensor, mem
         step = step - batch.lr * batch.weight_decay * theta.view_as(step)
     for param, part in zip(params, reference.separate(step.reshape(-1), numels, num_problems), strict=True):
         param.copy_(param.to(step.dtype) + part.view_as(param))
-    batch.network.keep_(written, grad, step, memory)
+    batch.network.keep_(written, step, memory)
 
 
 def _counted_and_copies(
