@@ -111,7 +111,7 @@ class Family:
     problem: Callable[[int], Problem]  # of so many problems side by side, where there are any
     bfgs: dict[str, Any]  # of NTMBFGS.from_bfgs
     lr: float  # of meta-Adam, for networks that begin as BFGS
-    episodes: int = 150
+    episodes: int = 60
     lstm_episodes: int = 300
     horizon: int = 100
     unroll: int = 20
@@ -133,7 +133,7 @@ FAMILIES = {
         lambda b: Digits(),
         {"memory": "low_rank", "hidden_size": 8, "num_layers": 1},
         5e-3,
-        lstm_episodes=150,
+        lstm_episodes=100,
         horizon=25,
         unroll=25,
         steps=(2, 5, 10, 15, 20, 25),
@@ -141,7 +141,7 @@ FAMILIES = {
         output_scale=0.1,
     ),
 }
-NETWORKS = ("LSTM", "LSTM, log-loss", "NTM-BFGS from BFGS")
+NETWORKS = ("NTM-BFGS from BFGS", "LSTM", "LSTM, log-loss")
 TRAIN_BATCH, TEST_BATCH = 64, 128
 
 

@@ -121,8 +121,8 @@ class NTMBFGS(CoordinatewiseLSTM):
         """A network that is BFGS without a line search, for meta-training to go on from.
 
         Its read-out is zero, so the step is ``d = -M g`` with a memory that BFGS writes (dense) or L-BFGS (low rank).
-        What the read-out learns, per problem: the length of the step, a momentum, how much of a pair is written and how
-        far back it is measured; and per coordinate a correction (:mod:`l2l_fast.networks.quasi_newton`).
+        What the read-out learns, per problem: the length of the step, a momentum, a rate along the gradient, how much of
+        a pair is written and how far back it is measured; and per coordinate a correction (:mod:`l2l_fast.networks.quasi_newton`).
 
         With ``first_step=None``, ``growth=None`` and ``initial="identity"`` the iterates are those of scipy's BFGS with
         steps of length 1; of a low-rank memory, with ``growth=None``, those of :class:`torch.optim.LBFGS` without a

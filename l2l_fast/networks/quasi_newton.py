@@ -7,17 +7,17 @@ With s the last step, y the change of the gradient since and rho = 1 / (s^T y), 
 (Nocedal and Wright, Numerical Optimization, equation 6.17), with a gate w from the controller: w = 1 is BFGS, w = 0
 writes nothing, and M' is positive semidefinite for every w >= 0. The next step is
 
-    gain * d + momentum * (last step) + correction,    d = -M' g
+    gain * d + momentum * (last step) - rate * g + correction,    d = -M' g
 
-with gain = exp(.), momentum = tanh(.) and w = 2 sigmoid(.) of means over a problem of the controller's outputs, and a
-correction per coordinate in units of the root mean square of d. One more, lag = tanh(.), measures s and y from averages
+with gain = exp(.), momentum = tanh(.), rate and w = 2 sigmoid(.) of means over a problem of the controller's outputs, and
+a correction per coordinate in units of the root mean square of d. One more, lag = tanh(.), measures s and y from averages
 of theta and the gradient, ``average = now + lag * (average - now)``, which noise reaches less than their last values.
-Outputs of zero are BFGS itself; heavy ball is the case w = 0. A low-rank memory keeps the last pairs, scaled with
-sqrt(w rho), and reads with the two-loop recursion of L-BFGS (algorithm 7.4 of that book), whose M_0 is gamma I with
-gamma = s^T y / y^T y of the newest pair.
+Outputs of zero are BFGS itself; where the gain is near 0 the rest is heavy ball. A low-rank memory keeps the last pairs,
+scaled with sqrt(w rho), and reads with the two-loop recursion of L-BFGS (algorithm 7.4 of that book), whose M_0 is
+gamma I with gamma = s^T y / y^T y of the newest pair.
 
 Vectors are ``[num_problems, n]``. Gradients, steps in pairs and what the controller is told count as constants in the
-meta-gradient, which goes through the five outputs, through M and through the averages.
+meta-gradient, which goes through the outputs, through M and through the averages.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch import Tensor
 from ..kernels.products import product
 from .memory import DenseMemory, LowRankMemory, Memory
 
-OUTPUTS = 5  # of the controller: correction, gain, momentum, gate, lag
-SCALE = 0.25  # of the last four, on which much depends: smaller steps of training for them than for the correction
+OUTPUTS = 6  # of the controller: correction, gain, momentum, gate, lag, rate
+SCALE = 0.25  # of all but the first, on which much depends: smaller steps of training for them than for the correction
 INPUTS = 9  # beside the gradient
 # What the memory keeps for the next step: the gradient to measure y from, theta as seen from there, the last step.
 READS = 3
@@ -83,7 +83,7 @@ def move(out: Tensor, grad: Tensor, memory: Memory, safe: Safeguards) -> tuple[T
     of its own coordinate only.
     """
     finite = _finite(grad)
-    gain, momentum, gate, lag = (SCALE * _mean(head) for head in out[1:])
+    gain, momentum, gate, lag, rate = (SCALE * _mean(head) for head in out[1:])
     before, s, last = memory.reads
     y = finite.detach() - before
     written = _write(memory, s, y, 2.0 * torch.sigmoid(gate), safe.curvature)
@@ -96,7 +96,7 @@ def move(out: Tensor, grad: Tensor, memory: Memory, safe: Safeguards) -> tuple[T
         former, now = (x.detach().norm(dim=1, keepdim=True) for x in (last, direction))
         direction = direction * torch.where(former > 0, safe.growth * former / (now + 1e-30), 1.0).clamp(max=1.0)
     correction = out[0] * _rms(direction.detach())
-    return torch.exp(gain) * direction + torch.tanh(momentum) * last + correction, written
+    return torch.exp(gain) * direction + torch.tanh(momentum) * last - rate * finite + correction, written
 
 
 def remember(memory: Memory, step: Tensor) -> Memory:
