@@ -111,8 +111,8 @@ class Family:
     problem: Callable[[int], Problem]  # of so many problems side by side, where there are any
     bfgs: dict[str, Any]  # of NTMBFGS.from_bfgs
     lr: float  # of meta-Adam, for networks that begin as BFGS
-    episodes: int = 60
-    lstm_episodes: int = 300
+    episodes: int = 32
+    lstm_episodes: int = 160
     horizon: int = 100
     unroll: int = 20
     steps: tuple[int, ...] = (10, 20, 40, 60, 80, 100)  # of the table
@@ -120,20 +120,26 @@ class Family:
     output_scale: float = 1.0  # of the LSTM
 
 
+SMALL = {"hidden_size": 8, "num_layers": 1}  # a controller that has little to say needs no more
 FAMILIES = {
     "uniform": Family(
-        "uniform quadratics", lambda b: Quadratic(batch=b, family="uniform"), {"memory": "low_rank"}, 5e-3
+        "uniform quadratics", lambda b: Quadratic(batch=b, family="uniform"), {**SMALL, "memory": "low_rank"}, 5e-3
     ),
     "ill_conditioned": Family(
-        "quadratics of condition 1e3", lambda b: Quadratic(batch=b, family="ill_conditioned"), {}, 5e-3
+        "quadratics of condition 1e3", lambda b: Quadratic(batch=b, family="ill_conditioned"), SMALL, 5e-3
     ),
-    "noisy": Family("the same with noisy gradients", lambda b: NoisyQuadratic(b), {"memory": "low_rank"}, 1e-2),
+    "noisy": Family(
+        "the same with noisy gradients",
+        lambda b: NoisyQuadratic(b),
+        {**SMALL, "memory": "low_rank", "history": 5, "growth": 3.0},
+        1e-2,
+    ),
     "digits": Family(
         "logistic regression on digits",
         lambda b: Digits(),
-        {"memory": "low_rank", "hidden_size": 8, "num_layers": 1},
+        {**SMALL, "memory": "low_rank"},
         5e-3,
-        lstm_episodes=100,
+        lstm_episodes=32,
         horizon=25,
         unroll=25,
         steps=(2, 5, 10, 15, 20, 25),
@@ -180,7 +186,7 @@ def train(name: str, key: str, seed: int, out: Path, lr: float | None = None, ep
         betas=(0.9, 0.99),
         clip_norm=1.0,
         decay_episodes=episodes,
-        validate_every=15,
+        validate_every=episodes // 4,
         validation_episodes=VALIDATION_TASKS,
     )
     validation = family.problem(TRAIN_BATCH), range(VALIDATION_TASKS)

@@ -121,8 +121,9 @@ class NTMBFGS(CoordinatewiseLSTM):
         """A network that is BFGS without a line search, for meta-training to go on from.
 
         Its read-out is zero, so the step is ``d = -M g`` with a memory that BFGS writes (dense) or L-BFGS (low rank).
-        What the read-out learns, per problem: the length of the step, a momentum, a rate along the gradient, how much of
-        a pair is written and how far back it is measured; and per coordinate a correction (:mod:`l2l_fast.networks.quasi_newton`).
+        What the read-out learns, per problem: the length of the step, a momentum, a rate along the gradient, how much
+        of a pair is written and how far back it is measured; and per coordinate a correction
+        (:mod:`l2l_fast.networks.quasi_newton`).
 
         With ``first_step=None``, ``growth=None`` and ``initial="identity"`` the iterates are those of scipy's BFGS with
         steps of length 1; of a low-rank memory, with ``growth=None``, those of :class:`torch.optim.LBFGS` without a
@@ -136,8 +137,8 @@ class NTMBFGS(CoordinatewiseLSTM):
                 newest pair scales it always, takes ``"zero"`` only.
             first_step: a step taken without any pair is cut to this 1-norm; None: it is not cut.
             curvature: pairs with s^T y at most this are not written, at least 0.
-            growth: d is cut to so many times the norm of the last step, more than 0; None: it is not cut. Without a
-                line search this is what keeps a bad pair from doing harm.
+            growth: d, and then the step, are cut to so many times the norm of the last step, more than 0; None: they
+                are not. Without a line search this is what keeps a bad pair from doing harm.
             hidden_size, num_layers, preprocess, p, gac_cells, device, dtype: as for :class:`CoordinatewiseLSTM`.
             output_scale: of the correction alone, in units of the root mean square of d.
 

@@ -9,11 +9,10 @@ writes nothing, and M' is positive semidefinite for every w >= 0. The next step 
 
     gain * d + momentum * (last step) - rate * g + correction,    d = -M' g
 
-with gain = exp(.), momentum = tanh(.), rate and w = 2 sigmoid(.) of means over a problem of the controller's outputs, and
-a correction per coordinate in units of the root mean square of d. One more, lag = tanh(.), measures s and y from averages
-of theta and the gradient, ``average = now + lag * (average - now)``, which noise reaches less than their last values.
-Outputs of zero are BFGS itself; where the gain is near 0 the rest is heavy ball. A low-rank memory keeps the last pairs,
-scaled with sqrt(w rho), and reads with the two-loop recursion of L-BFGS (algorithm 7.4 of that book), whose M_0 is
+with gain = exp(.), momentum = tanh(.), rate and w = 2 sigmoid(.) of means of the controller's outputs over a problem,
+with gain = exp(.), momentum = tanh(.), rate and w = 2 sigmoid(.) of means of the outputs of the controller over a
+problem, and a correction per coordinate in units of the root mean square of d. One more, lag = tanh(.), measures s and y
+from means of former theta and gradients, ``mean = now + lag * (mean - now)``: noise reaches them less than the last ones.
 gamma I with gamma = s^T y / y^T y of the newest pair.
 
 Vectors are ``[num_problems, n]``. Gradients, steps in pairs and what the controller is told count as constants in the
@@ -44,7 +43,7 @@ class Safeguards:
     Attributes:
         first_step: without any pair to go by d is cut to this 1-norm, as torch.optim.LBFGS does; None: it is not.
         curvature: pairs with s^T y not above this are not written.
-        growth: d is cut to so many times the norm of the last step; None: it is not.
+        growth: d, and the step, are cut to so many times the norm of the last step; None: they are not.
     """
 
     first_step: float | None = 1.0
@@ -92,11 +91,10 @@ def move(out: Tensor, grad: Tensor, memory: Memory, safe: Safeguards) -> tuple[T
     direction = -_read(written, finite)
     empty = _is_empty(written)
     direction = torch.where(empty, _shortened(-finite, safe.first_step), direction)
-    if safe.growth is not None:
-        former, now = (x.detach().norm(dim=1, keepdim=True) for x in (last, direction))
-        direction = direction * torch.where(former > 0, safe.growth * former / (now + 1e-30), 1.0).clamp(max=1.0)
+    direction = _bounded(direction, last, safe.growth)
     correction = out[0] * _rms(direction.detach())
-    return torch.exp(gain) * direction + torch.tanh(momentum) * last - rate * finite + correction, written
+    update = torch.exp(gain) * direction + torch.tanh(momentum) * last - rate * finite + correction
+    return _bounded(update, last, safe.growth), written
 
 
 def remember(memory: Memory, step: Tensor) -> Memory:
@@ -170,6 +168,14 @@ def _shortened(direction: Tensor, bound: float | None) -> Tensor:
     if bound is None:
         return direction
     return direction * (bound / direction.abs().sum(1, keepdim=True).clamp_min(1e-30)).clamp(max=1.0)
+
+
+def _bounded(update: Tensor, last: Tensor, growth: float | None) -> Tensor:
+    """Cut to ``growth`` times the norm of the last step, by a factor that counts as a constant."""
+    if growth is None:
+        return update
+    former, now = (_finite(x.detach()).norm(dim=1, keepdim=True) for x in (last, update))
+    return update * torch.where(former > 0, growth * former / (now + 1e-30), 1.0).clamp(max=1.0)
 
 
 def _trace(matrix: Tensor) -> Tensor:
