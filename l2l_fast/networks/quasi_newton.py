@@ -12,7 +12,7 @@ writes nothing, and M' is positive semidefinite for every w >= 0. The next step 
 with gain = exp(.), momentum = tanh(.), rate and w = 2 sigmoid(.) of means of the controller's outputs over a problem,
 and a correction per coordinate in units of the root mean square of d. One more, lag = tanh(.), measures s and y from
 means of former theta and gradients, ``mean = now + lag * (mean - now)``, which noise reaches less than the last ones.
-Outputs of zero are BFGS itself; where the gain is near 0 the rest is heavy ball. A low-rank memory keeps the last pairs,
+Outputs of zero are BFGS itself; where the gain is near 0 it is heavy ball. A low-rank memory keeps the last pairs,
 scaled with sqrt(w rho), and reads with the two-loop recursion of L-BFGS (algorithm 7.4 of that book), whose M_0 is
 gamma I with gamma = s^T y / y^T y of the newest pair.
 
