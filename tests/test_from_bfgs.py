@@ -182,8 +182,12 @@ def test_files_and_copies(kind, tmp_path):
         assert torch.equal(iterates(other, f, start.float(), 5), iterates(net, f, start.float(), 5))
 
 
-def test_options_of_other_networks_are_as_they_were():
-    assert "heads" not in l2l.NTMBFGS().options() and not l2l.NTMBFGS().moves
+def test_other_networks_are_as_they_were():
+    net = l2l.NTMBFGS()
+    assert "heads" not in net.options() and not net.moves
+    del net.heads_kind, net.safeguards  # a pickle of an earlier release has neither
+    assert "heads" not in copy.deepcopy(net).options() and not net.moves
+    net(torch.ones(4), net.init_state(4), net.init_memory(4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

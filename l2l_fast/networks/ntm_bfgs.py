@@ -47,6 +47,9 @@ class NTMBFGS(CoordinatewiseLSTM):
         TypeError, ValueError: an argument of the wrong type or out of range; the message names it.
     """
 
+    heads_kind: str = "free"  # of what earlier releases pickled, too
+    safeguards = quasi_newton.Safeguards(None, 0.0, None)
+
     def __init__(
         self,
         hidden_size: int = 20,
@@ -166,7 +169,7 @@ class NTMBFGS(CoordinatewiseLSTM):
             for name, value in (("first_step", first_step), ("curvature", curvature or None), ("growth", growth)):
                 if value is not None:
                     raise ValueError(f'{name}: only of a network with heads="bfgs", got {value!r}')
-            return quasi_newton.Safeguards(None, 0.0, None)
+            return type(self).safeguards
         expected = {"read_heads": quasi_newton.READS, "write_heads": 3 if self.memory == "dense" else 1}
         for name, value in {**expected, "add_read": False}.items():
             if getattr(self, name) != value:
