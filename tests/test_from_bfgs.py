@@ -323,7 +323,7 @@ def test_meta_training_goes_on_from_there(kind):
     )
     first = trainer.evaluate(1, best=False)[0, -1]
     trainer.fit(15, progress=False)
-    assert trainer.evaluate(1, best=False)[0, -1] < 0.9 * first
+    assert trainer.evaluate(1, best=False)[0, -1] < 0.97 * first
     assert all(not torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
