@@ -229,7 +229,7 @@ def frozen_names(net: Networks) -> tuple[str, ...]:
                 "give it memory of its own (.clone())"
             )
     for name, member in members(net).items():
-        if member.output_scale == 0.0 and not member.add_read:
+        if member.output_scale == 0.0 and not (member.add_read or member.moves):
             which = f"net[{name!r}]" if name else "net"
             raise ValueError(f"{which}: with output_scale=0 its updates are zero whatever it learns")
     frozen = tuple(name for name, parameter in net.named_parameters() if not parameter.requires_grad)

@@ -157,6 +157,11 @@ class CoordinatewiseLSTM(nn.Module):
         """Whether its extra inputs are read from a memory, which :meth:`memory_for` gives and its outputs write."""
         return False
 
+    @property
+    def moves(self) -> bool:
+        """Whether its update is not its first output but what :meth:`move` makes of all of them and the memory."""
+        return False
+
     add_read: bool = False  # whether the first of the extra inputs is added to the update
 
     def options(self) -> dict[str, Any]:
@@ -238,6 +243,18 @@ class CoordinatewiseLSTM(nn.Module):
         """:meth:`forward` with whatever memory the network has: the update alone, new state, new memory."""
         out, state = self(grad, state, num_problems)
         return (out[0].to(grad.dtype) if self.num_outputs > 1 else out), state, None
+
+    def seen(self, grad: Tensor, memory: Memory) -> Tensor:
+        """Of a network that ``moves``: see :meth:`NTMBFGS.seen`."""
+        raise NotImplementedError(f"{type(self).__name__} moves nothing by a memory")
+
+    def move(self, out: Tensor, grad: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Of a network that ``moves``: see :meth:`NTMBFGS.move`."""
+        raise NotImplementedError(f"{type(self).__name__} moves nothing by a memory")
+
+    def keep_(self, written: Memory, step: Tensor, memory: Memory) -> None:
+        """Of a network that ``moves``: see :meth:`NTMBFGS.keep_`."""
+        raise NotImplementedError(f"{type(self).__name__} moves nothing by a memory")
 
     def write_(self, out: Tensor, memory: Memory) -> None:
         """Let the outputs ``[num_outputs, numel]`` of a step, in the order of the memory, write to it in place."""

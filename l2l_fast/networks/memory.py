@@ -73,6 +73,11 @@ class Memory(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """What :meth:`write_` writes to, by the names of ``KEYS``; no copies."""
 
+    def copy_(self, other: Memory) -> None:
+        """Take over the values of another memory of this kind and size, in place, without autograd."""
+        for name, value in other.tensors().items():
+            self.tensors()[name].copy_(value)
+
     def entries(self) -> dict[str, Tensor]:
         """Everything the memory holds, by the names of ``KEYS``; no copies."""
         return self.tensors()
@@ -185,6 +190,11 @@ class LowRankMemory(Memory):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"memory_left": self.left, "memory_right": self.right, "memory_reads": self.reads}
+
+    def copy_(self, other: Memory) -> None:
+        super().copy_(other)
+        assert isinstance(other, LowRankMemory)
+        self.written = other.written
 
     def entries(self) -> dict[str, Tensor]:
         return {**self.tensors(), "memory_written": as_digits(self.written)}

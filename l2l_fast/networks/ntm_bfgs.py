@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor
 from ..kernels import checks
 from ..kernels.renamed import takes_groups
 from ..kernels.state import State
-from . import files
+from . import files, quasi_newton
 from .lstm import CoordinatewiseLSTM
 from .memory import INITIAL, DenseMemory, LowRankMemory, Memory, from_digits
+
+HEADS = ("free", "bfgs")
 
 
 @files.known
@@ -32,6 +35,10 @@ class NTMBFGS(CoordinatewiseLSTM):
         initial: M_0, ``"zero"`` or ``"identity"``.
         add_read: the update is the controller's output plus ``i_t`` of the first read head, so that the memory moves
             theta directly, as in the skeleton ``theta + read(M, theta)`` that the paper starts from.
+        heads: ``"free"``: what is read and written is what the controller says. ``"bfgs"``: it is what BFGS reads and
+            writes, and the controller says how far to go and what to trust (:mod:`l2l_fast.networks.quasi_newton`);
+            made by :meth:`from_bfgs`, which says what the other arguments then are.
+        first_step, curvature, growth: of heads="bfgs" only, see :meth:`from_bfgs`.
 
     The memory belongs to an optimizee: :meth:`init_memory` makes one, :class:`l2l_fast.LearnedOptimizer` keeps one per
     parameter group.
@@ -39,6 +46,9 @@ class NTMBFGS(CoordinatewiseLSTM):
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range; the message names it.
     """
+
+    heads_kind: str = "free"  # of what earlier releases pickled, too
+    safeguards = quasi_newton.Safeguards(None, 0.0, None)
 
     def __init__(
         self,
@@ -55,9 +65,14 @@ class NTMBFGS(CoordinatewiseLSTM):
         initial: str = "zero",
         add_read: bool = False,
         *,
+        heads: str = "free",
+        first_step: float | None = None,
+        curvature: float = 0.0,
+        growth: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.heads_kind = checks.choice("heads", heads, HEADS)
         read_heads = checks.integer("read_heads", read_heads, 1, 15)
         write_heads = checks.integer("write_heads", write_heads, 1, 7)
         if 1 + read_heads + 2 * write_heads > 16:
@@ -70,7 +85,10 @@ class NTMBFGS(CoordinatewiseLSTM):
         self.history = checks.integer("history", history, 1)
         self.initial = checks.choice("initial", initial, INITIAL)
         self.add_read = checks.flag("add_read", add_read)
-        outputs = 1 + read_heads + 2 * write_heads
+        extra, outputs = read_heads, 1 + read_heads + 2 * write_heads
+        self.safeguards = self._checked_safeguards(first_step, curvature, growth)
+        if self.moves:
+            extra, outputs = quasi_newton.INPUTS, quasi_newton.OUTPUTS
         super().__init__(
             hidden_size,
             num_layers,
@@ -78,11 +96,95 @@ class NTMBFGS(CoordinatewiseLSTM):
             p,
             output_scale,
             gac_cells,
-            read_heads,
+            extra,
             outputs,
             device=device,
             dtype=dtype,
         )
+
+    @classmethod
+    def from_bfgs(
+        cls,
+        memory: str = "dense",
+        history: int = 10,
+        initial: str = "zero",
+        *,
+        first_step: float | None = 1.0,
+        curvature: float = 1e-10,
+        growth: float | None = 10.0,
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        preprocess: str = "log_sign",
+        p: float = 10.0,
+        output_scale: float = 0.1,
+        gac_cells: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> NTMBFGS:
+        """A network that is BFGS without a line search, for meta-training to go on from.
+
+        Its read-out is zero, so the step is ``d = -M g`` with a memory that BFGS writes (dense) or L-BFGS (low rank).
+        What the read-out learns, per problem: the length of the step, a momentum, a rate along the gradient, how much
+        of a pair is written and how far back it is measured; and per coordinate a correction
+        (:mod:`l2l_fast.networks.quasi_newton`).
+
+        With ``first_step=None``, ``growth=None`` and ``initial="identity"`` the iterates are those of scipy's BFGS with
+        steps of length 1; of a low-rank memory, with ``growth=None``, those of :class:`torch.optim.LBFGS` without a
+        line search.
+
+        Args:
+            memory: ``"dense"``, n x n numbers per problem, or ``"low_rank"``, the last ``history`` pairs.
+            history: m of L-BFGS, at least 1.
+            initial: M_0 of a dense memory: ``"identity"``, or ``"zero"``: unknown until the first pair, which scales it
+                (gamma I with gamma = s^T y / y^T y); until then steps go along the gradient. A low-rank memory, whose
+                newest pair scales it always, takes ``"zero"`` only.
+            first_step: a step taken without any pair is cut to this 1-norm; None: it is not cut.
+            curvature: pairs with s^T y at most this are not written, at least 0.
+            growth: d, and then the step, are cut to so many times the norm of the last step, more than 0; None: they
+                are not. Without a line search this is what keeps a bad pair from doing harm.
+            hidden_size, num_layers, preprocess, p, gac_cells, device, dtype: as for :class:`CoordinatewiseLSTM`.
+            output_scale: of the correction alone, in units of the root mean square of d.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or out of range; the message names it.
+        """
+        memory = checks.choice("memory", memory, ("dense", "low_rank"))
+        return cls(
+            *(hidden_size, num_layers, preprocess, p, output_scale, gac_cells),
+            read_heads=quasi_newton.READS,
+            write_heads=3 if memory == "dense" else 1,
+            memory=memory,
+            history=history,
+            initial=initial,
+            heads="bfgs",
+            first_step=first_step,
+            curvature=curvature,
+            growth=growth,
+            device=device,
+            dtype=dtype,
+        )
+
+    def _checked_safeguards(self, first_step: Any, curvature: Any, growth: Any) -> quasi_newton.Safeguards:
+        if self.heads_kind != "bfgs":
+            for name, value in (("first_step", first_step), ("curvature", curvature or None), ("growth", growth)):
+                if value is not None:
+                    raise ValueError(f'{name}: only of a network with heads="bfgs", got {value!r}')
+            return type(self).safeguards
+        expected = {"read_heads": quasi_newton.READS, "write_heads": 3 if self.memory == "dense" else 1}
+        for name, value in {**expected, "add_read": False}.items():
+            if getattr(self, name) != value:
+                raise ValueError(f'{name}: expected {value} with heads="bfgs", got {getattr(self, name)}')
+        if self.memory == "low_rank" and self.initial != "zero":
+            raise ValueError(f"initial: expected 'zero' for a low-rank memory that is L-BFGS, got {self.initial!r}")
+        bounds = {}
+        for name, bound in (("first_step", first_step), ("growth", growth)):
+            words = "a number above 0, or None"
+            bounds[name] = None if bound is None else checks.real(name, bound, above=0.0, expected=words)
+        return quasi_newton.Safeguards(curvature=checks.real("curvature", curvature, 0.0), **bounds)
+
+    @property
+    def moves(self) -> bool:
+        return self.heads_kind == "bfgs"
 
     @property
     def communicates(self) -> bool:
@@ -95,14 +197,16 @@ class NTMBFGS(CoordinatewiseLSTM):
     def options(self) -> dict[str, Any]:
         fields = ["hidden_size", "num_layers", "preprocess", "p", "output_scale", "gac_cells"]
         fields += ["read_heads", "write_heads", "memory", "history", "initial", "add_read"]
-        return {"type": "NTMBFGS", **{name: getattr(self, name) for name in fields}}
+        # Not among the options of files that earlier releases wrote.
+        later = {"heads": self.heads_kind, **dataclasses.asdict(self.safeguards)} if self.moves else {}
+        return {"type": "NTMBFGS", **{name: getattr(self, name) for name in fields}, **later}
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """As :meth:`CoordinatewiseLSTM.reset_parameters`, with the heads' rows of the read-out ten times smaller:
-        a memory that starts small cannot yet drive the update anywhere."""
+        a memory that starts small cannot yet drive the update anywhere. Of heads="bfgs" the whole read-out is zero."""
         super().reset_parameters(generator)
-        self.weight_out[1:] *= 0.1
+        self.weight_out[0 if self.moves else 1 :] *= 0.0 if self.moves else 0.1
 
     @takes_groups()
     def init_memory(
@@ -213,10 +317,32 @@ class NTMBFGS(CoordinatewiseLSTM):
         """
         checks.check_gradient("grad", grad)
         self.check_memory(memory, grad.numel())
+        if self.moves:
+            by_problem = grad.reshape(memory.num_problems, memory.size).to(memory.reads.dtype)
+            extra = self.seen(by_problem, memory).reshape(-1, *grad.shape)
+            out, state = super().forward(grad, state, memory.num_problems, extra)
+            update, written = self.move(out.flatten(1), by_problem, memory)
+            memory = quasi_newton.remember(written, update)
+            return update.view(grad.shape).to(grad.dtype), state, memory
         extra = memory.read(memory.reads).reshape(self.read_heads, *grad.shape)
         out, state = super().forward(grad, state, memory.num_problems, extra)
         update = out[0] + extra[0] if self.add_read else out[0]
         return update.to(grad.dtype), state, memory.write(*self.heads(out.flatten(1), memory))
+
+    # ---- of heads="bfgs" ----
+
+    def seen(self, grad: Tensor, memory: Memory) -> Tensor:
+        """The extra inputs of a step ``[extra_inputs, num_problems, n]`` at this gradient ``[num_problems, n]``."""
+        return quasi_newton.inputs(grad, memory)
+
+    def move(self, out: Tensor, grad: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The update ``[num_problems, n]`` for the outputs ``[num_outputs, numel]`` and the gradient
+        ``[num_problems, n]``, and the memory with the last pair written to it; functional and differentiable."""
+        return quasi_newton.move(out.view(-1, *grad.shape).to(grad.dtype), grad, memory, self.safeguards)
+
+    def keep_(self, written: Memory, step: Tensor, memory: Memory) -> None:
+        """Put into ``memory`` what :meth:`move` has ``written`` and the step taken in the end, in place."""
+        memory.copy_(quasi_newton.remember(written, step))
 
     def check_memory(self, memory: Memory, numel: int) -> None:
         """Raise TypeError or ValueError unless ``memory`` is one of this network for ``numel`` coordinates."""

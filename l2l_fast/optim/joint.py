@@ -121,13 +121,19 @@ def _joint_step(
     config, num_problems, phi = batch.config, batch.num_problems, batch.phi.float()
     means = torch.zeros(config.num_layers, num_problems, config.gac_cells, dtype=torch.float32, device=phi.device)
     sums = torch.zeros(2, num_problems, config.gac_cells, dtype=torch.float64, device=phi.device)
-    extra = out = None
+    extra = out = gradient = None
+    lr, decay = (0.0, 0.0) if batch.network.moves else (batch.lr, batch.weight_decay)  # then _move is what moves theta
     with_out = config.num_outputs > 1 or batch.reduce is not None or batch.memory is not None
     numels = [param.numel() for param in batch.params] if with_out else []
     if batch.memory is not None:
-        shape = (config.extra_inputs, sum(numels))
         reads = batch.memory.reads
-        extra = reads.new_empty(shape) if check_only else _by_tensor(batch.memory.read(reads), numels)
+        if check_only:
+            extra = reads.new_empty(config.extra_inputs, sum(numels))
+        elif batch.network.moves:
+            gradient = _joined_gradient(batch, batch.memory)
+            extra = _by_tensor(batch.network.seen(gradient, batch.memory), numels)
+        else:
+            extra = _by_tensor(batch.memory.read(reads), numels)
     if with_out:
         out = torch.empty(config.num_outputs, sum(numels), dtype=torch.float32, device=phi.device)
     launches = [(batch.params, batch.grads, batch.states, places, out, sums)]
@@ -139,7 +145,7 @@ def _joint_step(
             if not params:
                 continue
             operators.step_(
-                *(params, grads, states, phi, config, batch.lr, batch.weight_decay, batch.maximize),
+                *(params, grads, states, phi, config, lr, decay, batch.maximize),
                 record=gradients,
                 record_tiles=tiles,
                 extra=extra,
@@ -166,11 +172,35 @@ def _joint_step(
             sums.zero_()
         run(config.num_layers, config.num_layers + 1)
     if batch.memory is not None and out is not None:
+        if gradient is not None:
+            _move(batch, batch.params, _by_problem(out, numels, num_problems), gradient, batch.memory)
+            return means
         batch.network.write_(_by_problem(out, numels, num_problems), batch.memory)
         if batch.network.add_read and extra is not None:
             for param, read in zip(batch.params, extra[0].split(numels), strict=True):
                 param.add_(read.view_as(param).to(param.dtype), alpha=batch.lr)
     return means
+
+
+def _joined_gradient(batch: Batch, memory: Memory) -> Tensor:
+    """What the network sees of the gradients, as one, ``[num_problems, n]``."""
+    sign = -1.0 if batch.maximize else 1.0
+    parts = [sign * grad.reshape(-1).to(memory.reads.dtype) for grad in batch.grads]
+    return reference.join(parts, batch.num_problems).view(memory.num_problems, memory.size)
+
+
+@torch.no_grad()
+def _move(batch: Batch, params: Sequence[Tensor], out: Tensor, grad: Tensor, memory: Memory) -> None:
+    """The step of a network that ``moves``: parameters and memory."""
+    numels, num_problems = [param.numel() for param in params], batch.num_problems
+    update, written = batch.network.move(out, grad, memory)
+    step = batch.lr * update
+    if batch.weight_decay:  # a part of the way that the change of the gradient belongs to
+        theta = reference.join([param.reshape(-1).to(step.dtype) for param in params], num_problems)
+        step = step - batch.lr * batch.weight_decay * theta.view_as(step)
+    for param, part in zip(params, reference.separate(step.reshape(-1), numels, num_problems), strict=True):
+        param.copy_(param.to(step.dtype) + part.view_as(param))
+    batch.network.keep_(written, step, memory)
 
 
 def _counted_and_copies(batch: Batch, places: Sequence[int], out: Tensor, sums: Tensor) -> list[tuple[Any, ...]]:
@@ -198,13 +228,24 @@ def exact_step(batch: Batch, together: Sequence[tuple[Tensor, Tensor, Tensor]], 
         states = [as_state(tiles, param.numel(), batch.config, age) for param, _, tiles in together]
         told, nominal = (None if each is None else each[0].double() for each in common[1:])
         state = reference.join_states([each.to_logical() for each in states], num_problems)
-        extra = None if batch.memory is None else batch.memory.read(batch.memory.reads).flatten(1)
+        extra = by_problem = None
+        if batch.memory is not None:
+            if batch.network.moves:
+                by_problem = grad.view(batch.memory.num_problems, batch.memory.size)
+                extra = batch.network.seen(by_problem, batch.memory).flatten(1)
+            else:
+                extra = batch.memory.read(batch.memory.reads).flatten(1)
         phi = batch.phi.double()
         out, state = reference.lstm_step(grad, state, phi, batch.config, num_problems, extra, told, nominal)
         out = out.view(batch.config.num_outputs, grad.numel())
         update = out[0] if extra is None or not batch.network.add_read else out[0] + extra[0]
         updates = reference.separate(update, numels, num_problems)
         new_states = reference.separate_states(state, numels, num_problems)
+        if batch.memory is not None and by_problem is not None:
+            _move(batch, [param for param, _, _ in together], out, by_problem, batch.memory)
+            for (_, _, old), new in zip(together, new_states, strict=True):
+                old.copy_(State.from_logical(new).data)
+            return
         for (param, _, old), update, new in zip(together, updates, new_states, strict=True):
             param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update.view_as(param).to(param.dtype), alpha=batch.lr)
             old.copy_(State.from_logical(new).data)

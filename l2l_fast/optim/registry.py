@@ -23,7 +23,7 @@ from ..networks.lstm import CoordinatewiseLSTM
 # A state that was written by a network which differs in one of these means something else.
 STRUCTURE = {
     *("type", "hidden_size", "num_layers"),
-    *("read_heads", "write_heads", "memory", "history", "initial", "add_read"),
+    *("read_heads", "write_heads", "memory", "history", "initial", "add_read", "heads"),
 }
 
 
@@ -126,7 +126,11 @@ def check_same_network(saved: Mapping[str, Any], network: CoordinatewiseLSTM, na
     # Releases before 0.2 wrote neither the type nor the options of a memory, but only what the kernels take.
     former.setdefault("type", "NTMBFGS" if former.get("extra_inputs") else "CoordinatewiseLSTM")
     former.setdefault("gac_cells", 0)
-    for key, value in identity(network).items():
+    present = identity(network)
+    for options in (former, present):
+        if options["type"] == "NTMBFGS":
+            options.setdefault("heads", "free")  # which is not said
+    for key, value in present.items():
         if key not in former or _is_same(former[key], value):
             continue
         difference = f"{name}: saved with a network of {key}={former[key]!r}, now {key}={value!r}"
