@@ -4,7 +4,7 @@
     python -m bench.state_types speed      # of a step, by network and type; in one thread unless --threads; --numel
     python -m bench.state_types cells      # how unlike cells are: what a step of codes has to be chosen for
     python -m bench.state_types losses     # after 1,000 steps on four networks, five seeds each: some ten minutes
-    python -m bench.state_types gpt2       # 124 million parameters, int8: 20 steps, within 24 GB; --network general-small
+    python -m bench.state_types gpt2       # 124 million parameters, int8: 20 steps, within 24 GB; --network
 
 Timings want an idle machine.
 """

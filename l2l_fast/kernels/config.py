@@ -20,14 +20,14 @@ SHARED_FIELDS = (*PLAIN_FIELDS, "gac_cells", "extra_inputs", "num_outputs")
 class Config:
     """What a network computes, whatever its weights; it travels whole, see ``arguments``.
 
-    hidden_size 4..64, num_layers 1..4 (of "normalized" also 0 and 0: no LSTM, the update is the nominal one), preprocess "identity", "log_sign" or "normalized", p of log_sign (appendix A of
+    hidden_size 4..64, num_layers 1..4, preprocess "identity", "log_sign" or "normalized", p of log_sign (appendix A of
     Andrychowicz et al. 2016), output_scale (the update is multiplied by it); gac_cells 0..hidden_size: so many cells of
     every layer send out their mean over all coordinates (appendix D); extra_inputs 0..16 more inputs of the first
     layer, after the preprocessed gradient; num_outputs 1..16 rows that come out, of which the first is the update.
 
     Of "normalized" (:mod:`l2l_fast.kernels.normalized`) alone: tensor_inputs 0..16 numbers that all coordinates of a
     tensor have in common; betas, the decay rates of the moving averages m1, m2, v1, v2, None elsewhere. It has neither
-    gac_cells nor extra_inputs, and one output.
+    gac_cells nor extra_inputs, and one output; hidden_size = num_layers = 0: no LSTM, the nominal update is all.
     """
 
     hidden_size: int

@@ -111,7 +111,8 @@ def _stream(parameter: int, part: int) -> int:
 def _encode_tiles(rows: Tensor, config: Config, numel: int, seed: int | None, first: int, out: Tensor) -> None:
     tiles, layers, hidden = rows.shape[0], config.num_layers, config.hidden_size
     pairs = rows[:, : 2 * layers * hidden].reshape(tiles, layers, 2, hidden, TILE)
-    h, c, averages = pairs[:, :, 0], pairs[:, :, 1].reshape(tiles, layers * hidden, TILE), rows[:, 2 * layers * hidden :]
+    h, c = pairs[:, :, 0], pairs[:, :, 1].reshape(tiles, layers * hidden, TILE)
+    averages = rows[:, 2 * layers * hidden :]
     rounded = layers * hidden + config.averages
     draws = None if seed is None else random_bits(seed, first, tiles, rounded).to(rows.device)
     draws_c = None if draws is None else draws[:, : layers * hidden]

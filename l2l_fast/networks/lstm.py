@@ -376,7 +376,7 @@ class CoordinatewiseLSTM(nn.Module):
                 f"{self.gac_cells} cannot be written as LSTM cells; expected 0"
             )
         if not self.num_layers:
-            raise ValueError("num_layers: a network without layers cannot be written as LSTM cells; expected 1..4, got 0")
+            raise ValueError("num_layers: without layers there is no LSTM cell to write; expected 1..4, got 0")
         if self.tensor_inputs:
             raise ValueError(
                 f"tensor_inputs: torch.nn.LSTMCell has no inputs in common, so a network with tensor_inputs="
