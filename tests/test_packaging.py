@@ -15,7 +15,7 @@ import torch
 import l2l_fast as l2l
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the tests run without the source folder")
+pytestmark = pytest.mark.skipif(not (ROOT / "Makefile").exists(), reason="the tests run without the source folder")
 
 
 def config() -> dict:
