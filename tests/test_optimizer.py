@@ -245,6 +245,14 @@ def test_step_hooks_and_profiler_name():
     assert calls == ["before", "after"]
 
 
+def test_a_running_profiler_records_the_step():
+    params = parameters((5,))
+    optimizer = l2l.LearnedOptimizer(params, random_network())
+    with torch.autograd.profiler.profile() as profiler:
+        run(optimizer, params, 1)
+    assert "Optimizer.step#LearnedOptimizer.step" in {event.name for event in profiler.function_events}
+
+
 def test_repr_is_readable():
     text = repr(l2l.LearnedOptimizer(parameters((5,)), random_network()))
     assert "lr: 1.0" in text and "network: CoordinatewiseLSTM(hidden_size=20" in text
