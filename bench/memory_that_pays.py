@@ -147,7 +147,7 @@ FAMILIES = {
         output_scale=0.1,
     ),
 }
-NETWORKS = ("NTM-BFGS from BFGS", "LSTM", "LSTM, log-loss")
+NETWORKS = ("NTM-BFGS from BFGS", "LSTM")
 TRAIN_BATCH, TEST_BATCH = 64, 128
 
 
@@ -165,7 +165,7 @@ def test_curves(net: l2l.CoordinatewiseLSTM, family: Family) -> Tensor:
 
 def train(name: str, key: str, seed: int, out: Path, lr: float | None = None, episodes: int | None = None) -> None:
     """One run: ``{name}-{family}-{seed}.json`` with its curves on test tasks, and the network beside it."""
-    path = out / f"{name.replace(', ', '-').replace(' ', '-')}-{key}-{seed}.json"
+    path = out / f"{name.replace(' ', '-')}-{key}-{seed}.json"
     if path.exists():
         return
     family = FAMILIES[key]
@@ -182,7 +182,7 @@ def train(name: str, key: str, seed: int, out: Path, lr: float | None = None, ep
         family.unroll,
         lr,
         seed,
-        meta_loss=None if name == "LSTM" else log_loss,
+        meta_loss=log_loss if begins else None,
         betas=(0.9, 0.99),
         clip_norm=1.0,
         decay_episodes=episodes,
@@ -251,7 +251,7 @@ def rows(key: str, out: Path) -> list[tuple[str, list[Tensor]]]:
     for name in NETWORKS:
         if name == "NTM-BFGS from BFGS" and (out / f"untrained-{key}.json").exists():
             found.append(("NTM-BFGS from BFGS, untrained", [_mean(out / f"untrained-{key}.json")]))
-        paths = sorted(out.glob(f"{name.replace(', ', '-').replace(' ', '-')}-{key}-[0-9]*.json"))
+        paths = sorted(out.glob(f"{name.replace(' ', '-')}-{key}-[0-9]*.json"))
         if paths:
             found.append((name, [_mean(path) for path in paths]))
     return found
