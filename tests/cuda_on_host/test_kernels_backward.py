@@ -91,8 +91,9 @@ class Segment:
 
 
 @pytest.mark.parametrize("numel", [1, 63, 64, 65, 1000])
-def test_segment_sizes(kernels: Kernels, numel: int) -> None:
-    Segment(Config(8, 1), [numel], 3, numel, end=True).check(kernels)
+@pytest.mark.parametrize("hidden", [4, 8])
+def test_segment_sizes(kernels: Kernels, hidden: int, numel: int) -> None:
+    Segment(Config(hidden, 1), [numel], 3, numel, end=True).check(kernels)
 
 
 @pytest.mark.parametrize("config", SHORT_SIZES, ids=str)
