@@ -51,8 +51,7 @@ LaunchStatus plan_backward(const Scalars& scalars, BackwardPlan& plan, int64_t s
     if (status != cudaSuccess) return status;
     const int64_t budget = scratch_budget > 0 ? scratch_budget : kScratchPerThread * Layout::kThreads;
     const int64_t fitting = std::max<int64_t>(1, budget / (4 * Layout::kStep));
-    const int64_t chunks = (steps + fitting - 1) / fitting;
-    plan.chunk = static_cast<int>((steps + chunks - 1) / chunks);
+    plan.chunk = static_cast<int>(std::min<int64_t>(steps, fitting));
     plan.blocks = static_cast<int>(std::min<int64_t>(scalars.tiles, resident));
     plan.scratch_floats = plan.blocks * Layout::scratch(steps, plan.chunk);
     plan.sums = static_cast<int64_t>(plan.blocks) * BackwardSums<H, L, kFeaturesOf<Scalars>>::kRow;

@@ -299,14 +299,14 @@ struct BackwardWalk {
     tile = global_tile - first_tile;
     const int64_t offset = tile * Layout::kState;
 
-    const int chunks = (s.steps + s.chunk - 1) / s.chunk;
+    const int chunks = chunks_of(s.steps, s.chunk);
     self().prepare_inputs();
 #pragma unroll 1
     for (int pass = 0; pass < 2 * chunks - 1; pass++) {
       const bool keep = pass >= chunks - 1;
       const int chunk = keep ? 2 * chunks - 2 - pass : pass;
-      const int begin = chunk * s.chunk;
-      const int n = min(s.chunk, s.steps - begin);
+      const ChunkSteps own_steps(s.steps, s.chunk, chunk);
+      const int begin = own_steps.begin, n = own_steps.end - begin;
       load_state(chunk == 0 ? global(entry->state) + offset : checkpoint(chunk - 1));
       forward(begin, n, keep);
       if (!keep) {

@@ -254,6 +254,16 @@ int normalized_step_backward(const int64_t* sizes, const float* constants, const
                                       memory.workspace(), nullptr);
 }
 
+// First and last step + 1 of chunk k, for each of `count` chunks.
+int chunk_steps(int64_t steps, int64_t chunk, int64_t count, int64_t* bounds) {
+  for (int k = 0; k < count; k++) {
+    const ChunkSteps own(static_cast<int>(steps), static_cast<int>(chunk), k);
+    bounds[2 * k] = own.begin;
+    bounds[2 * k + 1] = own.end;
+  }
+  return 0;
+}
+
 // functions: 0 exp2, 1 sigmoid_scaled, 2 tanh_scaled, 3 log, 4 exp2_minus_1.
 __global__ void math_kernel(int function, const float* x, float* y, int n) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
