@@ -1,9 +1,9 @@
 """What the CUDA kernels cost, read off their machine code: ``python -m bench.sass [architecture ...]``.
 
 Compiles every kernel with nvcc for the architectures (default: those of setup.py), with warnings as errors, and
-prints registers, shared memory, occupancy and instructions. For the default network it follows the loops of the two
-kernels that matter and estimates the time per coordinate on an A100 and an H100. No GPU is needed, and none was used:
-all times are estimated.
+prints registers, shared memory, occupancy and instructions. For the default network and the shipped `general` it
+follows the loops of the kernels that matter and estimates the time per coordinate on an A100 and an H100. No GPU is
+needed, and none was used: all times are estimated.
 
 Fails (exit code 1) if a kernel spills or exceeds a number in sass_budget.json.
 
@@ -28,7 +28,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,8 @@ from cuda_build import UnavailableError, defaults, nvcc_knows, nvcc_version
 LARGE_SHARED = 100 * 1024  # has_large_shared of backward_layout.cuh
 BUDGET = Path(__file__).with_name("sass_budget.json")
 HIDDEN, LAYERS, TILE = 20, 2, 64
+GENERAL = 4  # units of the shipped optimizer `general`, in one layer, with 5 features and 4 averages
+STEPS = 20  # over which is spread what a segment's backward does once per tile
 CELLS = 5  # of the averaging cells, in the shared memory of their kernels
 
 
@@ -65,20 +67,17 @@ GPUS = (
 )
 
 
-def step_mix(kernel: Kernel) -> Mix:
-    """Per coordinate of step_kernel<H, C, ...>. All lanes read the same weights."""
+def step_mix(kernel: Kernel, layers: int) -> Mix:
+    """Per coordinate of step_kernel<H, C, ...>, normalized_step_kernel or stored_step_kernel. All lanes read the same
+    weights."""
     hidden, coordinates = (int(n) for n in re.findall(r"\d+", kernel.name)[:2])
-    unit_loop = Nest(hidden)
-    first_layer = Nest(hidden / 2) if coordinates > 1 else unit_loop  # unrolled by two
+    first_layer = units = Nest(hidden)
+    if kernel.name.startswith("stored"):
+        first_layer = units = Nest(hidden / 2, (Nest(2),))
+    elif kernel.name.startswith("step") and coordinates > 1:
+        first_layer = Nest(hidden / 2)  # unrolled by two
     tiles = max(loops_of(kernel, coordinates), key=lambda loop: loop.arithmetic)
-    return count([tiles], [Nest(1, (first_layer, Nest(LAYERS - 1, (unit_loop,))))], 1 / coordinates)
-
-
-def stored_step_mix(kernel: Kernel) -> Mix:
-    """The same of stored_step_kernel<H, C, ...> of a plain network, whose first layer is not unrolled."""
-    hidden, coordinates = (int(n) for n in re.findall(r"\d+", kernel.name)[:2])
-    tiles = max(loops_of(kernel, coordinates), key=lambda loop: loop.arithmetic)
-    return count([tiles], [Nest(1, (Nest(hidden), Nest(LAYERS - 1, (Nest(hidden),))))], 1 / coordinates)
+    return count([tiles], [Nest(1, (first_layer, Nest(layers - 1, (units,))))], 1 / coordinates)
 
 
 def wide_loads(*loads: tuple[int, float]) -> float:
@@ -86,18 +85,56 @@ def wide_loads(*loads: tuple[int, float]) -> float:
     return sum(n * each for n, each in loads) / sum(n for n, _ in loads) / 4
 
 
-def backward_mix(kernel: Kernel) -> Mix:
-    """Per coordinate and step of backward_kernel<H, L, ...> in a long segment."""
-    hidden, layers = (int(n) for n in re.findall(r"\d+", kernel.name)[:2])
+class Reads(NamedTuple):
+    """Wavefronts of wide loads in the backward kernels, by who reads what."""
+
+    rows: float
+    pairs: float
+    units: float
+    slots: float
+    first_slot: float
+
+
+def backward_reads(hidden: int) -> Reads:
     threads, quads = 8 * hidden, TILE // 4
     # What a thread reads (backward_phases.cuh): in the phases on cells rows at its quad, and weights of its pair of
     # units; in the phase on weights rows of its unit, and rows of its slot.
     row = 4 * (TILE + 4)
-    rows = mean_wavefronts(lambda t: 16 * (t % quads), threads)
-    pairs = mean_wavefronts(lambda t: t // quads * 32, threads)
-    units = mean_wavefronts(lambda t: t % hidden * row, threads)
-    slots = mean_wavefronts(lambda t: t // hidden * row, threads)
-    first_slot = mean_wavefronts(lambda t: t * row, hidden)
+    return Reads(
+        rows=mean_wavefronts(lambda t: 16 * (t % quads), threads),
+        pairs=mean_wavefronts(lambda t: t // quads * 32, threads),
+        units=mean_wavefronts(lambda t: t % hidden * row, threads),
+        slots=mean_wavefronts(lambda t: t // hidden * row, threads),
+        first_slot=mean_wavefronts(lambda t: t * row, hidden),
+    )
+
+
+def general_backward_mix(kernel: Kernel, _layers: int) -> Mix:
+    """Per coordinate and step of normalized_backward_kernel<4, 1, ...>, whose blocks are one warp: the phases on inputs
+    and read-outs are loops over two coordinates of a thread."""
+    hidden, features, quads = GENERAL, 5, TILE // 4
+    threads, reads = 8 * hidden, backward_reads(hidden)
+    lanes, per_coordinate = TILE / threads, threads / TILE
+    forward_loads = wide_loads((2, reads.pairs), (1, reads.rows))
+    weight_inputs = -(-(1 + features + hidden) // 8)
+    forward = Nest(1, (Nest(features, wide=forward_loads), Nest(lanes)), forward_loads)
+    inputs = Nest(hidden / 2, wide=wide_loads((4, reads.rows), (2, reads.pairs)))
+    weights = Nest(quads / 2, wide=wide_loads((4, reads.units), (weight_inputs, reads.slots)))
+    (tiles,) = loops_of(kernel)
+    prepare, passes = tiles.inner
+    parts = (
+        count([prepare], [Nest(lanes / STEPS, (Nest(STEPS),))], per_coordinate),
+        count([Loop(0, 0, passes.own)], [Nest(1 / STEPS)], per_coordinate),
+        count(passes.inner, [forward, Nest(1, (inputs, weights), forward_loads)], per_coordinate),
+    )
+    return Mix(sum((part.instructions for part in parts), Counter()), sum(part.wavefronts for part in parts))
+
+
+def backward_mix(kernel: Kernel, layers: int) -> Mix:
+    """Per coordinate and step of backward_kernel<H, L, ...> in a long segment."""
+    hidden = int(re.findall(r"\d+", kernel.name)[0])
+    threads, quads = 8 * hidden, TILE // 4
+    rows, pairs, units, slots, first_slot = backward_reads(hidden)
     forward_loads = wide_loads((2, pairs), (1, rows))
     weight_inputs, weight_inputs_0 = 2 * hidden // 8, -(-(3 + hidden) // 8)
     # Loops by how far they are unrolled; the bias is summed by the warps that have threads with slot 0.
@@ -116,25 +153,44 @@ def backward_mix(kernel: Kernel) -> Mix:
     per_coordinate = threads / TILE
     parts = (
         count(around, [prepare], per_coordinate),
-        # What is done once per tile is spread over its steps, some 20.
-        count([Loop(0, 0, passes.own)], [Nest(1 / 20)], per_coordinate),
+        # What is done once per tile is spread over its steps.
+        count([Loop(0, 0, passes.own)], [Nest(1 / STEPS)], per_coordinate),
         # Behind these comes what only the functional step does.
         count(passes.inner[:2], [forward, backward], per_coordinate),
     )
     return Mix(sum((part.instructions for part in parts), Counter()), sum(part.wavefronts for part in parts))
 
 
+class Analysed(NamedTuple):
+    """What a kernel does per coordinate (and step). bytes: of device memory, those that no such kernel can avoid;
+    scratch: those of this one beside them; others: multiply-adds of preprocessing and cells, where these weigh."""
+
+    mix: Callable[[Kernel, int], Mix]
+    layers: int
+    multiply_adds: float
+    bytes: float
+    unit: str = "coordinate"
+    scratch: float = 0.0
+    others: float = 0.0
+
+
+SEGMENT = "coordinate and step"
 ANALYSED = {
-    f"step_kernel<{HIDDEN}, 4,": (step_mix, 4980, 652.0, "coordinate"),
-    f"step_kernel<{HIDDEN}, 1,": (step_mix, 4980, 652.0, "coordinate"),
+    f"step_kernel<{HIDDEN}, 4,": Analysed(step_mix, LAYERS, 4980, 652.0),
+    f"step_kernel<{HIDDEN}, 1,": Analysed(step_mix, LAYERS, 4980, 652.0),
     # bfloat16 and int8 states.
-    f"stored_step_kernel<{HIDDEN}, 4, 2, 1>": (stored_step_mix, 4980, 332.0, "coordinate"),
-    f"stored_step_kernel<{HIDDEN}, 4, 2, 2>": (stored_step_mix, 4980, 173.5, "coordinate"),
-    # The floor counts what no such kernel can avoid: the recorded gradient, and the state at both ends of 20 steps. The
-    # estimate counts this kernel's scratch too.
-    f"backward_kernel<{HIDDEN}, {LAYERS},": (backward_mix, 14600, 4 + 640 / 20, "coordinate and step"),
+    f"stored_step_kernel<{HIDDEN}, 4, 2, 1>": Analysed(step_mix, LAYERS, 4980, 332.0),
+    f"stored_step_kernel<{HIDDEN}, 4, 2, 2>": Analysed(step_mix, LAYERS, 4980, 173.5),
+    # What cannot be avoided of a segment: the recorded gradient, and the state at both ends of its steps.
+    f"backward_kernel<{HIDDEN}, {LAYERS},": Analysed(backward_mix, LAYERS, 14600, 4 + 640 / STEPS, SEGMENT, 2 * 960.0),
+    f"normalized_step_kernel<{GENERAL}, 4,": Analysed(step_mix, 1, 152, 108.0, others=110),
+    f"normalized_step_kernel<{GENERAL}, 1,": Analysed(step_mix, 1, 152, 108.0, others=110),
+    f"stored_step_kernel<{GENERAL}, 4, 5, 1>": Analysed(step_mix, 1, 152, 60.0, others=110),
+    f"stored_step_kernel<{GENERAL}, 4, 5, 2>": Analysed(step_mix, 1, 152, 44.5, others=120),
+    f"normalized_backward_kernel<{GENERAL}, 1,": Analysed(
+        general_backward_mix, 1, 392, 4 + 96 / STEPS, SEGMENT, 2 * (96.0 + 28.0), 150
+    ),
 }
-SCRATCH_BYTES = {"backward_kernel": 2 * 960.0}
 FP32 = ("FFMA", "FADD", "FMUL")
 
 
@@ -143,18 +199,19 @@ def estimate(kernel: Kernel, gpu: Gpu) -> dict[str, float] | None:
     found = next((entry for prefix, entry in ANALYSED.items() if kernel.name.startswith(prefix)), None)
     if found is None:
         return None
-    mix, multiply_adds, floor_bytes, _ = found
-    counted = mix(kernel)
+    multiply_adds, floor_bytes = found.multiply_adds, found.bytes
+    counted = found.mix(kernel, found.layers)
     counts = {op: counted.number(op) for op in (*FP32, "MUFU", "LDS", "LDG", "STG", "STS")}
-    if not 0.98 <= counts["FFMA"] / multiply_adds <= 1.35:
-        raise ValueError(f"{kernel.name}: {counts['FFMA']:.0f} FFMA where {multiply_adds} are needed: loops misread")
+    if not 0.98 * multiply_adds <= counts["FFMA"] <= 1.35 * (multiply_adds + found.others):
+        needed = f"{multiply_adds} and some {found.others}"
+        raise ValueError(f"{kernel.name}: {counts['FFMA']:.0f} FFMA where {needed} are needed: loops misread")
     total = sum(counted.instructions.values())
     clocks = {
         "issue": total / gpu.issue,
         "fp32": sum(counts[op] for op in FP32) / gpu.fp32,
         "special": counts["MUFU"] / gpu.special,
         "shared": counted.wavefronts / 32,
-        "memory": (floor_bytes + SCRATCH_BYTES.get(kernel.name.split("<")[0], 0.0)) / gpu.bytes,
+        "memory": (floor_bytes + found.scratch) / gpu.bytes,
     }
     memory_floor, fp32_floor = floor_bytes / gpu.bytes, multiply_adds / gpu.fp32
     floor = max(memory_floor, fp32_floor)
@@ -284,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(kernel: Kernel, gpu: Gpu, n: dict[str, float]) -> None:
-    unit = next(entry[3] for prefix, entry in ANALYSED.items() if kernel.name.startswith(prefix))
+    unit = next(entry.unit for prefix, entry in ANALYSED.items() if kernel.name.startswith(prefix))
     mix = ", ".join(f"{op} {n[op]:.0f}" for op in (*FP32, "MUFU", "LDS", "LDG", "STG", "STS"))
     print(f"\nestimated: {kernel.name} on {gpu.name}, per {unit}: {n['instructions']:.0f} instructions ({mix})")
     print(

@@ -97,8 +97,6 @@ struct RoundingKey {
   }
 };
 
-L2L_HOST_DEVICE uint32_t half_of(uint32_t draw, int row) { return row & 1 ? draw >> 16 : draw & 0xffffu; }
-
 // ---- codes
 
 L2L_HOST_DEVICE uint32_t bits_of(float x) {
@@ -128,14 +126,15 @@ L2L_HOST_DEVICE float decode_bfloat16(uint32_t code) { return float_of(code << 1
 
 L2L_HOST_DEVICE uint32_t nearest_bfloat16(float x) {
   const uint32_t bits = bits_of(x);
-  return x == x ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : (bits >> 16) | 0x40u;
+  return (x == x ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | (kQuietNaN & ~kInfinity)) >> 16;
 }
 
 // random: 16 bits.
 L2L_HOST_DEVICE uint32_t stochastic_bfloat16(float x, uint32_t random) {
   const uint32_t bits = bits_of(x);
   const bool finite = (bits & kInfinity) != kInfinity;
-  return finite ? (bits + random) >> 16 : nearest_bfloat16(x);
+  const uint32_t rounded = bits + (finite ? random : 0u);
+  return (x == x ? rounded : bits | (kQuietNaN & ~kInfinity)) >> 16;
 }
 
 L2L_HOST_DEVICE float decode_h(int code) {

@@ -12,10 +12,11 @@ struct PlainBackward : BackwardWalk<H, L, kGradientFeatures, BackwardScalars, Ba
   using Layout = typename Base::Layout;
   using Base::entry, Base::gate_rows, Base::inputs, Base::s, Base::tile, Base::weights;
 
-  // Fills `inputs` for the tile, one coordinate per thread, on the walk back of adjoint.h.
+  // Fills `inputs` for the tile, on the walk back of adjoint.h.
   __device__ __forceinline__ void prepare_inputs() const {
-    const int lane = static_cast<int>(threadIdx.x);
-    if (lane >= kTile) return;
+    for_each_lane<H>([&](int lane) { prepare_inputs(lane); });
+  }
+  __device__ __forceinline__ void prepare_inputs(int lane) const {
     const int64_t at = (entry->record_tile + tile) * kTile + lane;
     const bool padding = lane >= this->count();
     float adjoint = 0.f;
@@ -35,11 +36,12 @@ struct PlainBackward : BackwardWalk<H, L, kGradientFeatures, BackwardScalars, Ba
     }
   }
 
-  // d gradient of the functional step, whose gate gradients of layer 0 are the last in shared memory; one coordinate
-  // per thread.
+  // d gradient of the functional step, whose gate gradients of layer 0 are the last in shared memory.
   __device__ __forceinline__ void store_grad_grad() const {
-    const int lane = static_cast<int>(threadIdx.x);
-    if (lane >= this->count() || lane >= kTile) return;
+    for_each_lane<H>([&](int lane) { store_grad_grad(lane); });
+  }
+  __device__ __forceinline__ void store_grad_grad(int lane) const {
+    if (lane >= this->count()) return;
     float d[kGradientFeatures] = {};
     for (int j = 0; j < H; j++)
       for (int k = 0; k < kGradientFeatures; k++) {

@@ -9,8 +9,9 @@
 
 namespace l2l {
 
-// Scratch of a block for the steps of a chunk. With the default network a chunk is 34 steps.
-constexpr int64_t kScratchBudget = 2 * 1024 * 1024;  // bytes
+// Scratch for the steps of a chunk, in bytes for each thread of a block: a multiprocessor has as many threads whatever
+// the hidden size, and a chunk is 69 steps of one layer, 34 of two, 23 of three.
+constexpr int64_t kScratchPerThread = 13 * 1024;
 
 struct BackwardPlan {
   int blocks = 0, chunk = 0;
@@ -37,9 +38,9 @@ LaunchStatus dispatch_backward(const Config& config, const F& f) {
   });
 }
 
-// scalars: with tiles > 0. A scratch_budget other than the default is for tests of long segments.
+// scalars: with tiles > 0. scratch_budget: bytes of a block for the steps of a chunk, in tests; 0: see above.
 template <class Scalars>
-LaunchStatus plan_backward(const Scalars& scalars, BackwardPlan& plan, int64_t scratch_budget = kScratchBudget) {
+LaunchStatus plan_backward(const Scalars& scalars, BackwardPlan& plan, int64_t scratch_budget = 0) {
   return dispatch_backward(scalars.config, [&](auto hidden, auto layers) -> LaunchStatus {
     constexpr int H = decltype(hidden)::value, L = decltype(layers)::value;
     using Layout = BackwardLayout<H, L, kFeaturesOf<Scalars>>;
@@ -48,9 +49,9 @@ LaunchStatus plan_backward(const Scalars& scalars, BackwardPlan& plan, int64_t s
     const LaunchStatus status =
         resident_blocks(backward_instance<H, L>(scalars), Layout::kThreads, Layout::kSharedBytes, &resident);
     if (status != cudaSuccess) return status;
-    const int64_t fitting = std::max<int64_t>(1, scratch_budget / (4 * Layout::kStep));
-    const int64_t chunks = (steps + fitting - 1) / fitting;
-    plan.chunk = static_cast<int>((steps + chunks - 1) / chunks);
+    const int64_t budget = scratch_budget > 0 ? scratch_budget : kScratchPerThread * Layout::kThreads;
+    const int64_t fitting = std::max<int64_t>(1, budget / (4 * Layout::kStep));
+    plan.chunk = static_cast<int>(std::min<int64_t>(steps, fitting));
     plan.blocks = static_cast<int>(std::min<int64_t>(scalars.tiles, resident));
     plan.scratch_floats = plan.blocks * Layout::scratch(steps, plan.chunk);
     plan.sums = static_cast<int64_t>(plan.blocks) * BackwardSums<H, L, kFeaturesOf<Scalars>>::kRow;

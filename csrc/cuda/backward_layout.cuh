@@ -52,6 +52,17 @@ constexpr bool has_large_shared(int arch) { return arch == 800 || arch == 870 ||
 constexpr bool kLargeShared = has_large_shared(L2L_CUDA_ARCH);
 static_assert(has_large_shared(1030) && has_large_shared(1100) && !has_large_shared(890) && !has_large_shared(1210));
 
+// A segment is cut into chunks of `chunk` steps, of which the first may be shorter: all but the last are run forward
+// twice.
+L2L_HOST_DEVICE int chunks_of(int steps, int chunk) { return (steps + chunk - 1) / chunk; }
+struct ChunkSteps {
+  int begin, end;
+  L2L_HOST_DEVICE ChunkSteps(int steps, int chunk, int which)
+      : end(steps - (chunks_of(steps, chunk) - 1 - which) * chunk) {
+    begin = end > chunk ? end - chunk : 0;
+  }
+};
+
 // Sizes and places, in floats unless said otherwise. Features: rows of inputs that are made of the gradient, which say
 // whether the network has averages.
 template <int H, int L, int Features = kGradientFeatures>
@@ -90,7 +101,7 @@ struct BackwardLayout {
   static constexpr int kInputs = 2 * H / kSlots;
 
   L2L_HOST_DEVICE static int64_t scratch(int steps, int chunk) {
-    const int64_t chunks = (steps + chunk - 1) / chunk;
+    const int64_t chunks = chunks_of(steps, chunk);
     return kLeftOut + static_cast<int64_t>(steps) * kInputRows * kTile + chunk * kStep + (chunks + 1) * 2 * kHalfState;
   }
 };

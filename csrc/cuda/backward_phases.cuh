@@ -1,7 +1,7 @@
 // The phases of back-propagation through one step of one tile, for the block that owns the tile.
 //
-// A block has 8 H threads. In the phases on cells a thread owns the units 2 pair, 2 pair + 1 for the four coordinates 4
-// quad
+// A block has 8 H threads, for H = 4 a single warp. In the phases on cells a thread owns the units 2 pair, 2 pair + 1
+// for the four coordinates 4 quad
 // .. 4 quad + 3 (16 quads): its gate sums, c and the gradients of its h and c stay in registers. In the phase on
 // weights it owns the four gates of unit tid % H and every eighth input from tid / H on: those sums stay in registers
 // over all steps and tiles. Between the phases data goes through rows of 64 coordinates in shared memory, 68 floats
@@ -37,6 +37,21 @@ struct Owner {
     return {pair, lane, 2 * pair * kTile + lane, 2 * pair * kRow + lane, t % H, t / H};
   }
 };
+
+// visit(lane) for the tile's coordinates, in the phases on inputs and read-outs: one per thread; a block with fewer
+// threads has two per thread, in each phase the same. Unroll: how many at once.
+template <int H, int Unroll = 1, class Visit>
+__device__ __forceinline__ void for_each_lane(const Visit& visit) {
+  constexpr int kThreads = kSlots * H;
+  const int thread = static_cast<int>(threadIdx.x);
+  if constexpr (kThreads < kTile) {
+    static_assert(kTile % kThreads == 0 && kThreads % 32 == 0, "whole warps with as many coordinates each");
+#pragma unroll(Unroll)
+    for (int i = 0; i < kTile / kThreads; i++) visit(thread + i * kThreads);
+  } else if (thread < kTile) {
+    visit(thread);
+  }
+}
 
 // a[unit][gate][coordinate] += weights . rows, for the two units of a thread. w: the quadruples of the first unit from
 // the first of these inputs on; rows: at the thread's quad. Per row: 2 loads of weights and 1 of coordinates, 32

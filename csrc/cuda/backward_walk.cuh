@@ -105,10 +105,11 @@ struct BackwardWalk {
 
   // Features of step t to shared memory, by the threads that prepared them.
   __device__ __forceinline__ void copy_features(int t) const {
-    if (threadIdx.x >= kTile) return;
-    const float* row = inputs + t * (Layout::kInputRows * kTile) + threadIdx.x;
+    for_each_lane<H, 2>([&](int lane) {
+      const float* row = inputs + t * (Layout::kInputRows * kTile) + lane;
 #pragma unroll
-    for (int k = 0; k < Features; k++) features[k * kRow + threadIdx.x] = row[k * kTile];
+      for (int k = 0; k < Features; k++) features[k * kRow + lane] = row[k * kTile];
+    });
   }
 
   // Reads the state at the start of a chunk: h to shared memory and to the chunk's first step, c to registers. Padding
@@ -298,14 +299,14 @@ struct BackwardWalk {
     tile = global_tile - first_tile;
     const int64_t offset = tile * Layout::kState;
 
-    const int chunks = (s.steps + s.chunk - 1) / s.chunk;
+    const int chunks = chunks_of(s.steps, s.chunk);
     self().prepare_inputs();
 #pragma unroll 1
     for (int pass = 0; pass < 2 * chunks - 1; pass++) {
       const bool keep = pass >= chunks - 1;
       const int chunk = keep ? 2 * chunks - 2 - pass : pass;
-      const int begin = chunk * s.chunk;
-      const int n = min(s.chunk, s.steps - begin);
+      const ChunkSteps own_steps(s.steps, s.chunk, chunk);
+      const int begin = own_steps.begin, n = own_steps.end - begin;
       load_state(chunk == 0 ? global(entry->state) + offset : checkpoint(chunk - 1));
       forward(begin, n, keep);
       if (!keep) {
@@ -381,7 +382,7 @@ __device__ __forceinline__ void walk_tiles(const Scalars& s, const Table<Entry>&
   float* const sums = Layout::kSumsInShared ? rows + Layout::kRows : scratch + Layout::kWeights;
   pack_network<Block::kHidden, Block::kFeatures>(s.config, s.phi, weights);
   // The barrier behind these is that of the first step forward.
-  if (threadIdx.x < kTile) rows[threadIdx.x] = 1.f;
+  for_each_lane<Block::kHidden>([&](int lane) { rows[lane] = 1.f; });
   Block block{{s, table, Owner::of_thread<Block::kHidden>(), weights, sums + threadIdx.x, rows + kRow,
                rows + (1 + Block::kFeatures) * kRow, rows + Layout::kXRows * kRow, inputs}};
   block.clear();

@@ -15,7 +15,7 @@ namespace l2l {
 
 // The sizes that are compiled; tests build fewer.
 #ifndef L2L_CUDA_HIDDEN_SIZES
-#define L2L_CUDA_HIDDEN_SIZES(X) X(8) X(16) X(20) X(32)
+#define L2L_CUDA_HIDDEN_SIZES(X) X(4) X(8) X(16) X(20) X(32)
 #define L2L_CUDA_LAYERS(X) X(1) X(2) X(3)
 #endif
 

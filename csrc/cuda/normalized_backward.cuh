@@ -3,8 +3,8 @@
 // update is made of two rows of read-out, whose gradients are known once a step has been run again; and the first
 // layer's bias is the tensor's own in every step.
 //
-// Owns: as in backward_walk.cuh; in the phases on inputs and read-outs 64 threads have a coordinate each, and behind
-// the
+// Owns: as in backward_walk.cuh; in the phases on inputs and read-outs 64 threads (or 32) have one coordinate each (or
+// two), and behind the
 //   weights of layer 0 a thread has every eighth input per tensor of its unit.
 // Shared memory: that of the walk; four sums of a thread for each of its inputs per tensor. 2 layers of 20 units: 21.6
 // kB
@@ -87,15 +87,15 @@ struct NormalizedBackward : BackwardWalk<H, L, kNormalizedFeatures, NormalizedBa
     return read_out[Layout::kReadOut + (kGates * i + g) * Layout::kThreads];
   }
 
-  // Fills `inputs` for the tile, one coordinate per thread: forward for what is made of averages, then on the walk back
-  // of adjoint.h.
+  // Fills `inputs` for the tile: forward for what is made of averages, then on the walk back of adjoint.h.
   __device__ __forceinline__ void prepare_inputs() const {
-    const int lane = static_cast<int>(threadIdx.x);
     __syncthreads();  // all have done with the tile before
     const int64_t number = entry - reinterpret_cast<const NormalizedBackwardEntry*>(table.words);
     const int first_step = static_cast<int>(number) * s.steps;
-    if (lane == 0) this->first_step() = first_step;
-    if (lane >= kTile) return;
+    if (threadIdx.x == 0) this->first_step() = first_step;
+    for_each_lane<H>([&](int lane) { prepare_inputs(lane, first_step); });
+  }
+  __device__ __forceinline__ void prepare_inputs(int lane, int first_step) const {
     const int64_t at = (entry->record_tile + tile) * kTile + lane;
     const bool padding = lane >= this->count();
     const auto gradient = [&](int t) {
@@ -131,8 +131,9 @@ struct NormalizedBackward : BackwardWalk<H, L, kNormalizedFeatures, NormalizedBa
   // The head once more, by the threads that prepared the inputs: from d loss / d update and the direction to the
   // gradients of its rows, in their places.
   __device__ __forceinline__ void find_upstream(int t, const float* h) const {
-    const int lane = static_cast<int>(threadIdx.x);
-    if (lane >= kTile) return;
+    for_each_lane<H>([&](int lane) { find_upstream(t, h, lane); });
+  }
+  __device__ __forceinline__ void find_upstream(int t, const float* h, int lane) const {
     const float* out = this->weight_out();
     float gain = out[2 * H], correction = out[2 * H + 1];
 #pragma unroll(H > 20 ? 8 : 4)
@@ -230,8 +231,9 @@ struct NormalizedBackward : BackwardWalk<H, L, kNormalizedFeatures, NormalizedBa
 
   // Gradients and averages are constants.
   __device__ __forceinline__ void store_grad_grad() const {
-    const int lane = static_cast<int>(threadIdx.x);
-    if (lane < this->count() && lane < kTile) write_dense(s.functional.grad_grad, tile * kTile + lane, 0.f);
+    for_each_lane<H>([&](int lane) {
+      if (lane < this->count()) write_dense(s.functional.grad_grad, tile * kTile + lane, 0.f);
+    });
   }
   __device__ __forceinline__ void store_state_gradient(float* to) const {
     Base::store_state_gradient(to);

@@ -104,7 +104,7 @@ inline LaunchStatus run_tensor_steps(NormalizedBackwardScalars& scalars, const s
 template <class Scalars, class Entry>
 LaunchStatus run_backward(Scalars scalars, TableBuilder<Entry> builder, const std::vector<SegmentStep>& segment,
                           float* grad_phi, const Workspace& workspace, cudaStream_t stream,
-                          int64_t scratch_budget = kScratchBudget) {
+                          int64_t scratch_budget = 0) {
   const Config& config = scalars.config;
   if (builder.entries().empty()) return cudaMemsetAsync(grad_phi, 0, sizeof(float) * config.phi_size(), stream);
   scalars.features = make_features(config);
@@ -150,8 +150,7 @@ inline LaunchStatus run_segment_backward(const Config& config, const float* phi,
                                          const TableBuilder<BackwardEntry>& builder,
                                          const std::vector<SegmentStep>& segment,
                                          const std::vector<const float*>& means, int64_t problems, float* grad_phi,
-                                         const Workspace& workspace, cudaStream_t stream,
-                                         int64_t scratch_budget = kScratchBudget) {
+                                         const Workspace& workspace, cudaStream_t stream, int64_t scratch_budget = 0) {
   if (config.is_plain()) {
     BackwardScalars scalars{};
     scalars.config = config;

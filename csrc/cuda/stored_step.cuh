@@ -65,10 +65,10 @@ struct StoredTile {
   const Config& config;  // what is made of it is cheaper to make anew than to hold in registers
   unsigned char* tile;
   const RoundingKey key;
-  int lane, count;  // the thread's first coordinate, and how many the tile has
+  int lane, rest;  // the thread's first coordinate, and how many the tile has from there on
 
   __device__ __forceinline__ StoredTile(const Config& config, const StoredStepEntry& entry, int64_t number, int lane)
-      : config(config), key(entry.seed, number), lane(lane), count(lanes_of(entry.numel, number)) {
+      : config(config), key(entry.seed, number), lane(lane), rest(lanes_of(entry.numel, number) - lane) {
     tile = global(entry.stored) + number * layout().bytes;
   }
 
@@ -80,8 +80,17 @@ struct StoredTile {
   __device__ __forceinline__ unsigned char* average(int k) const {
     return tile + layout().averages + 2 * (k * kTile + lane);
   }
-  __device__ __forceinline__ uint32_t random(int i, int rounded) const {
-    return half_of(key.draw(key.lane(static_cast<uint32_t>(lane + i)), rounded / 2), rounded);
+  // What is drawn for two rounded rows, `even` and the next, to `parked` (kStepThreads apart).
+  __device__ __forceinline__ void draw(int even, float* parked) const {
+#pragma unroll
+    for (int i = 0; i < C; i++)
+      parked[i * kStepThreads] = float_of(key.draw(key.lane(static_cast<uint32_t>(lane + i)), even / 2));
+  }
+  // The 16 bits of one of the two, half 0 or 1; low bytes come first.
+  __device__ __forceinline__ static uint32_t random(const float* parked, int i, int half) {
+    uint16_t bits;
+    memcpy(&bits, reinterpret_cast<const unsigned char*>(parked + i * kStepThreads) + sizeof bits * half, sizeof bits);
+    return bits;
   }
 
   __device__ __forceinline__ void load_h(int r, float (&h)[C]) const {
@@ -111,14 +120,15 @@ struct StoredTile {
     store_codes<C>(row(r), codes, Type);
   }
 
-  // All threads of the tile take part.
-  __device__ __forceinline__ void store_c(int r, int rounded, const float (&c)[C]) const {
+  // parked, half: see draw. All threads of the tile take part.
+  __device__ __forceinline__ void store_c(int r, int rounded, const float* parked, int half,
+                                          const float (&c)[C]) const {
     uint32_t codes[C];
     if constexpr (Type == StateType::int8) {
       uint32_t largest = 0;
 #pragma unroll
       for (int i = 0; i < C; i++) {
-        const uint32_t magnitude = lane + i < count ? finite_magnitude(c[i]) : 0u;
+        const uint32_t magnitude = i < rest ? finite_magnitude(c[i]) : 0u;
         largest = magnitude > largest ? magnitude : largest;
       }
       constexpr int kThreads = kTile / C;
@@ -131,11 +141,11 @@ struct StoredTile {
       const int e = step_exponent(largest);
       const float inverse = power_of_two(-e);
 #pragma unroll
-      for (int i = 0; i < C; i++) codes[i] = static_cast<uint32_t>(encode_c(c[i], inverse, random(i, rounded)));
+      for (int i = 0; i < C; i++) codes[i] = static_cast<uint32_t>(encode_c(c[i], inverse, random(parked, i, half)));
       if (lane == 0) tile[layout().exponents + rounded] = static_cast<unsigned char>(e);
     } else {
 #pragma unroll
-      for (int i = 0; i < C; i++) codes[i] = stochastic_bfloat16(c[i], random(i, rounded));
+      for (int i = 0; i < C; i++) codes[i] = stochastic_bfloat16(c[i], random(parked, i, half));
     }
     store_codes<C>(row(r), codes, Type);
   }
@@ -147,47 +157,53 @@ struct StoredTile {
     for (int i = 0; i < C; i++) x[i] = decode_bfloat16(codes[i]);
   }
 
-  __device__ __forceinline__ void store_average(int k, int rounded, const float (&x)[C]) const {
+  __device__ __forceinline__ void store_average(int k, const float* parked, const float (&x)[C]) const {
     uint32_t codes[C];
 #pragma unroll
-    for (int i = 0; i < C; i++) codes[i] = stochastic_bfloat16(x[i], random(i, rounded));
+    for (int i = 0; i < C; i++) codes[i] = stochastic_bfloat16(x[i], random(parked, i, k % 2));
     store_codes<C>(average(k), codes, StateType::bfloat16);
   }
 };
 
-// As step_layer of step.cuh. new_h: the thread's, kStepThreads apart.
+// As step_layer of step.cuh. new_h, parked: the thread's, kStepThreads apart. Units go in pairs, for which one number
+// is drawn; it is parked so as not to hold registers all the while.
 template <int H, int C, int Inputs, int ReadOuts, StateType Type>
 __device__ __forceinline__ void stored_layer(const float4* weights, const float4* biases, const float (&x)[Inputs][C],
-                                             const StoredTile<C, Type>& tile, int layer, float* new_h, const float* out,
-                                             float (&u)[ReadOuts][C]) {
+                                             const StoredTile<C, Type>& tile, int layer, float* new_h, float* parked,
+                                             const float* out, float (&u)[ReadOuts][C]) {
   float h[H][C];
 #pragma unroll
   for (int k = 0; k < H; k++) tile.load_h(2 * layer * H + k, h[k]);
+  static_assert(H % 2 == 0, "a layer's rounded rows are pairs");
 #pragma unroll 1
-  for (int j = 0; j < H; j++) {
-    const int row = 2 * layer * H + j, rounded = layer * H + j;
-    float cell[C];
-    tile.load_c(row + H, rounded, cell);
-    float a[4][C];
-    unit_preactivations<H, C>(weights, biases ? biases[j] : weights[0], x, h, a);
-    float y[C];
+  for (int even = 0; even < H; even += 2) {
+    tile.draw(layer * H + even, parked);
+#pragma unroll 1
+    for (int half = 0; half < 2; half++) {
+      const int j = even + half, row = 2 * layer * H + j, rounded = layer * H + j;
+      float cell[C];
+      tile.load_c(row + H, rounded, cell);
+      float a[4][C];
+      unit_preactivations<H, C>(weights, biases ? biases[j] : weights[0], x, h, a);
+      float y[C];
 #pragma unroll
-    for (int i = 0; i < C; i++) {
-      y[i] = cell_step<DeviceMath>(a[0][i], a[1][i], a[2][i], a[3][i], cell[i]);
-      new_h[(j * C + i) * kStepThreads] = y[i];
+      for (int i = 0; i < C; i++) {
+        y[i] = cell_step<DeviceMath>(a[0][i], a[1][i], a[2][i], a[3][i], cell[i]);
+        new_h[(j * C + i) * kStepThreads] = y[i];
+      }
+      tile.store_h(row, y);
+      tile.store_c(row + H, rounded, parked, half, cell);
+      if (out) add_read_out<H, C>(out, j, y, u);
+      weights += 1 + Inputs + H;
     }
-    tile.store_h(row, y);
-    tile.store_c(row + H, rounded, cell);
-    if (out) add_read_out<H, C>(out, j, y, u);
-    weights += 1 + Inputs + H;
   }
 }
 
 template <int H, int C, StateType Type, int Inputs, int ReadOuts>
 __device__ __forceinline__ void stored_layers(int layers, const float4* weights, const float4* biases,
                                               const float (&x0)[Inputs][C], const StoredTile<C, Type>& tile,
-                                              float* new_h, const float* out, float (&u)[ReadOuts][C]) {
-  stored_layer<H, C>(weights, biases, x0, tile, 0, new_h, layers == 1 ? out : nullptr, u);
+                                              float* new_h, float* parked, const float* out, float (&u)[ReadOuts][C]) {
+  stored_layer<H, C>(weights, biases, x0, tile, 0, new_h, parked, layers == 1 ? out : nullptr, u);
 #pragma unroll 1
   for (int l = 1; l < layers; l++) {
     float x[H][C];
@@ -195,7 +211,7 @@ __device__ __forceinline__ void stored_layers(int layers, const float4* weights,
     for (int k = 0; k < H; k++)
 #pragma unroll
       for (int i = 0; i < C; i++) x[k][i] = new_h[(k * C + i) * kStepThreads];
-    stored_layer<H, C>(weights + Packed<H, Inputs>::layer(l), nullptr, x, tile, l, new_h,
+    stored_layer<H, C>(weights + Packed<H, Inputs>::layer(l), nullptr, x, tile, l, new_h, parked,
                        l + 1 == layers ? out : nullptr, u);
   }
 }
@@ -218,8 +234,13 @@ __device__ __forceinline__ void stored_step_tile(const NormalizedStepScalars& s,
 #pragma unroll
     for (int k = 0; k < kAverages; k++) tile.load_average(k, rows[k]);
     take_gradients<C>(s, entry, g, rows, directions, features);
+    static_assert(kAverages % 2 == 0, "averages are pairs of rounded rows");
 #pragma unroll
-    for (int k = 0; k < kAverages; k++) tile.store_average(k, s.config.layers * H + k, rows[k]);
+    for (int k = 0; k < kAverages; k += 2) {
+      tile.draw(s.config.layers * H + k, parked);
+      tile.store_average(k, parked, rows[k]);
+      tile.store_average(k + 1, parked, rows[k + 1]);
+    }
   } else {
     read_features<C>(s, table, entry, number * kTile + lane, parked, features);
   }
@@ -228,9 +249,10 @@ __device__ __forceinline__ void stored_step_tile(const NormalizedStepScalars& s,
   for (int r = 0; r < kReadOuts; r++)
 #pragma unroll
     for (int i = 0; i < C; i++) u[r][i] = out[kReadOuts * H + r];
-  const int64_t which = &entry - reinterpret_cast<const StoredStepEntry*>(table.words);
-  stored_layers<H, C>(s.config.layers, weights, s.biases ? global(s.biases) + which * H : nullptr, features, tile,
-                      new_h, out, u);
+  const float4* biases = nullptr;
+  if constexpr (kNormalized)
+    if (s.biases) biases = global(s.biases) + (&entry - reinterpret_cast<const StoredStepEntry*>(table.words)) * H;
+  stored_layers<H, C>(s.config.layers, weights, biases, features, tile, new_h, parked, out, u);
 
   // Looked up once more, so as not to hold registers all the while.
   const StoredStepEntry& target = table.find(global_tile, first_tile);

@@ -20,7 +20,7 @@ pytestmark = [
 
 CONFIGS = [
     l2l.Config(hidden, layers, preprocess, 10.0, 0.1)
-    for hidden in (8, 16, 20, 32)
+    for hidden in (4, 8, 16, 20, 32)
     for layers in (1, 2, 3)
     for preprocess in ("log_sign", "identity")
 ]
@@ -179,7 +179,7 @@ def test_a_step_is_captured_in_a_graph_on_another_stream() -> None:
 def test_other_sizes_are_refused_with_the_list_of_those_compiled() -> None:
     config = l2l.Config(12, 2, "log_sign", 10.0, 0.1)
     phi, grad, state = make(config, 10)
-    with pytest.raises(ValueError, match=r"8, 16, 20, 32.*CPU.*l2l_fast\.reference"):
+    with pytest.raises(ValueError, match=r"4, 8, 16, 20, 32.*CPU.*l2l_fast\.reference"):
         ops.step(grad.cuda(), None, state.cuda(), phi.cuda(), config)
 
 

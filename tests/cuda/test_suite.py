@@ -33,7 +33,7 @@ pytestmark = [
 ]
 OPERATORS = (test_ops, test_ops_errors, test_ops_segment, test_ops_torch)
 MODULES = (test_state, test_network, *OPERATORS, test_optimizer, test_segment)
-COMPILED = ((8, 16, 20, 32), (1, 2, 3))
+COMPILED = ((4, 8, 16, 20, 32), (1, 2, 3))
 
 #: Tests that stay on the CPU, as regular expressions of their names.
 LEFT_OUT = {

@@ -208,8 +208,7 @@ int segment_backward(const int64_t* sizes, const float* scalars, const float* ph
   for (int64_t t = 0; averages && t < steps; t++) means.push_back(pointer<float>(averages[t]));
   Memory memory;
   return run_segment_backward(config, phi, builder, segment_from(steps, records, coefficients), means, sizes[6],
-                              grad_phi, memory.workspace(), nullptr,
-                              scratch_budget > 0 ? scratch_budget : kScratchBudget);
+                              grad_phi, memory.workspace(), nullptr, scratch_budget);
 }
 
 // The same of a network with normalized inputs. Per tensor also its age and the addresses of its inputs and its nominal
@@ -229,7 +228,7 @@ int normalized_segment_backward(const int64_t* sizes, const float* constants, co
       builder.add({backward_entry(tiles, stream), stream[5], pointer<float>(stream[6]), pointer<float>(stream[7])});
   Memory memory;
   return run_backward(scalars, builder, segment_from(steps, records, coefficients), grad_phi, memory.workspace(),
-                      nullptr, scratch_budget > 0 ? scratch_budget : kScratchBudget);
+                      nullptr, scratch_budget);
 }
 
 // The stream: gradient address, dtype, address of the result, its dtype, extra inputs, gradient of the outputs
@@ -253,6 +252,16 @@ int normalized_step_backward(const int64_t* sizes, const float* constants, const
   return run_normalized_step_backward(normalized_config(sizes, constants), phi, views, b, tensor[0],
                                       pointer<float>(tensor[1]), pointer<float>(tensor[2]), grad_phi,
                                       memory.workspace(), nullptr);
+}
+
+// First and last step + 1 of chunk k, for each of `count` chunks.
+int chunk_steps(int64_t steps, int64_t chunk, int64_t count, int64_t* bounds) {
+  for (int k = 0; k < count; k++) {
+    const ChunkSteps own(static_cast<int>(steps), static_cast<int>(chunk), k);
+    bounds[2 * k] = own.begin;
+    bounds[2 * k + 1] = own.end;
+  }
+  return 0;
 }
 
 // functions: 0 exp2, 1 sigmoid_scaled, 2 tanh_scaled, 3 log, 4 exp2_minus_1.

@@ -27,7 +27,7 @@ from tests.cuda_on_host.kernels import (
 from tests.cuda_on_host.library import Library
 from tests.cuda_on_host.normalized_kernels import Network, NormalizedKernels
 
-#: Of 4 blocks of 64 threads at a time: some have a second tile.
+#: Of 4 blocks of 64 threads at a time, or 8 of 32: some have a second tile.
 DEVICE = "sm_90,multiprocessors=1,registers=255"
 
 
@@ -41,7 +41,7 @@ def exercise(kernels: Kernels, full: bool) -> str:
     """Every kernel on a few tensors; returns a digest of all results."""
     library, digest = kernels.library, hashlib.sha256()
     rng = np.random.default_rng(0)
-    configs = [Config(8, 2), Config(8, 1, "identity")] + ([Config(20, 2)] if full else [])
+    configs = [Config(8, 2), Config(8, 1, "identity"), Config(4, 2)] + ([Config(20, 2)] if full else [])
     for config in configs:
         phi = (rng.standard_normal(phi_size(config)) * 0.3).astype(np.float32)
         shapes = [(1,), (65,), (5, 9)]
@@ -73,7 +73,7 @@ def exercise(kernels: Kernels, full: bool) -> str:
             state = rng.uniform(-1, 1, (2, config.rows, TILE)).astype(np.float32)
             for array in kernels.step_backward(config, phi, grad, update, state, state):
                 digest.update(array.tobytes())
-    for sizes in [(8, 2, 3), (8, 1, 0)] + ([(20, 2, 15)] if full else []):
+    for sizes in [(8, 2, 3), (8, 1, 0), (4, 1, 3)] + ([(20, 2, 15)] if full else []):
         exercise_normalized(library, sizes, rng, digest)
     return digest.hexdigest()
 

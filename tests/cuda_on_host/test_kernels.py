@@ -27,8 +27,8 @@ from .kernels import (
 
 TOLERANCE = 2e-5
 DEVICE = "sm_90,multiprocessors=2"  # for the fixture `kernels`
-ALL_SIZES = [Config(hidden, layers) for hidden in (8, 16, 20, 32) for layers in (1, 2, 3)]
-SHORT_SIZES = [Config(20, 2), Config(8, 1, "identity"), Config(20, 1), Config(8, 2)]
+ALL_SIZES = [Config(hidden, layers) for hidden in (4, 8, 16, 20, 32) for layers in (1, 2, 3)]
+SHORT_SIZES = [Config(20, 2), Config(8, 1, "identity"), Config(20, 1), Config(8, 2), Config(4, 1), Config(4, 2)]
 
 
 def random_phi(config: Config, rng: np.random.Generator) -> np.ndarray:

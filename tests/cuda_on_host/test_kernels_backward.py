@@ -91,8 +91,9 @@ class Segment:
 
 
 @pytest.mark.parametrize("numel", [1, 63, 64, 65, 1000])
-def test_segment_sizes(kernels: Kernels, numel: int) -> None:
-    Segment(Config(8, 1), [numel], 3, numel, end=True).check(kernels)
+@pytest.mark.parametrize("hidden", [4, 8])
+def test_segment_sizes(kernels: Kernels, hidden: int, numel: int) -> None:
+    Segment(Config(hidden, 1), [numel], 3, numel, end=True).check(kernels)
 
 
 @pytest.mark.parametrize("config", SHORT_SIZES, ids=str)
@@ -118,6 +119,18 @@ def test_segment_in_chunks(kernels: Kernels, per_chunk: int) -> None:
     chunked_phi, chunked_starts = segment.check(kernels, per_chunk * step_bytes)
     np.testing.assert_array_equal(chunked_phi, whole_phi)
     np.testing.assert_array_equal(chunked_starts[0], whole_starts[0])
+
+
+@pytest.mark.parametrize(
+    ("steps", "chunk", "expected"),
+    [(22, 21, [1, 21]), (7, 3, [1, 3, 3]), (6, 3, [3, 3]), (5, 5, [5]), (4, 1, [1, 1, 1, 1]), (69, 34, [1, 34, 34])],
+)
+def test_the_first_chunk_is_the_short_one(kernels: Kernels, steps: int, chunk: int, expected: list[int]) -> None:
+    """All but the last are run forward twice."""
+    bounds = np.zeros((len(expected), 2), np.int64)
+    kernels.library.call("chunk_steps", steps, chunk, len(expected), bounds)
+    assert bounds[0, 0] == 0 and bounds[-1, 1] == steps and np.array_equal(bounds[1:, 0], bounds[:-1, 1])
+    assert (bounds[:, 1] - bounds[:, 0]).tolist() == expected
 
 
 def test_segment_of_many_tensors_takes_two_launches(kernels: Kernels) -> None:

@@ -14,8 +14,8 @@ from .build import REPOSITORY, SANITIZERS
 from .kernels import SHORT_FLAGS, SOURCE, Kernels
 from .kernels_sanitized import DEVICE, exercise, load
 
-#: One network is enough to see a missing barrier.
-ONE_SIZE = ("-DL2L_CUDA_HIDDEN_SIZES(X)=X(8)", "-DL2L_CUDA_LAYERS(X)=X(1) X(2)")
+#: Small networks are enough to see a missing barrier.
+SMALL_SIZES = ("-DL2L_CUDA_HIDDEN_SIZES(X)=X(4) X(8)", "-DL2L_CUDA_LAYERS(X)=X(1) X(2)")
 
 
 def exercised(sanitizer: str, seed: int, full: bool) -> None:
@@ -70,7 +70,7 @@ def without_barrier(folder: Path, name: str, which: int) -> Kernels:
     path.write_text(joined)
     source = folder / "kernels.cu"
     source.write_text(SOURCE.read_text().replace('"cuda/', f'"{folder}/csrc/cuda/'))
-    library = Library.build([source], sanitizer="access", flags=ONE_SIZE)
+    library = Library.build([source], sanitizer="access", flags=SMALL_SIZES)
     library.set_device(DEVICE)
     return Kernels(library)
 

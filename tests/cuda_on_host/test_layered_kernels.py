@@ -137,6 +137,7 @@ CONFIGS = [
     Config(20, 2, "log_sign", 10.0, 0.1, 2, 1, 8),
     Config(8, 1, "identity", 10.0, 1.0, 8, 3, 2),
     Config(8, 2, "identity", 10.0, 1.0, 0, 2, 3),
+    Config(4, 2, "log_sign", 10.0, 0.1, 3, 1, 2),
 ]
 
 
@@ -378,7 +379,11 @@ def run_segment_backward(
     return grad_phi.numpy()
 
 
-SEGMENT_CONFIGS = [Config(20, 2, "log_sign", 10.0, 0.1, 2, 0, 1), Config(8, 1, "identity", 10.0, 1.0, 8, 0, 1)]
+SEGMENT_CONFIGS = [
+    Config(20, 2, "log_sign", 10.0, 0.1, 2, 0, 1),
+    Config(8, 1, "identity", 10.0, 1.0, 8, 0, 1),
+    Config(4, 2, "log_sign", 10.0, 0.1, 3, 0, 1),
+]
 
 
 @pytest.mark.parametrize("config", SEGMENT_CONFIGS)

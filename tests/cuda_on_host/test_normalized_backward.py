@@ -16,8 +16,8 @@ from .normalized_kernels import Network, NormalizedKernels
 
 TOLERANCE = 3e-5
 DEVICE = "sm_90,multiprocessors=2"  # for the fixture `kernels`
-SIZES = [(20, 2, 7), (8, 1, 0), (20, 1, 16), (8, 2, 1), (20, 2, 15), (20, 2, 0)]
-ALL_SIZES = [(hidden, layers, inputs) for hidden in (8, 16, 20, 32) for layers in (1, 2, 3) for inputs in (0, 15)]
+SIZES = [(20, 2, 7), (8, 1, 0), (20, 1, 16), (8, 2, 1), (20, 2, 15), (20, 2, 0), (4, 1, 15), (4, 2, 0)]
+ALL_SIZES = [(hidden, layers, inputs) for hidden in (4, 8, 16, 20, 32) for layers in (1, 2, 3) for inputs in (0, 15)]
 
 
 def reference_config(net: Network) -> ReferenceConfig:
@@ -124,8 +124,9 @@ class Segment:
 
 
 @pytest.mark.parametrize("numel", [0, 1, 63, 64, 65, 1000])
-def test_segment_sizes(kernels: Kernels, numel: int) -> None:
-    Segment((8, 1, 3), [numel], 3, numel).check(kernels)
+@pytest.mark.parametrize("hidden", [4, 8])
+def test_segment_sizes(kernels: Kernels, hidden: int, numel: int) -> None:
+    Segment((hidden, 1, 3), [numel], 3, numel).check(kernels)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)

@@ -17,7 +17,7 @@ from .normalized_kernels import NormalizedKernels
 
 TOLERANCE = 3e-5
 DEVICE = "sm_90,multiprocessors=2"  # for the fixture `kernels`
-SIZES = [(20, 2, 7), (8, 1, 0), (20, 1, 16), (8, 2, 1), (0, 0, 3)]
+SIZES = [(20, 2, 7), (8, 1, 0), (20, 1, 16), (8, 2, 1), (4, 1, 15), (4, 2, 0), (0, 0, 3)]
 
 
 class Network:
@@ -103,8 +103,9 @@ def check(kernels: Kernels, sizes, numels: list[int], mapping: int, seed: int = 
 
 @pytest.mark.parametrize("mapping", [NARROW, WIDE])
 @pytest.mark.parametrize("numel", [0, 1, 63, 64, 65, 1000])
-def test_sizes(kernels: Kernels, numel: int, mapping: int) -> None:
-    check(kernels, SIZES[0], [numel], mapping)
+@pytest.mark.parametrize("sizes", [SIZES[0], SIZES[4]], ids=str)
+def test_sizes(kernels: Kernels, sizes, numel: int, mapping: int) -> None:
+    check(kernels, sizes, [numel], mapping)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)

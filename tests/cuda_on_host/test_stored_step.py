@@ -15,7 +15,8 @@ from .normalized_kernels import NormalizedKernels
 
 DEVICE = "sm_90,multiprocessors=2"  # for the fixture `kernels`
 TYPES = {"bfloat16": 1, "int8": 2}
-SIZES = [((20, 2), False), ((8, 1), False), ((8, 1), True), ((8, 2), True), ((0, 0), True)]
+SIZES = [((20, 2), False), ((8, 1), False), ((8, 1), True), ((8, 2), True)]
+SIZES += [((4, 1), False), ((4, 1), True), ((0, 0), True)]
 NUMELS = [1, 63, 64, 65, 700, 0, 129]
 
 
