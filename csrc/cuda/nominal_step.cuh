@@ -48,7 +48,11 @@ __device__ __forceinline__ void nominal_step_tile(const NormalizedStepScalars& s
     for (int k = 0; k < kAverages; k++) tile.load_average(k, rows[k]);
     nominal_updates<C>(s, entry, g, rows, u);
 #pragma unroll
-    for (int k = 0; k < kAverages; k++) tile.store_average(k, k, rows[k]);
+    for (int k = 0; k < kAverages; k += 2) {
+      tile.draw(k, parked);
+      tile.store_average(k, parked, rows[k]);
+      tile.store_average(k + 1, parked, rows[k + 1]);
+    }
   } else {
     const int64_t offset = number * tile_floats(s.config) + lane;
     const float* state = global(entry.state) + offset;
