@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..networks.record import record_of
 from .checkpoint import is_checkpoint, load_best
-from .estimators import PES, Evolution, SegmentTrace
+from .estimators import PES, Evolution, SegmentTrace, SyntheticGradients
 from .evaluation import Summary, evaluate, summarize
 from .mismatch import ProtocolWarning
 from .protocol import Protocol
@@ -18,6 +18,7 @@ __all__ = [
     "ProtocolWarning",
     "SegmentTrace",
     "Summary",
+    "SyntheticGradients",
     "evaluate",
     "is_checkpoint",
     "load_best",

@@ -8,6 +8,7 @@ from .choice import choose, saved
 from .evolution import Evolution
 from .fused import FusedBPTT
 from .pes import PES
+from .synthetic import SyntheticGradients
 
 __all__ = [
     "PES",
@@ -18,6 +19,7 @@ __all__ = [
     "MetaLoss",
     "MetaStep",
     "SegmentTrace",
+    "SyntheticGradients",
     "choose",
     "saved",
     "weighted_sum",
