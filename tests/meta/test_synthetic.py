@@ -111,6 +111,7 @@ def test_a_frozen_exact_predictor_gives_the_gradient_of_the_whole_horizon(dtype,
     estimator = SyntheticGradients(predictor_lr=0.0)
     predictor = estimator.predictor_of("", net, torch.Generator())
     predictor.values["V"][-1, -2] = 1.0  # of the input that is 1
+    predictor.agreement.fill_(1.0)
     assert_close(episode_gradient(estimator, net, task, UNROLL, loss_weights), exact, 1e-5)
     assert (truncated - exact).norm() > 0.3 * exact.norm()
 
@@ -135,6 +136,7 @@ def test_targets_mix_predictions_with_what_the_episode_brought(bp_lambda, monkey
     estimator = SyntheticGradients(bp_lambda=bp_lambda)
     predictor = estimator.predictor_of("", net, torch.Generator())
     predictor.values["V"][-1, -2] = 0.5
+    predictor.agreement.fill_(1.0)
     episode_gradient(estimator, net, task, UNROLL)
     a, segments = task.module.a_x.flatten()[:64], HORIZON // UNROLL
     expected, following = [0.0] * segments, 0.0
@@ -155,6 +157,7 @@ def test_the_predictor_is_coordinatewise_and_zero_at_the_end():
     generator = torch.Generator().manual_seed(0)
     predictor = Predictor(net.config, 8, generator)
     predictor.values["V"] = torch.randn(predictor.values["V"].shape, generator=generator)
+    predictor.agreement.fill_(1.0)
     param = torch.zeros(13, 5)
     grads = [torch.randn(13, 5, generator=generator) for _ in range(3)]
     grads[1][3, 2] = grads[2][3, 2] = torch.nan

@@ -17,6 +17,10 @@ coordinates, in which what a predictor without them gets wrong in the same way e
 not average out: it made a meta-gradient worse than none before it made it better. Without s, the steps of Adam, which
 are of one size for all outputs, would be far too large for those with small targets.
 
+A prediction is believed as far as it has been right: what is used is the above times ``<p, t> / <p, p>`` of earlier
+predictions p and their targets t, within [0, 1], one number for theta and one for (h, c). While phi moves fast, or what
+is to come cannot be told, that is near 0, and what is left is truncated back-propagation.
+
 Everything is kept in tiles, ``[tiles, rows, 64]``, as states are; what a tile holds beyond the last coordinate is zero.
 """
 
@@ -35,6 +39,7 @@ from ...kernels.state import TILE, State, num_tiles
 BETA = 0.9  # of the moving means
 _P = 10.0  # of the logarithm, as in appendix A of Andrychowicz et al. 2016
 _SIZES = 0.99  # of the sizes of targets
+_AGREEMENT = 0.95  # of what earlier predictions and their targets have in common
 _ADAM = (0.9, 0.99, 1e-8)
 _OTHERS = 5  # inputs beside h and c
 _PARTS = ("value", "exp_avg", "exp_avg_sq")  # of a matrix, in checkpoints
@@ -147,6 +152,7 @@ class Predictor:
         if auxiliary:
             self.values["V_aux"] = torch.zeros_like(self.values["V"])
         self.sizes = torch.ones(1 + rows, 1, dtype=torch.float32, device="cpu")
+        self.agreement = torch.zeros(2, 2, dtype=torch.float32, device="cpu")  # <p, t>, <p, p>; of theta, of (h, c)
         self.means = {name: torch.zeros_like(value) for name, value in self.values.items()}
         self.squares = {name: torch.zeros_like(value) for name, value in self.values.items()}
         self.steps = 0
@@ -154,7 +160,7 @@ class Predictor:
     def to(self, device: torch.device) -> Predictor:
         for each in (self.values, self.means, self.squares):
             each.update({name: value.to(device) for name, value in each.items()})
-        self.sizes = self.sizes.to(device)
+        self.sizes, self.agreement = self.sizes.to(device), self.agreement.to(device)
         return self
 
     def fits(self, config: Config) -> bool:
@@ -163,12 +169,18 @@ class Predictor:
 
     def is_zero(self) -> bool:
         """Whether it predicts zero whatever it sees, as it does before it has learned."""
-        return not bool(self.values["V"].any())
+        return not bool(self.values["V"].any() and self.trust().any())
+
+    def trust(self) -> Tensor:
+        """How far predictions are believed, of theta and of (h, c): ``[2]``, from 0 to 1."""
+        found, own = self.agreement
+        return torch.where(own > 0, found / own, 0.0).clamp(0.0, 1.0)
 
     def predict(self, at: Boundary) -> Tensor:
         """``[tiles, 1 + rows, 64]``: with respect to theta, then to h and c of every layer."""
         with torch.no_grad():
-            return self._relative(at.x, self.values, "V") * self.sizes * (at.left * at.r)
+            trust = self.trust()[[0] + [1] * (len(self.sizes) - 1)].unsqueeze(1)
+            return self._relative(at.x, self.values, "V") * (self.sizes * trust) * (at.left * at.r)
 
     def learn(self, examples: Sequence[Example], lr: float, auxiliary: float = 0.0) -> float | None:
         """One step of Adam down the squared error, relative to the tensor's root mean square gradient, the weight that
@@ -177,6 +189,7 @@ class Predictor:
         if not tasks:
             return None
         square = torch.stack([task.target.square().mean((0, 2)) for task in tasks]).mean(0).unsqueeze(1)
+        agreement = torch.lerp(self.agreement, self._agreement(tasks), 1 - _AGREEMENT)
         kept = _SIZES if self.steps else 0.0
         sizes = (kept * self.sizes.square() + (1 - kept) * square).sqrt()
         inverse = torch.where(sizes > 0, 1 / sizes, 0.0)
@@ -189,11 +202,23 @@ class Predictor:
                 error = error + auxiliary * _error(later, task.following * inverse)
             total = total + error / len(tasks)
         grads = torch.autograd.grad(total, list(values.values()), allow_unused=True, materialize_grads=True)
-        if not all(bool(each.isfinite().all()) for each in (sizes, *grads)):
+        if not all(bool(each.isfinite().all()) for each in (sizes, agreement, *grads)):
             return None
-        self.sizes = sizes
+        self.sizes, self.agreement = sizes, agreement
         self._step(dict(zip(values, grads, strict=True)), lr)
         return float(total.detach())
+
+    @torch.no_grad()
+    def _agreement(self, tasks: Sequence[_Task]) -> Tensor:
+        """<p, t> and <p, p> of present predictions, as parts of <p, p> + <t, t>: every segment counts alike."""
+        total = torch.zeros(2, 2, device=self.sizes.device)
+        for task in tasks:
+            p, t = self._relative(task.x, self.values, "V") * self.sizes * task.scale, task.target
+            for k, (own, target) in enumerate(((p[:, :1], t[:, :1]), (p[:, 1:], t[:, 1:]))):
+                square = own.square().sum()
+                both = torch.stack([(own * target).sum(), square]) / (square + target.square().sum())
+                total[:, k] += torch.where(square > 0, both, 0.0)
+        return total / len(tasks)
 
     @staticmethod
     def _relative(x: Tensor, values: Mapping[str, Tensor], head: str) -> Tensor:
@@ -220,25 +245,31 @@ class Predictor:
         """A snapshot: nothing here is ever changed in place."""
         parts = {"value": self.values, "exp_avg": self.means, "exp_avg_sq": self.squares}
         found = {f"{name}.{part}": value for part, each in parts.items() for name, value in each.items()}
-        return {**found, "sizes": self.sizes, "step": torch.tensor(self.steps, device="cpu")}
+        return {
+            **found,
+            "sizes": self.sizes,
+            "agreement": self.agreement,
+            "step": torch.tensor(self.steps, device="cpu"),
+        }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], units: int, auxiliary: bool) -> Predictor:
         """What :meth:`state_dict` was taken of; ValueError if it was not, or of one with other options."""
         names = ["W", "V", *(["V_aux"] if auxiliary else [])]
-        expected = {*(f"{name}.{part}" for name in names for part in _PARTS), "sizes", "step"}
+        expected = {*(f"{name}.{part}" for name in names for part in _PARTS), "sizes", "agreement", "step"}
         if set(state) != expected:
             raise ValueError(f"checkpoint: expected the predictor's {sorted(expected)}, got {sorted(state)}")
         made = cls.__new__(cls)
         parts = ({name: state[f"{name}.{part}"] for name in names} for part in _PARTS)
         made.values, made.means, made.squares = parts
-        made.sizes, made.steps = state["sizes"], int(state["step"])
+        made.sizes, made.agreement, made.steps = state["sizes"], state["agreement"], int(state["step"])
         first = made.values["W"]
         inputs = first.shape[1] if first.dim() == 2 else 0
         shapes = {"W": (units, inputs), "V": (inputs - _OTHERS + 2, units + inputs)}
         shapes["V_aux"] = shapes["V"]
-        shapes["sizes"] = (inputs - _OTHERS + 1, 1)
-        for each in (made.values, made.means, made.squares, {"sizes": made.sizes}):
+        shapes.update(sizes=(inputs - _OTHERS + 1, 1), agreement=(2, 2))
+        others = {"sizes": made.sizes, "agreement": made.agreement}
+        for each in (made.values, made.means, made.squares, others):
             for name, value in each.items():
                 if tuple(value.shape) != shapes[name] or not value.is_floating_point():
                     raise ValueError(

@@ -66,7 +66,7 @@ class SyntheticGradients(FusedBPTT):
         predictor_lr: float = 3e-3,
         bp_lambda: float = 0.0,
         auxiliary: float = 0.0,
-        coordinates: int = 4096,
+        coordinates: int = 2048,
     ) -> None:
         super().__init__()
         self.units = checks.positive_int("units", units)
