@@ -108,7 +108,7 @@ def test_a_frozen_exact_predictor_gives_the_gradient_of_the_whole_horizon(dtype,
     net, task = forgetful(dtype), linear(dtype).sample(0)
     exact = episode_gradient(FusedBPTT(), net, task, HORIZON, loss_weights)
     truncated = episode_gradient(FusedBPTT(), net, task, UNROLL, loss_weights)
-    estimator = SyntheticGradients(predictor_lr=0.0)
+    estimator = SyntheticGradients(predictor_lr=0.0, discount=1.0)
     predictor = estimator.predictor_of("", net, torch.Generator())
     predictor.values["V"][-1, -2] = 1.0  # of the input that is 1
     predictor.agreement.fill_(1.0)
@@ -121,29 +121,28 @@ def test_it_learns_what_is_to_come(options):
     """Nothing of the network moves; after some episodes the truncated gradient is nearly that of the whole horizon."""
     net, task = network(), linear().sample(0)
     exact = episode_gradient(FusedBPTT(), net, task, HORIZON)
-    estimator = SyntheticGradients(**options)
+    estimator = SyntheticGradients(discount=1.0, **options)
     found = [episode_gradient(estimator, net, task, UNROLL) for _ in range(60)]
     errors = [float((each - exact).norm() / exact.norm()) for each in found]
     assert errors[0] > 0.3 and sum(errors[-5:]) / 5 < 0.25 * errors[0], errors
 
 
-@pytest.mark.parametrize("bp_lambda", [0.0, 0.25, 1.0])
-def test_targets_mix_predictions_with_what_the_episode_brought(bp_lambda, monkeypatch):
+@pytest.mark.parametrize(("bp_lambda", "discount"), [(0.0, 1.0), (0.25, 1.0), (1.0, 1.0), (0.0, 0.8), (0.5, 0.8)])
+def test_targets_mix_predictions_with_what_the_episode_brought(bp_lambda, discount, monkeypatch):
     """By hand, of theta, with a predictor that says half of that wherever it is asked."""
     seen: list[Example] = []
     monkeypatch.setattr(Predictor, "learn", lambda self, examples, *others: seen.append(examples[0]))
     net, task = forgetful(), linear().sample(0)
-    estimator = SyntheticGradients(bp_lambda=bp_lambda)
+    estimator = SyntheticGradients(bp_lambda=bp_lambda, discount=discount)
     predictor = estimator.predictor_of("", net, torch.Generator())
     predictor.values["V"][-1, -2] = 0.5
     predictor.agreement.fill_(1.0)
     episode_gradient(estimator, net, task, UNROLL)
     a, segments = task.module.a_x.flatten()[:64], HORIZON // UNROLL
-    expected, following = [0.0] * segments, 0.0
+    expected, following, left, factor = [0.0] * segments, 0.0, 0.0, discount**UNROLL
     for k in reversed(range(segments)):
-        left = HORIZON - (k + 1) * UNROLL
-        expected[k] = UNROLL + (1 - bp_lambda) * 0.5 * left + bp_lambda * following
-        following = expected[k]
+        expected[k] = UNROLL + factor * ((1 - bp_lambda) * 0.5 * left + bp_lambda * following)
+        following, left = expected[k], UNROLL + factor * left
     order = seen if bp_lambda == 0.0 else seen[::-1]
     for example, value in zip(order, expected, strict=True):
         torch.testing.assert_close(example.theta[0, 0], value * a, rtol=1e-5, atol=1e-5)
@@ -219,7 +218,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path):
 
 
 def test_its_options_are_in_a_checkpoint(tmp_path):
-    options = {"units": 5, "predictor_lr": 0.02, "bp_lambda": 0.5, "auxiliary": 0.3, "coordinates": 64}
+    options = {"units": 5, "predictor_lr": 0.02, "discount": 0.9, "bp_lambda": 0.5, "auxiliary": 0.3, "coordinates": 64}
     run = make(estimator=SyntheticGradients(**options)).fit(2, progress=False)
     run.save(tmp_path / "c")
     resumed = l2l.MetaTrainer.from_checkpoint(tmp_path / "c")
@@ -336,6 +335,7 @@ def test_both_ways_to_ask_for_it():
         ({"units": 1.5}, TypeError),
         ({"predictor_lr": -1.0}, ValueError),
         ({"predictor_lr": math.inf}, ValueError),
+        ({"discount": 1.01}, ValueError),
         ({"bp_lambda": 1.5}, ValueError),
         ({"bp_lambda": "x"}, TypeError),
         ({"auxiliary": -0.1}, ValueError),

@@ -48,6 +48,10 @@ class SyntheticGradients(FusedBPTT):
     Args:
         units: of the predictor's hidden layer.
         predictor_lr: of the predictor's Adam; 0: it is not trained.
+        discount: what comes after a segment counts this much, to the power of its number of steps; 1, as in the paper:
+            as much as the segment itself. Back-propagation through an optimizer holds the gradients of f constant, as
+            if the steps to come did not answer to what is done now. So the gradient over a long horizon, even where it
+            is exact, is not the true one, and less of it can be better (docs/synthetic_gradients.md).
         bp_lambda: BP(lambda) of the paper, for theta: targets mix what is predicted at the next boundary with what the
             rest of the episode has brought, ``(1 - bp_lambda)`` to ``bp_lambda``. 1: no prediction is in the targets of
             theta, which are then known at the end of the episode, when the predictor is trained. Those of (h, c) are
@@ -64,6 +68,7 @@ class SyntheticGradients(FusedBPTT):
         self,
         units: int = 32,
         predictor_lr: float = 3e-3,
+        discount: float = 0.95,
         bp_lambda: float = 0.0,
         auxiliary: float = 0.0,
         coordinates: int = 2048,
@@ -71,9 +76,8 @@ class SyntheticGradients(FusedBPTT):
         super().__init__()
         self.units = checks.positive_int("units", units)
         self.predictor_lr = _at_least_zero("predictor_lr", predictor_lr)
-        self.bp_lambda = _at_least_zero("bp_lambda", bp_lambda)
-        if self.bp_lambda > 1.0:
-            raise ValueError(f"bp_lambda: expected a number between 0 and 1, got {bp_lambda}")
+        self.discount = _part("discount", discount)
+        self.bp_lambda = _part("bp_lambda", bp_lambda)
         self.auxiliary = _at_least_zero("auxiliary", auxiliary)
         self.coordinates = checks.positive_int("coordinates", coordinates)
         self.predictors: dict[str, Predictor] = {}
@@ -121,7 +125,7 @@ class SyntheticGradients(FusedBPTT):
 
     def config(self) -> dict[str, Any]:
         """See :meth:`Estimator.config`."""
-        names = ("units", "predictor_lr", "bp_lambda", "auxiliary", "coordinates")
+        names = ("units", "predictor_lr", "discount", "bp_lambda", "auxiliary", "coordinates")
         own = {name: getattr(self, name) for name in names}
         return {**super().config(), "estimator": "synthetic_gradients", **own}
 
@@ -187,7 +191,7 @@ class _Course:
         generator: torch.Generator,
     ) -> None:
         self.estimator, self.optimizer, self.protocol, self.generator = estimator, optimizer, protocol, generator
-        self.num_problems = task.num_problems
+        self.left = self._weights_left(task.num_problems)
         self.tensors: list[_Tensor] = []
         self.kept: list[list[_Learned]] = []  # by segment, where learning waits for the end
         networks = members(net)
@@ -197,6 +201,19 @@ class _Course:
                 predictor = estimator.predictor_of(key, networks[key], generator).to(param.device)
                 self.tensors.append(_Tensor(param, key, networks[key], predictor))
 
+    def _weights_left(self, num_problems: int) -> dict[int, float]:
+        """By boundary: the weights of the losses to come, those of the next segment in full, the others discounted."""
+        found = {self.protocol.horizon: 0.0}
+        for start, end in reversed(self.protocol.segments()):
+            own = sum(self.protocol.weights[start:end]) / num_problems
+            found[start] = own + self.factor * found[end]
+        return found
+
+    @property
+    def factor(self) -> float:
+        """What the future counts at a boundary, beside the segment that ends there."""
+        return self.estimator.discount**self.protocol.unroll
+
     def see(self) -> None:
         """The gradients are those of the next theta."""
         for tensor in self.tensors:
@@ -205,8 +222,7 @@ class _Course:
 
     def boundary(self, t: int) -> dict[_Tensor, Boundary]:
         """What is known at theta_t, of all tensors that ever had a gradient."""
-        left = sum(self.protocol.weights[t:]) / self.num_problems
-        progress = t / self.protocol.horizon
+        left, progress = self.left[t], t / self.protocol.horizon
         found = {}
         for tensor in self.tensors:
             if tensor.moments.steps:
@@ -215,9 +231,10 @@ class _Course:
         return found
 
     def predict(self, at: Mapping[_Tensor, Boundary]) -> dict[_Tensor, Tensor]:
-        """The synthetic gradients ``[tiles, 1 + rows, 64]``; none where there is nothing to come, or nothing known."""
+        """The synthetic gradients ``[tiles, 1 + rows, 64]``, discounted; none where there is nothing to come, or
+        nothing known."""
         return {
-            tensor: tensor.predictor.predict(boundary)
+            tensor: self.factor * tensor.predictor.predict(boundary)
             for tensor, boundary in at.items()
             if boundary.left > 0.0 and not tensor.predictor.is_zero()
         }
@@ -264,7 +281,8 @@ class _Course:
             returned = tiled(found.params[tensor.param])
             example = Example(part, returned[tiles], target)
             if later is not None:
-                example = example._replace(following=later[tiles], following_left=following[tensor].left)
+                left = self.factor * following[tensor].left
+                example = example._replace(following=later[tiles], following_left=left)
             learned.append(_Learned(tensor, tiles, example, returned, None if later is None else later[:, :1]))
         if self.estimator.bp_lambda == 0.0:
             self._step(learned)
@@ -272,8 +290,9 @@ class _Course:
             self.kept.append(learned)
 
     def finish(self) -> None:
-        """Learn what had to wait: with G the targets of theta at the next boundary, what was injected there is replaced
-        by ``(1 - lambda) SG + lambda G``. d theta_T / d theta_0 is 1, so only the difference has to be added."""
+        """Learn what had to wait: with G the targets of theta at the next boundary, discounted, what was injected there
+        is replaced by ``(1 - lambda) SG + lambda G``. d theta_T / d theta_0 is 1, so the difference is all to be added.
+        """
         targets: dict[_Tensor, Tensor] = {}
         for learned in reversed(self.kept):
             changed = []
@@ -281,7 +300,7 @@ class _Course:
                 target = each.returned
                 if each.tensor in targets:
                     before = 0.0 if each.injected is None else each.injected
-                    target = target + self.estimator.bp_lambda * (targets[each.tensor] - before)
+                    target = target + self.estimator.bp_lambda * (self.factor * targets[each.tensor] - before)
                 targets[each.tensor] = target
                 changed.append(each._replace(example=each.example._replace(theta=target[each.tiles])))
             self._step(changed)
@@ -294,6 +313,13 @@ class _Course:
             tensor = group[0].tensor
             examples = [each.example for each in group]
             tensor.predictor.learn(examples, self.estimator.predictor_lr, self.estimator.auxiliary)
+
+
+def _part(name: str, value: Any) -> float:
+    number = _at_least_zero(name, value)
+    if number > 1.0:
+        raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
+    return number
 
 
 def _at_least_zero(name: str, value: Any) -> float:
