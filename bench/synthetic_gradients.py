@@ -1,6 +1,6 @@
 """What synthetic gradients win back of what short segments lose: T = 5 with and without them, beside longer segments.
 
-    python -m bench.synthetic_gradients run --problem quadratic      # 3 seeds of 4 contenders; can be stopped and resumed
+    python -m bench.synthetic_gradients run --problem quadratic      # 3 seeds of 4 contenders; may be stopped
     python -m bench.synthetic_gradients run --problem mnist
     python -m bench.synthetic_gradients memory                       # bytes per coordinate at the peak of an episode
     python -m bench.synthetic_gradients table                        # the tables of docs/synthetic_gradients.md
@@ -106,9 +106,7 @@ def show_table(results: Path) -> None:
     found = lines(results)
     for name in dict.fromkeys(line["problem"] for line in found):
         print(f"\n{name}, {SETTINGS[name][2]} episodes of {HORIZON} steps\n")
-        print(
-            "| | final loss, by seed | mean | loss over the course, mean | CPU s per episode |\n|---|---|---:|---:|---:|"
-        )
+        print("| | final loss, by seed | mean | over all steps | CPU s per episode |\n|---|---|---:|---:|---:|")
         means = {}
         for contender in CONTENDERS:
             own = [line for line in found if (line["problem"], line["contender"]) == (name, contender)]
