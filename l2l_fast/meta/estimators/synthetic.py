@@ -98,7 +98,7 @@ class SyntheticGradients(FusedBPTT):
         way = rollout(theta, optimizer, protocol.horizon + 1)
         losses = [next(way)]
         course.see()
-        at = course.boundary(0)
+        at = course.chosen(course.boundary(0))
         for start, end in protocol.segments():
             optimizer.start_segment()
             for loss in islice(way, end - start):
@@ -118,8 +118,8 @@ class SyntheticGradients(FusedBPTT):
                     return_grad_start_params=True,
                 )
                 meta_step()
-                course.learn(at, found, predicted, following)
-            at = following
+                course.learn(at, found, predicted, end)
+            at = course.chosen(following)
         course.finish()
         return finite_prefix(losses, task.num_problems)
 
@@ -230,6 +230,19 @@ class _Course:
                 found[tensor] = Boundary.of(tensor.moments, state, tensor.network.config, left, progress)
         return found
 
+    def chosen(self, at: Mapping[_Tensor, Boundary]) -> dict[_Tensor, tuple[Tensor, Boundary]]:
+        """The tiles of each tensor that the predictors will learn from, and what is known of them: the rest of it takes
+        as much memory as the state."""
+        found = {}
+        for tensor, boundary in at.items() if self.estimator.predictor_lr > 0.0 else ():
+            if boundary.left > 0.0:
+                number = boundary.x.shape[0]
+                count = min(number, math.ceil(self.estimator.coordinates / TILE))
+                tiles = torch.randperm(number, generator=self.generator, device="cpu")[:count].sort().values
+                tiles = tiles.to(boundary.x.device)
+                found[tensor] = tiles, boundary.part(tiles)
+        return found
+
     def predict(self, at: Mapping[_Tensor, Boundary]) -> dict[_Tensor, Tensor]:
         """The synthetic gradients ``[tiles, 1 + rows, 64]``, discounted; none where there is nothing to come, or
         nothing known."""
@@ -259,31 +272,25 @@ class _Course:
 
     def learn(
         self,
-        at: Mapping[_Tensor, Boundary],
+        at: Mapping[_Tensor, tuple[Tensor, Boundary]],
         found: StartGradients,
         predicted: Mapping[_Tensor, Tensor],
-        following: Mapping[_Tensor, Boundary],
+        end: int,
     ) -> None:
         """Take the gradients that a segment returned as targets at its beginning, now or at the end of the episode."""
-        if self.estimator.predictor_lr == 0.0:
-            return
         learned = []
-        for tensor, boundary in at.items():
+        for tensor, (tiles, part) in at.items():
             state = (found.states or {}).get(tensor.param)
             if state is None:
                 continue  # it has not moved yet
-            number = boundary.x.shape[0]
-            count = min(number, math.ceil(self.estimator.coordinates / TILE))
-            tiles = torch.randperm(number, generator=self.generator, device="cpu")[:count].sort().values
-            tiles = tiles.to(boundary.x.device)
-            part, later = boundary.part(tiles), predicted.get(tensor)
+            later = predicted.get(tensor)
             target = torch.where(part.inside, state.data[tiles, : tensor.rows].float(), 0.0)
             returned = tiled(found.params[tensor.param])
             example = Example(part, returned[tiles], target)
             if later is not None:
-                left = self.factor * following[tensor].left
+                left = self.factor * self.left[end]
                 example = example._replace(following=later[tiles], following_left=left)
-            learned.append(_Learned(tensor, tiles, example, returned, None if later is None else later[:, :1]))
+            learned.append(_Learned(tensor, tiles, example, returned, None if later is None else later[:, :1].clone()))
         if self.estimator.bp_lambda == 0.0:
             self._step(learned)
         else:
