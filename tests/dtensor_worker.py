@@ -220,8 +220,8 @@ def mixed_dtypes(ranks: int) -> float:
 
 
 def segment(kind: str, mesh=None, with_states: bool = False) -> float:
-    """The gradient of phi, relative to its size; the same on every process. with_states: gradients of states and of theta
-    are given at the end and asked for at the start."""
+    """The gradient of phi, relative to its size; the same on every process. with_states: those of states and of
+    theta are given at the end and asked for at the start."""
     gradients, starts = [], []
     for sharded in (True, False):
         model, net = build(), network(kind)

@@ -172,6 +172,8 @@ def test_the_predictor_is_coordinatewise_and_zero_at_the_end():
     other = torch.arange(65) != 3 * 5 + 2
     assert values[:65][other].isfinite().all() and values[17].isnan().all()
     assert not values[0].any() and not values[65:].any()
+    second = Boundary.of(moments, state, net.config, 4.0, 0.5, slice(1, 2))
+    assert torch.equal(predictor.predict(second).transpose(1, 2)[0], values[64:])
     # It scales with the gradients, but for the logarithm's input, and with the weight that is left.
     twice = predictor.predict(at._replace(r=2 * at.r, left=8.0)).transpose(1, 2).reshape(128, -1)
     torch.testing.assert_close(twice[:17], 4 * values[:17])
@@ -267,17 +269,18 @@ def test_a_parameter_without_gradient_and_one_that_gets_it_late():
         def __init__(self) -> None:
             super().__init__()
             self.x, self.y, self.z = (nn.Parameter(torch.ones(n)) for n in (3, 2, 4))
+            self.empty = nn.Parameter(torch.ones(0, 5))
 
     def loss(module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         module.calls = getattr(module, "calls", 0) + 1
         late = module.y.square().sum() if module.calls > UNROLL else 0.0
-        return module.x.square().sum() + late
+        return module.x.square().sum() + module.empty.sum() + late
 
     run = make(ModuleProblem(lambda generator: Late(), loss, name="late"), validate_every=0)
     before = weights(run)
     run.fit(3, progress=False)
     assert run.counters.skipped_updates == 0 and not torch.equal(before, weights(run))
-    assert weights(run).isfinite().all()
+    assert weights(run).isfinite().all() and run.estimator.predictors["net"].steps == 3 * HORIZON // UNROLL
 
 
 def test_a_diverging_episode_spoils_neither_network_nor_predictor():

@@ -47,8 +47,8 @@ _PARTS = ("value", "exp_avg", "exp_avg_sq")  # of a matrix, in checkpoints
 
 def tiled(x: Tensor) -> Tensor:
     """The coordinates of a tensor as a row of tiles, float32 ``[tiles, 1, 64]``."""
-    flat = x.detach().reshape(-1).float()
-    return torch.nn.functional.pad(flat, (0, num_tiles(x.numel()) * TILE - x.numel())).view(-1, 1, TILE)
+    flat, tiles = x.detach().reshape(-1).float(), num_tiles(x.numel())
+    return torch.nn.functional.pad(flat, (0, tiles * TILE - x.numel())).view(tiles, 1, TILE)
 
 
 class Moments:
@@ -82,25 +82,30 @@ class Boundary(NamedTuple):
     left: float
 
     @classmethod
-    def of(cls, moments: Moments, state: State | None, config: Config, left: float, progress: float) -> Boundary:
-        """state: None before the tensor's first step. progress: the part of the episode that is over."""
-        rows, grad = config.rows - config.averages, moments.grad
+    def of(
+        cls,
+        moments: Moments,
+        state: State | None,
+        config: Config,
+        left: float,
+        progress: float,
+        tiles: Tensor | slice = slice(None),
+    ) -> Boundary:
+        """state: None before the tensor's first step. progress: the part of the episode that is over. tiles: some of
+        the tensor's only."""
+        rows, grad = config.rows - config.averages, moments.grad[tiles]
         correction = 1 - BETA**moments.steps
-        r = (moments.square / correction).sqrt()
+        r = (moments.square[tiles] / correction).sqrt()
         inverse = torch.where(r > 0, 1 / r, 0.0)
         if state is None:
             hidden = grad.new_zeros(grad.shape[0], rows, TILE)
         else:
-            hidden = state.data[:, :rows].float().tanh()
-        inside = (torch.arange(grad.numel(), device=grad.device) < moments.numel).view(-1, 1, TILE)
+            hidden = state.data[tiles][:, :rows].float().tanh()
+        inside = (torch.arange(moments.grad.numel(), device=grad.device) < moments.numel).view(-1, 1, TILE)[tiles]
         common = grad.new_tensor([1.0, progress]).view(1, 2, 1).expand(grad.shape[0], 2, TILE)
         size = (r.log() / _P).clamp_min(-1.0)
-        x = torch.cat([hidden, grad * inverse, moments.mean / correction * inverse, size, common], dim=1)
-        return cls(torch.where(inside, x, 0.0), r, inside, left)
-
-    def part(self, tiles: Tensor) -> Boundary:
-        """Some of its tiles."""
-        return Boundary(self.x[tiles], self.r[tiles], self.inside[tiles], self.left)
+        x = torch.cat([hidden, grad * inverse, moments.mean[tiles] / correction * inverse, size, common], dim=1)
+        return cls(x.masked_fill_(~inside, 0.0), r, inside, left)
 
 
 class Example(NamedTuple):

@@ -37,6 +37,7 @@ from .base import MetaStep
 from .fused import FusedBPTT
 from .predictor import Boundary, Example, Moments, Predictor, tiled
 
+_BLOCK = 256  # tiles that a prediction is made of at once, which needs several times the memory of their state
 _ONE = "net"  # how the predictor of a single network is called in checkpoints
 
 
@@ -98,28 +99,27 @@ class SyntheticGradients(FusedBPTT):
         way = rollout(theta, optimizer, protocol.horizon + 1)
         losses = [next(way)]
         course.see()
-        at = course.chosen(course.boundary(0))
+        at = course.chosen(0)
         for start, end in protocol.segments():
             optimizer.start_segment()
             for loss in islice(way, end - start):
                 losses.append(loss)
                 course.see()
             weights = [w / task.num_problems for w in protocol.weights[start:end]]
-            following = course.boundary(end)
-            predicted = course.predict(following)
+            predicted = course.predict(end)
             if not (any(weights) or predicted):
                 optimizer.discard_segment()
             else:
                 found = optimizer.backward_segment(
                     weights,
-                    course.of_states(predicted),
+                    {tensor.param: each.state for tensor, each in predicted.items() if each.state is not None},
                     True,
-                    grad_end_params=course.of_params(predicted),
+                    grad_end_params={tensor.param: each.params(tensor.param) for tensor, each in predicted.items()},
                     return_grad_start_params=True,
                 )
                 meta_step()
                 course.learn(at, found, predicted, end)
-            at = course.chosen(following)
+            at = course.chosen(end)
         course.finish()
         return finite_prefix(losses, task.num_problems)
 
@@ -166,6 +166,17 @@ class _Tensor:
         self.rows = network.config.rows - network.config.averages
 
 
+class _Predicted(NamedTuple):
+    """The synthetic gradient of a tensor: with respect to theta, in tiles ``[tiles, 1, 64]``, and to its state."""
+
+    theta: Tensor
+    state: State | None
+
+    def params(self, param: Tensor) -> Tensor:
+        """That of theta in the shape of the parameter."""
+        return self.theta.view(-1)[: param.numel()].view(param.shape)
+
+
 class _Learned(NamedTuple):
     """What a segment has to teach about its beginning, of one tensor: an example without its target of theta, the tiles
     it is of, and the whole tensor's gradients with respect to theta that its backward pass returned and was given."""
@@ -199,7 +210,8 @@ class _Course:
             for name in names:
                 param = theta.parameters[name]
                 predictor = estimator.predictor_of(key, networks[key], generator).to(param.device)
-                self.tensors.append(_Tensor(param, key, networks[key], predictor))
+                if param.numel():
+                    self.tensors.append(_Tensor(param, key, networks[key], predictor))
 
     def _weights_left(self, num_problems: int) -> dict[int, float]:
         """By boundary: the weights of the losses to come, those of the next segment in full, the others discounted."""
@@ -220,61 +232,49 @@ class _Course:
             if tensor.param.grad is not None:
                 tensor.moments.update(tensor.param.grad)
 
-    def boundary(self, t: int) -> dict[_Tensor, Boundary]:
-        """What is known at theta_t, of all tensors that ever had a gradient."""
-        left, progress = self.left[t], t / self.protocol.horizon
+    def chosen(self, t: int) -> dict[_Tensor, tuple[Tensor, Boundary]]:
+        """Tiles of every tensor that ever had a gradient, which the predictors will learn from, and what is known of
+        them at theta_t. Of all tiles it would take as much memory as the state."""
         found = {}
-        for tensor in self.tensors:
-            if tensor.moments.steps:
-                state = self.optimizer.state_of(tensor.param)
-                found[tensor] = Boundary.of(tensor.moments, state, tensor.network.config, left, progress)
+        for tensor in self._known(t) if self.estimator.predictor_lr > 0.0 else ():
+            number = tensor.moments.grad.shape[0]
+            count = min(number, math.ceil(self.estimator.coordinates / TILE))
+            tiles = torch.randperm(number, generator=self.generator, device="cpu")[:count].sort().values
+            tiles = tiles.to(tensor.param.device)
+            found[tensor] = tiles, self._boundary(tensor, self.optimizer.state_of(tensor.param), t, tiles)
         return found
 
-    def chosen(self, at: Mapping[_Tensor, Boundary]) -> dict[_Tensor, tuple[Tensor, Boundary]]:
-        """The tiles of each tensor that the predictors will learn from, and what is known of them: the rest of it takes
-        as much memory as the state."""
+    def predict(self, t: int) -> dict[_Tensor, _Predicted]:
+        """The synthetic gradients at theta_t, discounted; none where there is nothing to come, or nothing known."""
         found = {}
-        for tensor, boundary in at.items() if self.estimator.predictor_lr > 0.0 else ():
-            if boundary.left > 0.0:
-                number = boundary.x.shape[0]
-                count = min(number, math.ceil(self.estimator.coordinates / TILE))
-                tiles = torch.randperm(number, generator=self.generator, device="cpu")[:count].sort().values
-                tiles = tiles.to(boundary.x.device)
-                found[tensor] = tiles, boundary.part(tiles)
-        return found
-
-    def predict(self, at: Mapping[_Tensor, Boundary]) -> dict[_Tensor, Tensor]:
-        """The synthetic gradients ``[tiles, 1 + rows, 64]``, discounted; none where there is nothing to come, or
-        nothing known."""
-        return {
-            tensor: self.factor * tensor.predictor.predict(boundary)
-            for tensor, boundary in at.items()
-            if boundary.left > 0.0 and not tensor.predictor.is_zero()
-        }
-
-    def of_states(self, predicted: Mapping[_Tensor, Tensor]) -> dict[Tensor, State]:
-        """As ``backward_segment`` takes them."""
-        found = {}
-        for tensor, values in predicted.items():
+        for tensor in self._known(t):
+            if tensor.predictor.is_zero():
+                continue
             state = self.optimizer.state_of(tensor.param)
-            if state is not None:
-                data = torch.zeros_like(state.data)
-                data[:, : tensor.rows] = values[:, 1:]
-                found[tensor.param] = like(state, data)
+            theta = torch.empty_like(tensor.moments.grad)
+            end = None if state is None else like(state, torch.zeros_like(state.data))
+            for first in range(0, theta.shape[0], _BLOCK):
+                block = slice(first, first + _BLOCK)
+                values = self.factor * tensor.predictor.predict(self._boundary(tensor, state, t, block))
+                theta[block] = values[:, :1]
+                if end is not None:
+                    end.data[block, : tensor.rows] = values[:, 1:]
+            found[tensor] = _Predicted(theta, end)
         return found
 
-    def of_params(self, predicted: Mapping[_Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """As ``backward_segment`` takes them."""
-        return {
-            tensor.param: values[:, 0].reshape(-1)[: tensor.param.numel()].view(tensor.param.shape)
-            for tensor, values in predicted.items()
-        }
+    def _known(self, t: int) -> list[_Tensor]:
+        """The tensors whose future can be predicted at theta_t."""
+        return [tensor for tensor in self.tensors if tensor.moments.steps and self.left[t] > 0.0]
+
+    def _boundary(self, tensor: _Tensor, state: State | None, t: int, tiles: Tensor | slice) -> Boundary:
+        progress = t / self.protocol.horizon
+        return Boundary.of(tensor.moments, state, tensor.network.config, self.left[t], progress, tiles)
 
     def learn(
         self,
         at: Mapping[_Tensor, tuple[Tensor, Boundary]],
         found: StartGradients,
-        predicted: Mapping[_Tensor, Tensor],
+        predicted: Mapping[_Tensor, _Predicted],
         end: int,
     ) -> None:
         """Take the gradients that a segment returned as targets at its beginning, now or at the end of the episode."""
@@ -287,10 +287,10 @@ class _Course:
             target = torch.where(part.inside, state.data[tiles, : tensor.rows].float(), 0.0)
             returned = tiled(found.params[tensor.param])
             example = Example(part, returned[tiles], target)
-            if later is not None:
-                left = self.factor * self.left[end]
-                example = example._replace(following=later[tiles], following_left=left)
-            learned.append(_Learned(tensor, tiles, example, returned, None if later is None else later[:, :1].clone()))
+            if later is not None and later.state is not None:
+                values = torch.cat([later.theta[tiles], later.state.data[tiles, : tensor.rows].float()], dim=1)
+                example = example._replace(following=values, following_left=self.factor * self.left[end])
+            learned.append(_Learned(tensor, tiles, example, returned, None if later is None else later.theta))
         if self.estimator.bp_lambda == 0.0:
             self._step(learned)
         else:
