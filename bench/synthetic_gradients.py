@@ -45,8 +45,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     ),
     "mnist": (
         {"hidden_size": 8, "num_layers": 1, "preprocess": "log_sign", "output_scale": 0.1},
-        {"lr": 2e-2, "betas": (0.9, 0.99), "clip_norm": 0.3},
-        200,
+        {"lr": 5e-3, "betas": (0.9, 0.99), "clip_norm": 0.3},
+        100,
     ),
 }
 CONTENDERS: dict[str, dict[str, Any]] = {

@@ -17,6 +17,9 @@ coordinates, in which what a predictor without them gets wrong in the same way e
 not average out: it made a meta-gradient worse than none before it made it better. Without s, the steps of Adam, which
 are of one size for all outputs, would be far too large for those with small targets.
 
+No prediction, and no target, is beyond 2 left r of theta, or 4 left r s_k of h and c: where gradients grow a
+thousandfold, as on a plateau's edge, a few examples would be all that the map learns.
+
 A prediction is believed as far as it has been right: what is used is the above times ``<p, t> / <p, p>`` of earlier
 predictions p and their targets t, within [0, 1], one number for theta and one for (h, c). While phi moves fast, or what
 is to come cannot be told, that is near 0, and what is left is truncated back-propagation.
@@ -38,7 +41,9 @@ from ...kernels.state import TILE, State, num_tiles
 
 BETA = 0.9  # of the moving means
 _P = 10.0  # of the logarithm, as in appendix A of Andrychowicz et al. 2016
-_SIZES = 0.99  # of the sizes of targets
+_SIZES = 0.95  # of the sizes of targets
+_MOST = 2.0, 4.0  # of theta, in units of left * r; of h and c, in units of left * r * s
+_NONE = 1e30  # no bound; times 0 it is one
 _AGREEMENT = 0.95  # of what earlier predictions and their targets have in common
 _ADAM = (0.9, 0.99, 1e-8)
 _OTHERS = 5  # inputs beside h and c
@@ -139,6 +144,11 @@ class _Task(NamedTuple):
             following = example.following / (example.following_left * size)
         return cls(at.x, at.r / size, torch.cat([example.theta, example.state], dim=1) / (at.left * size), following)
 
+    def within(self, bounds: Tensor) -> _Task:
+        """With a target that can be predicted."""
+        most = bounds * self.scale
+        return self._replace(target=torch.clamp(self.target, -most, most))
+
 
 class Predictor:
     """The map of one network, and its Adam.
@@ -185,7 +195,7 @@ class Predictor:
         """``[tiles, 1 + rows, 64]``: with respect to theta, then to h and c of every layer."""
         with torch.no_grad():
             trust = self.trust()[[0] + [1] * (len(self.sizes) - 1)].unsqueeze(1)
-            return self._relative(at.x, self.values, "V") * (self.sizes * trust) * (at.left * at.r)
+            return self._bounded(at.x) * trust * (at.left * at.r)
 
     def learn(self, examples: Sequence[Example], lr: float, auxiliary: float = 0.0) -> float | None:
         """One step of Adam down the squared error, relative to the tensor's root mean square gradient, the weight that
@@ -193,6 +203,7 @@ class Predictor:
         tasks = [task for example in examples if (task := _Task.of(example)) is not None]
         if not tasks:
             return None
+        tasks = [task.within(self._bounds()) for task in tasks]
         square = torch.stack([task.target.square().mean((0, 2)) for task in tasks]).mean(0).unsqueeze(1)
         agreement = torch.lerp(self.agreement, self._agreement(tasks), 1 - _AGREEMENT)
         kept = _SIZES if self.steps else 0.0
@@ -218,12 +229,22 @@ class Predictor:
         """<p, t> and <p, p> of present predictions, as parts of <p, p> + <t, t>: every segment counts alike."""
         total = torch.zeros(2, 2, device=self.sizes.device)
         for task in tasks:
-            p, t = self._relative(task.x, self.values, "V") * self.sizes * task.scale, task.target
+            p, t = self._bounded(task.x) * task.scale, task.target
             for k, (own, target) in enumerate(((p[:, :1], t[:, :1]), (p[:, 1:], t[:, 1:]))):
                 square = own.square().sum()
                 both = torch.stack([(own * target).sum(), square]) / (square + target.square().sum())
                 total[:, k] += torch.where(square > 0, both, 0.0)
         return total / len(tasks)
+
+    def _bounds(self) -> Tensor:
+        """Of what is predicted, and of targets, in units of ``left * r``; at first h and c have none."""
+        bounds = _MOST[1] * self.sizes if self.steps else torch.full_like(self.sizes, _NONE)
+        bounds[0] = _MOST[0]
+        return bounds
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        bounds = self._bounds()
+        return torch.clamp(self._relative(x, self.values, "V") * self.sizes, -bounds, bounds)
 
     @staticmethod
     def _relative(x: Tensor, values: Mapping[str, Tensor], head: str) -> Tensor:
