@@ -197,6 +197,23 @@ def test_a_step_goes_down_the_error_and_none_is_made_of_nan():
     assert predictor.learn([example._replace(at=at._replace(left=0.0))], 1e-2) is None
 
 
+def test_targets_and_predictions_are_bounded():
+    """Of theta by 2 left r, whatever the gradients do later; those of (h, c) by what targets have been."""
+    net = network()
+    predictor = Predictor(net.config, 8, torch.Generator().manual_seed(0))
+    moments = Moments(torch.zeros(64))
+    moments.update(torch.linspace(-1.0, 1.0, 64))
+    at = Boundary.of(moments, None, net.config, 3.0, 0.0)
+    usual = moments.grad * torch.ones(1 + net.config.rows, 1)
+    for factor in (1.0, 1e6, 1e6):
+        assert predictor.learn([Example(at, factor * usual[:, :1], factor * usual[:, 1:])], 1e-2) is not None
+    assert predictor.sizes[0] <= 2.0 and predictor.sizes[1:].max() < 4.0
+    predictor.values["V"] = torch.full_like(predictor.values["V"], 1e6)
+    predictor.agreement.fill_(1.0)
+    values = predictor.predict(at)
+    assert values.isfinite().all() and values[:, :1].abs().max() == (2.0 * 3.0 * at.r).max()
+
+
 # ---- runs ----
 
 
