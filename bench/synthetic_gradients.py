@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import re
 import subprocess
 import sys
@@ -118,8 +117,11 @@ def show_table(results: Path) -> None:
                 print(f"| {contender} | {finals} | {means[contender]:.4f} | {over:.4f} | {seconds:.3f} |")
         if {"T=5", "T=5, synthetic gradients", "T=20"} <= set(means):
             gap = means["T=5"] - means["T=20"]
-            closed = (means["T=5"] - means["T=5, synthetic gradients"]) / gap if gap else math.nan
-            print(f"\nOf the gap between T=5 and T=20, {gap:.4f}, synthetic gradients close {100 * closed:.0f} %.")
+            closed = means["T=5"] - means["T=5, synthetic gradients"]
+            if gap > 0:
+                print(f"\nOf the gap between T=5 and T=20, {gap:.4f}, synthetic gradients close {closed / gap:.0%}.")
+            else:
+                print("\nT=20 is no better than T=5 here: there is no gap to close.")
 
 
 # ---- memory ----
