@@ -257,8 +257,8 @@ def mixed_dtypes(ranks: int) -> float:
 
 
 def segment(kind: str, mesh=None, with_states: bool = False) -> float:
-    """The gradient of phi, relative to its size; the same on every process. with_states: gradients of states are given
-    at the end and asked for at the start."""
+    """The gradient of phi, relative to its size; the same on every process. with_states: those of states and of
+    theta are given at the end and asked for at the start."""
     gradients, starts = [], []
     for sharded in (True, False):
         model, net = build(), network(kind)
@@ -270,15 +270,21 @@ def segment(kind: str, mesh=None, with_states: bool = False) -> float:
         optimizer.zero_grad()
         backward(model, 7)
         ends = {param: optimizer.state_of(param) for param in model.parameters()} if with_states else None
-        start = optimizer.backward_segment([1.0, 2.0, 0.5, 1.0, 3.0], ends, with_states)
-        starts.append(start if start is None else [start[param].to_logical() for param in model.parameters()])
+        theta = {param: 0.1 * param.detach() for param in model.parameters()} if with_states else None
+        start = optimizer.backward_segment(
+            [1.0, 2.0, 0.5, 1.0, 3.0], ends, with_states, grad_end_params=theta, return_grad_start_params=with_states
+        )
+        if start is not None:
+            params = list(model.parameters())
+            start = [[*start.states[p].to_logical()[:2], (start.params[p].reshape(-1, 1),) * 2] for p in params]
+        starts.append(start)
         gradients.append(torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None]))
     everyone = [torch.empty_like(gradients[0]) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, gradients[0])
     assert all(torch.equal(each, gradients[0]) for each in everyone)
     if starts[0] is not None:
         for ours, theirs in zip(*starts, strict=True):
-            for layer in range(2):
+            for layer in range(3):  # the third: theta
                 for part in range(2):
                     total, expected = (x[layer][part].double().sum(0) for x in (ours, theirs))
                     dist.all_reduce(total)

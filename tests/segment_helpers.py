@@ -43,17 +43,21 @@ def record_run(
     return seen
 
 
-def unrolled_gradient(nets, states, theta0, seen, weights, lrs, decay=0.0, sign=1.0, end_grads=None):
+def unrolled_gradient(
+    nets, states, theta0, seen, weights, lrs, decay=0.0, sign=1.0, end_grads=None, end_params=None, start_params=None
+):
     """d/d phi and d/d start state of sum_s w_s <g_s, theta_s>, autograd through torch.nn.LSTMCell in float64.
 
     nets: one network per tensor (may be shared); states: logical; seen: gradients per step and tensor or None;
-    lrs: one per step.
+    lrs: one per step; end_grads, end_params: per tensor or None, of the state and of theta after the last step;
+    start_params: a list that d/d theta_0 is appended to, per tensor.
     """
     cells = {id(net): Cells(double(net)) for net in nets}
     total = torch.zeros((), dtype=torch.float64)
-    starts = []
+    starts, firsts = [], []
     for k, net in enumerate(nets):
-        theta = theta0[k].double()
+        first = theta = theta0[k].double().clone().requires_grad_()
+        firsts.append(first)
         state = [tuple(part.detach().double().requires_grad_() for part in pair) for pair in states[k]]
         starts.append([part for pair in state for part in pair])
         for t, lr in enumerate(lrs):
@@ -65,10 +69,14 @@ def unrolled_gradient(nets, states, theta0, seen, weights, lrs, decay=0.0, sign=
         if end_grads is not None and end_grads[k] is not None:
             for pair, pair_grad in zip(state, end_grads[k], strict=True):
                 total = total + sum((a * b.double()).sum() for a, b in zip(pair, pair_grad, strict=True))
+        if end_params is not None and end_params[k] is not None:
+            total = total + (theta * end_params[k].double()).sum()
     leaves = [leaf for start in starts for leaf in start]
     parameters = {key: list(module.parameters()) for key, module in cells.items()}
-    torch.autograd.backward(total, inputs=[*leaves, *(p for ps in parameters.values() for p in ps)])
+    torch.autograd.backward(total, inputs=[*leaves, *firsts, *(p for ps in parameters.values() for p in ps)])
     zero = [[torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in start] for start in starts]
+    if start_params is not None:
+        start_params += [torch.zeros_like(first) if first.grad is None else first.grad for first in firsts]
     return {key: module.flat_gradient() for key, module in cells.items()}, zero
 
 

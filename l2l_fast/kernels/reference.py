@@ -295,6 +295,7 @@ def segment_backward(
     tensor_inputs: Tensor | None = None,
     nominal: Tensor | None = None,
     add: Callable[[Tensor], Tensor] | None = None,
+    grad_end_params: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, list[LogicalState]]:
     """Gradient of the meta-loss of one unrolled segment (equation 3 with the gradients of f held constant).
 
@@ -315,6 +316,8 @@ def segment_backward(
         tensor_inputs, nominal: those of :func:`lstm_step`, ``[T, tensors, ...]``.
         add: that of :func:`global_average`. What is returned is then the part of it that goes through the coordinates
             given here.
+        grad_end_params: optional, per tensor dL/d theta_T from elsewhere, which is added to A_T, or None; what leaves
+            the segment at its start is :func:`segment_start_params`.
 
     Returns:
         ``dL/dphi`` ``[P]`` and, per tensor, dL/d(start state) as a logical state; both in phi's / the states' dtype.
@@ -328,6 +331,7 @@ def segment_backward(
             raise ValueError(f"{name}: expected {steps} values, got {len(values)}")
     if config.extra_inputs or config.num_outputs != 1:
         raise ValueError(f"config: expected no extra inputs and one output, got {config}")
+    ends = [None] * len(start_states) if grad_end_params is None else grad_end_params
     phi = phi.detach().requires_grad_()
     pairs = [state[: config.num_layers] for state in start_states]
     leaves = [[part.detach().requires_grad_() for pair in state for part in pair] for state in pairs]
@@ -350,7 +354,7 @@ def segment_backward(
                 update, state = lstm_step(joined, state, phi, config, num_problems, None, told, vector, add)
                 outputs += separate(update, numels, num_problems)
                 for k, new in zip(together, separate_states(state, numels, num_problems), strict=True):
-                    upstream.append(_adjoint(k, t, grads, loss_weights, decays).reshape(-1) * lrs[t])
+                    upstream.append(_adjoint(k, t, grads, loss_weights, decays, ends).reshape(-1) * lrs[t])
                     states[k] = new
     if grad_end_states is not None:
         outputs += [part for state in states for pair in state[: config.num_layers] for part in pair]
@@ -370,10 +374,29 @@ def segment_backward(
     ]
 
 
+def segment_start_params(
+    grads: Sequence[Sequence[Tensor | None]],
+    loss_weights: Sequence[float],
+    decays: Sequence[float],
+    grad_end_params: Sequence[Tensor | None] | None = None,
+) -> list[Tensor]:
+    """``A_0 = dL/d theta_0`` of every tensor of a segment, each of which has a gradient in some step; arguments as
+    :func:`segment_backward` takes them. f(theta_0) is no part of the loss."""
+    tensors = range(len(grads[0]))
+    ends = [None] * len(tensors) if grad_end_params is None else grad_end_params
+    factors = [1.0 if grads[0][k] is None else decays[0] for k in tensors]
+    return [factors[k] * _adjoint(k, 0, grads, loss_weights, decays, ends) for k in tensors]
+
+
 def _adjoint(
-    k: int, t: int, grads: Sequence[Sequence[Tensor | None]], loss_weights: Sequence[float], decays: Sequence[float]
+    k: int,
+    t: int,
+    grads: Sequence[Sequence[Tensor | None]],
+    loss_weights: Sequence[float],
+    decays: Sequence[float],
+    ends: Sequence[Tensor | None],
 ) -> Tensor:
-    """A_{t+1} of tensor k, which moves in step t: its w-weighted later gradients, each times the decays between."""
+    """A_{t+1} of tensor k: its w-weighted later gradients and what comes from beyond, each times the decays between."""
     moved = next(g for step_grads in grads if (g := step_grads[k]) is not None)
     adjoint, factor = torch.zeros_like(moved), 1.0
     for s in range(t + 1, len(grads)):
@@ -381,4 +404,5 @@ def _adjoint(
         if g is not None:
             adjoint = adjoint + factor * loss_weights[s - 1] * g.detach()
             factor *= decays[s] if s < len(decays) else 1.0
-    return adjoint
+    end = ends[k]
+    return adjoint if end is None else adjoint + factor * end.detach().reshape(adjoint.shape)

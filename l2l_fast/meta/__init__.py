@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..networks.record import record_of
 from .checkpoint import is_checkpoint, load_best
-from .estimators import PES, Evolution, SegmentTrace
+from .estimators import PES, Evolution, SegmentTrace, SyntheticGradients
 from .evaluation import Summary, evaluate, summarize
 from .mismatch import ProtocolWarning
 from .protocol import Protocol
@@ -19,6 +19,7 @@ __all__ = [
     "ProtocolWarning",
     "SegmentTrace",
     "Summary",
+    "SyntheticGradients",
     "TensorBoardLog",
     "evaluate",
     "is_checkpoint",

@@ -57,6 +57,8 @@ class MetaTrainer(Arguments):
             coordinates of every large tensor (:mod:`l2l_fast.optim.segment_sampling`); cheaper, a little noisier.
         estimator: "bptt", truncated back-propagation through time, "pes" or "evolution" (:class:`l2l_fast.meta.PES`,
             :class:`l2l_fast.meta.Evolution`), or one made.
+        synthetic_gradients: add to truncated back-propagation a prediction of what comes after each segment: the same
+            as ``estimator="synthetic_gradients"`` (:class:`l2l_fast.meta.SyntheticGradients`, which has options).
         clip_norm: the meta-gradient's norm is cut to this. It is the gradient of the loss per problem.
         betas: of Adam.
         decay_episodes, decay_to: the learning rate falls along half a cosine to ``decay_to`` times its first value
@@ -88,6 +90,7 @@ class MetaTrainer(Arguments):
         autograd: bool = False,
         coordinate_fraction: float = 1.0,
         estimator: str | Estimator = "bptt",
+        synthetic_gradients: bool = False,
         clip_norm: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         decay_episodes: int | None = None,
@@ -112,6 +115,7 @@ class MetaTrainer(Arguments):
             meta_loss=meta_loss,
             coordinate_fraction=coordinate_fraction,
             estimator=estimator,
+            synthetic_gradients=synthetic_gradients,
         )
         self.meta_optimizer = MetaOptimizer.make(lr, betas, clip_norm, decay_episodes, decay_to)
         self.validation = Validation.make(validate_every, validation_episodes, patience)

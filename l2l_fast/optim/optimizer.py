@@ -32,6 +32,7 @@ from .profiling import profile_hook_step
 from .registry import Registry, check_network, take_in_renamed
 from .segment import Segment
 from .segment_checks import check_recordable
+from .segment_params import StartGradients
 from .segment_sampling import Sampling
 from .state import (
     AGE_KEY,
@@ -313,8 +314,8 @@ class LearnedOptimizer(Optimizer):
 
         Args:
             sampling: estimate the meta-gradient from a random part of the coordinates
-                (:class:`l2l_fast.optim.segment_sampling.Sampling`); gradients of start states, and segments with
-                ``grad_end_states``, stay exact. Default: all coordinates.
+                (:class:`l2l_fast.optim.segment_sampling.Sampling`); segments with gradients from beyond, or
+                that return those at the start, stay exact. Default: all coordinates.
 
         Raises:
             TypeError: ``sampling`` is something else.
@@ -339,7 +340,10 @@ class LearnedOptimizer(Optimizer):
         weights: Sequence[float] | Tensor | None = None,
         grad_end_states: Mapping[Tensor, State] | None = None,
         return_grad_start_states: bool = False,
-    ) -> dict[Tensor, State] | None:
+        *,
+        grad_end_params: Mapping[Tensor, Tensor] | None = None,
+        return_grad_start_params: bool = False,
+    ) -> dict[Tensor, State] | StartGradients | None:
         """Add ``d(sum_{s=1..T} w_s f(theta_s)) / d phi`` to the ``.grad`` of the networks; close the segment.
 
         Call it after T recorded steps and after one more ``backward()`` at theta_T, which leaves grad f(theta_T) in the
@@ -355,9 +359,17 @@ class LearnedOptimizer(Optimizer):
             grad_end_states: for some parameters, dL/d(state after step T) from beyond the segment (synthetic
                 gradients, Jaderberg et al. 2017); states as :meth:`state_of` returns them.
             return_grad_start_states: return dL/d(state at the start) for every parameter that has a state.
+            grad_end_params: for some parameters, dL/d theta_T from beyond the segment, of the parameter's shape and any
+                real floating-point dtype: the loss is the above plus its inner product with theta_T. It is what the
+                user's theta is worth, so ``maximize`` does not turn its sign. NaN is passed on as a gradient's is.
+            return_grad_start_params: return dL/d theta_0 of every parameter: the sum of the weighted gradients of the
+                segment and what was injected, each times the weight decay on its way.
 
         Returns:
-            None, or a dict from parameters to :class:`State` objects that hold gradients.
+            None; or a dict from parameters to :class:`State` objects that hold gradients; or, with
+            ``return_grad_start_params``, :class:`StartGradients`: ``states``, that dict or None, and ``params``, a dict
+            from parameters to gradients, float64 for float64 parameters, else float32. Each fits the argument that
+            injects it into the segment before.
 
         Afterwards the segment is closed; :meth:`start_segment` may follow at once, and the gradients in ``.grad`` may
         serve as those of the next step. After an error the segment is still open and nothing has been written.
@@ -365,21 +377,24 @@ class LearnedOptimizer(Optimizer):
         Raises:
             RuntimeError: no open segment, no recorded step, no gradient at theta_T, or a network or state that was
                 changed during the segment.
-            ValueError, TypeError: weights of the wrong length or type, grad_end_states that do not fit; no parameter
-                that requires grad in the networks that moved something, unless the gradients of the start states are
-                asked for.
+            ValueError, TypeError: weights of the wrong length or type, grad_end_states or grad_end_params that do not
+                fit; no parameter that requires grad in the networks that moved something, unless gradients at the start
+                are asked for.
         """
         if self._segment is None:
             raise RuntimeError("backward_segment: no open segment; call start_segment() before the first step")
+        params: list[Tensor] = []
         states: dict[Tensor, State] = {}
         for group, network in zip(self.param_groups, self.networks, strict=True):
+            params += group["params"]
             for param in group["params"]:
                 entry = self.state.get(param, {})
                 if is_live(entry):
                     age = age_of(entry, network.config)
                     numel = sharding.local(param).numel()
                     states[param] = as_state(entry[STATE_KEY], numel, network.config, age)
-        result = self._segment.backward(states, weights, grad_end_states, return_grad_start_states)
+        starts = bool(return_grad_start_states), grad_end_params, bool(return_grad_start_params)
+        result = self._segment.backward(params, states, weights, grad_end_states, *starts)
         self._segment = None
         return result
 

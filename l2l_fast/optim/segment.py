@@ -22,6 +22,7 @@ from ..networks.lstm import CoordinatewiseLSTM
 from . import segment_sharded
 from .segment_backward import Given, like, part_backward
 from .segment_checks import check_end_states, check_recordable, check_trainable, check_weights
+from .segment_params import StartGradients, check_end_params, start_params, with_injected
 from .segment_sampling import Sampling
 from .sharding import Totals, by_mesh, everywhere, local, local_gradient, meshes
 from .state import as_state, state_dtype_of
@@ -142,16 +143,21 @@ class Segment:
     @torch.no_grad()
     def backward(
         self,
+        params: Sequence[Tensor],
         states: Mapping[Tensor, State],
         weights: Sequence[float] | Tensor | None,
         grad_end_states: Mapping[Tensor, State] | None,
         return_grad_start_states: bool,
-    ) -> dict[Tensor, State] | None:
-        """See :meth:`l2l_fast.LearnedOptimizer.backward_segment`; ``states`` are all current states."""
+        grad_end_params: Mapping[Tensor, Tensor] | None,
+        return_grad_start_params: bool,
+    ) -> dict[Tensor, State] | StartGradients | None:
+        """See :meth:`l2l_fast.LearnedOptimizer.backward_segment`; ``params`` are all parameters, ``states`` all current
+        states."""
         if self.num_steps == 0:
             raise RuntimeError("backward_segment: no step was recorded since start_segment()")
         self.check_whole()
-        if not return_grad_start_states:
+        only_phi = not (return_grad_start_states or return_grad_start_params)
+        if only_phi:
             still = [not any(step.params or step.exact for step in tape.steps) for tape in self.tapes.values()]
             networks = [tape.network for tape in self.tapes.values()]
             # If nothing moved at all, it is the gradients that are missing, which is said below.
@@ -159,13 +165,16 @@ class Segment:
             check_trainable(moved, networks)
         w = check_weights(weights, self.num_steps)
         end_grads = check_end_states(grad_end_states, states)
+        end_params = check_end_params(grad_end_params, params)
         self._check_unchanged(states)
         finals = {key: self._final_gradients(tape) for key, tape in self.tapes.items()}
         self._check_final(finals, w[-1])
-        if not return_grad_start_states and all(still):
+        if only_phi and all(still):
             raise RuntimeError("backward_segment: no parameter had a gradient in any recorded step, so none has moved")
 
-        sampling = None if end_grads or return_grad_start_states else self.sampling
+        theta_start = start_params(params, self.tapes.values(), w, end_params) if return_grad_start_params else {}
+        finals, w = with_injected(self.tapes, finals, w, end_params)
+        sampling = self.sampling if only_phi and not (end_grads or end_params) else None
         grad_start: dict[Tensor, State] = {}
         totals = Totals()
         for key, tape in self.tapes.items():
@@ -185,13 +194,13 @@ class Segment:
                     totals.add(tape.network, grad_phi.to(tape.phi.dtype), mesh, counts)
         for network, total in totals.over_processes():
             _accumulate(network, total)
-        if not return_grad_start_states:
-            return None
-        for param, state in states.items():
-            if param not in grad_start:  # it did not move: its state passed through the segment unchanged
-                zeros = torch.zeros_like(state.data)
-                grad_start[param] = end_grads.get(param, like(state, zeros)).clone()
-        return grad_start
+        if return_grad_start_states:
+            for param, state in states.items():
+                if param not in grad_start:  # it did not move: its state passed through the segment unchanged
+                    zeros = torch.zeros_like(state.data)
+                    grad_start[param] = end_grads.get(param, like(state, zeros)).clone()
+        found = grad_start if return_grad_start_states else None
+        return StartGradients(found, theta_start) if return_grad_start_params else found
 
     # ---- checks, all before anything is written ----
 

@@ -124,10 +124,14 @@ def _injected(params: Sequence[Tensor], given: Given) -> list[Tensor]:
     """The given gradients of the states after the last step, or an empty list."""
     if not any(param in given.end_grads for param in params):
         return []
-    return [
-        # Through the logical layout: the padding of a gradient from elsewhere may hold anything.
-        State.from_logical(given.end_grads[param].to_logical()).data
-        if param in given.end_grads
-        else torch.zeros_like(given.start_states[param].data)
-        for param in params
-    ]
+    found = []
+    for param in params:
+        if param in given.end_grads:
+            state = given.end_grads[param]
+            data = state.data.contiguous().clone()
+            if state.numel % TILE:
+                data[-1, :, state.numel % TILE :] = 0.0  # the padding of a gradient from elsewhere may hold anything
+        else:
+            data = torch.zeros_like(given.start_states[param].data)
+        found.append(data)
+    return found

@@ -8,6 +8,7 @@ from .choice import NAMES, choose, make, saved
 from .evolution import Evolution
 from .fused import FusedBPTT
 from .pes import PES
+from .synthetic import SyntheticGradients
 
 __all__ = [
     "NAMES",
@@ -19,6 +20,7 @@ __all__ = [
     "MetaLoss",
     "MetaStep",
     "SegmentTrace",
+    "SyntheticGradients",
     "choose",
     "make",
     "saved",

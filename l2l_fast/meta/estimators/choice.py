@@ -13,9 +13,11 @@ from .base import Estimator
 from .evolution import Evolution
 from .fused import FusedBPTT
 from .pes import PES
+from .synthetic import SyntheticGradients
 
-_BY_NAME: dict[str, type[Estimator]] = {"pes": PES, "evolution": Evolution}
+_BY_NAME: dict[str, type[Estimator]] = {"pes": PES, "evolution": Evolution, "synthetic_gradients": SyntheticGradients}
 NAMES = ("bptt", *_BY_NAME)
+_SYNTHETIC = "synthetic_gradients"
 
 
 def choose(
@@ -26,6 +28,7 @@ def choose(
     meta_loss: Any,
     coordinate_fraction: Any,
     estimator: Any = "bptt",
+    synthetic_gradients: Any = False,
 ) -> Estimator:
     """The estimator that serves these arguments of :class:`l2l_fast.MetaTrainer`: of truncated back-propagation, the
     fused one wherever it can.
@@ -40,12 +43,21 @@ def choose(
         raise ValueError(f"coordinate_fraction: expected a number between 0 and 1, got {coordinate_fraction}")
     if fraction == 0.0:
         raise ValueError("coordinate_fraction: expected a number above 0, got 0")
+    if checks.flag("synthetic_gradients", synthetic_gradients) and not isinstance(estimator, SyntheticGradients):
+        if isinstance(estimator, Estimator) or checks.one_of("estimator", estimator, NAMES) not in ("bptt", _SYNTHETIC):
+            raise ValueError(
+                f"synthetic_gradients: are for back-propagation, expected estimator='bptt', got {estimator!r}"
+            )
+        estimator = _SYNTHETIC
     if isinstance(estimator, Estimator) or checks.one_of("estimator", estimator, NAMES) != "bptt":
         options = {"autograd": autograd, "second_derivatives": second_derivatives, "meta_loss": meta_loss is not None}
         given = [name for name, value in {**options, "coordinate_fraction": fraction < 1.0}.items() if value]
         if given:
             raise ValueError(f"{given[0]}: is of back-propagation, expected estimator='bptt', got {_told(estimator)}")
-        return _BY_NAME[estimator]() if isinstance(estimator, str) else estimator
+        made = _BY_NAME[estimator]() if isinstance(estimator, str) else estimator
+        if isinstance(made, SyntheticGradients):
+            _check_segments(net)
+        return made
     networks = members(net).values()
     with_memory = any(member.has_memory for member in networks)
     unrolled = autograd or second_derivatives or meta_loss is not None or with_memory
@@ -74,6 +86,17 @@ def make(name: str, **options: Any) -> str | Estimator:
         expected = f"expected estimator {' or '.join(map(repr, having))}, got {name!r}"
         raise ValueError(f"{unknown[0]}: {expected}" if having else f"estimator: no option {unknown[0]!r}")
     return "bptt" if kind is None else kind(**options)
+
+
+def _check_segments(net: Networks) -> None:
+    """ValueError for a network that is unrolled in autograd, where nothing can be injected."""
+    for key, member in members(net).items():
+        if member.has_memory or member.num_outputs > 1:
+            which = f"net[{key!r}]" if key else "net"
+            raise ValueError(
+                f"synthetic_gradients: need the fused backward of segments, and {which} has a memory or several "
+                "outputs, which are unrolled in autograd"
+            )
 
 
 def saved(protocol: Mapping[str, Any]) -> str | Estimator:
