@@ -4,9 +4,9 @@
     python -m bench.dni_copy --tasks copy --steps 2 --ways bptt dni --seeds 0      # some
     python -m bench.dni_copy --table                  # what there is
 
-Sequences grow when they are solved (below 0.15 bits per character). The ways have the same core, optimizer, segments of T
-steps and number of segments; the table has the longest sequence solved, beside the published ones, which come of far
-longer runs with 256 units. Runs are kept in --results, one line each, and are not done again. One thread.
+Sequences grow when they are solved (below 0.15 bits per character). The ways have the same core, optimizer, segments of
+T steps and number of segments; the table has the longest sequence solved, beside the published ones, which come of far
+longer runs. Runs are kept in --results, one line each, and are not done again. One thread.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(train(options, *one))
             with options.results.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-            print(json.dumps({name: value for name, value in rows[-1].items()}), flush=True)
+            print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
 
 

@@ -1,11 +1,11 @@
-"""Fully connected networks on MNIST, trained by back-propagation and by synthetic gradients (docs/dni.md has the results).
+"""Fully connected networks on MNIST, by back-propagation and by synthetic gradients (docs/dni.md has the results).
 
     python -m bench.dni_mnist                        # every run that the results lack, the table, the picture
     python -m bench.dni_mnist --layers 3 --ways conditioned --optimizers adam     # some
     python -m bench.dni_mnist --table                # what there is
 
-The embedded 10,000 digits by default; with L2L_FAST_DATA the full set, which the published numbers are for. Runs are kept
-in --results, one line each, and are not done again. One thread.
+The embedded 10,000 digits by default; with L2L_FAST_DATA the full set, which the published numbers are for. Runs are
+kept in --results, one line each, and are not done again. One thread.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def minibatches(count: int, batch: int, steps: int, generator: torch.Generator) 
 def error(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of wrong answers, in percent."""
     net.eval()
-    wrong = sum((net(x).argmax(1) != y).sum().item() for x, y in zip(images.split(1000), labels.split(1000), strict=True))
+    pieces = zip(images.split(1000), labels.split(1000), strict=True)
+    wrong = sum((net(x).argmax(1) != y).sum().item() for x, y in pieces)
     net.train()
     return 100.0 * wrong / len(labels)
 
@@ -81,7 +82,8 @@ def train(options: argparse.Namespace, layers: int, way: str, optimizer: str, se
         opt = l2l.LearnedOptimizer(net.parameters(), l2l.load_pretrained("general"), total_steps=options.steps)
     else:
         opt = torch.optim.Adam(net.parameters(), lr=options.lr)
-    decay = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1 - step / options.steps if optimizer == "adam" else 1.0)
+    falls = 1.0 if optimizer == "adam" else 0.0  # the learned one has a schedule of its own
+    decay = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1 - falls * step / options.steps)
     images, labels = pictures("train")
     held_out = {split: pictures(split) for split in ("validation", "test")}
     generator = torch.Generator().manual_seed(seed)

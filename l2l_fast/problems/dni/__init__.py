@@ -1,5 +1,5 @@
-"""Decoupled layers and truncation boundaries: gradients that are predicted instead of waited for (Jaderberg et al. 2017,
-"Decoupled Neural Interfaces using Synthetic Gradients")."""
+"""Decoupled layers and truncation boundaries: gradients that are predicted instead of waited for (Jaderberg et al.
+2017, "Decoupled Neural Interfaces using Synthetic Gradients")."""
 
 from .decoupled import Backward, Decoupled, Update
 from .predictors import ConvPredictor, Predictor, predictor_for

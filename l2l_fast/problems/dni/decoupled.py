@@ -70,8 +70,8 @@ class Decoupled(nn.Module):
             batch); ``functools.partial(dni.predictor_for, hidden=(1024, 1024))`` is the paper's largest.
         predictors: the predictors themselves, one less than modules, instead. They are called with the activity and, if
             ``num_classes`` is given, the labels, and return a tensor of the activity's shape.
-        gradient_scale: what predictors give is this many times the gradient; "batch" is the number of samples, right for
-            losses that are means over the batch; see :class:`Stage`.
+        gradient_scale: what predictors give is this many times the gradient; "batch" is the number of samples, right
+            for losses that are means over the batch; see :class:`Stage`.
 
     Raises:
         TypeError, ValueError: an argument is not as described.

@@ -114,8 +114,8 @@ class ConvPredictor(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, activity: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Activity ``[batch, channels, height, width]`` and, with ``num_classes``, labels int64 ``[batch]``: a tensor of
-        the activity's shape."""
+        """Activity ``[batch, channels, height, width]`` and, with ``num_classes``, labels int64 ``[batch]``: a tensor
+        of the activity's shape."""
         if self.num_classes:
             check_labels(labels, self.num_classes, len(activity))
             planes = F.one_hot(labels, self.num_classes).to(activity.dtype)[:, :, None, None]

@@ -44,8 +44,8 @@ class Recurrent(nn.Module):
 
         d theta = d L_segment / d theta + M(s_T) d s_T / d theta
 
-    and M is trained by the squared error at the segment's start towards the bootstrapped constant ``d L_segment / d s_0 +
-    M(s_T) d s_T / d s_0``; at the end of an episode M(s_T) is 0. M's last layer starts at zero: the first segment's
+    and M is trained by the squared error at the segment's start towards the bootstrapped constant ``d L_segment / d s_0
+    + M(s_T) d s_T / d s_0``; at the end of an episode M(s_T) is 0. M's last layer starts at zero: the first segment's
     gradient is that of truncated back-propagation, exactly. ::
 
         net = dni.Recurrent(torch.nn.LSTM(10, 64), state_size=2 * 64)

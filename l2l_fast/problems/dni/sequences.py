@@ -1,5 +1,5 @@
-"""Copy and repeat copy, with the curriculum that measures how far back a way of training reaches (Jaderberg et al. 2017,
-section 3.2; the tasks are those of Graves et al. 2014)."""
+"""Copy and repeat copy, with the curriculum that measures how far back a way of training reaches (Jaderberg et al.
+2017, section 3.2; the tasks are those of Graves et al. 2014)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Episode(NamedTuple):
 class CopyTask:
     """Read ``length`` random characters and a mark, then give them out, ``repeats`` times.
 
-    A character is a one-hot input, the mark an input of its own; while characters are to be given out there is no input.
-    In repeat copy the mark says how often (``repeats / 10``), and after the last copy the end sign has to come.
+    A character is a one-hot input, the mark an input of its own; while characters are to be given out there is no
+    input. In repeat copy the mark says how often (``repeats / 10``), and after the last copy the end sign has to come.
 
     Args:
         characters: how many there are.
@@ -69,8 +69,8 @@ class CopyTask:
 
 
 class Curriculum:
-    """Sequences that grow when they are solved: when the mean error of the last ``window`` minibatches of this length is
-    below ``threshold`` bits per character. In repeat copy length and number of copies grow in turn.
+    """Sequences that grow when they are solved: when the mean error of the last ``window`` minibatches of this length
+    is below ``threshold`` bits per character. In repeat copy length and number of copies grow in turn.
 
     Attributes:
         length, repeats: of the sequences to train on now.

@@ -44,7 +44,11 @@ class Stage(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, predictor: nn.Module | None, conditioned: bool = False, gradient_scale: float | str = 1.0
+        self,
+        module: nn.Module,
+        predictor: nn.Module | None,
+        conditioned: bool = False,
+        gradient_scale: float | str = 1.0,
     ) -> None:
         super().__init__()
         self.module = module
@@ -72,7 +76,7 @@ class Stage(nn.Module):
         if self.predictor is None:
             raise RuntimeError("advance: the last stage has no predictor; its gradient comes from finish()")
         leaf, output = self._run(activity, first)
-        prediction = self._predict(output.detach(), labels)
+        prediction = self.predict(output, labels)
         if output.requires_grad:
             gradient = prediction.detach() / self._scale(output)
             torch.autograd.backward(output, gradient.to(output.dtype))
@@ -94,8 +98,27 @@ class Stage(nn.Module):
         loss.backward()
         return Local(output.detach(), _gradient(leaf), None, loss.detach())
 
+    def predict(self, activity: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The predictor's output for an activity of this stage, with its graph.
+
+        ``advance`` gives one that :meth:`fit` takes as long as the predictor has not been updated since. Whoever gets
+        the gradient later, after updates for other minibatches, predicts anew: ``fit(predict(h, labels), gradient)``.
+
+        Raises:
+            TypeError, ValueError: the predictor gave something else than a tensor of the activity's shape.
+        """
+        activity = activity.detach()
+        prediction = self.predictor(activity, labels) if self.conditioned else self.predictor(activity)
+        if not isinstance(prediction, Tensor):
+            raise TypeError(f"predictor: expected a tensor, got {type(prediction).__name__}")
+        if prediction.shape != activity.shape:
+            raise ValueError(
+                f"predictor: expected the activity's shape {tuple(activity.shape)}, got {tuple(prediction.shape)}"
+            )
+        return prediction
+
     def fit(self, prediction: Tensor, gradient: Tensor) -> Tensor:
-        """Add to the predictor's ``.grad`` the gradient of its error: squared, summed over a sample, mean over the batch.
+        """Add to the predictor's ``.grad`` that of its error: squared, summed over a sample, mean over the batch.
 
         Args:
             prediction: ``Local.prediction`` of this stage.
@@ -126,16 +149,6 @@ class Stage(nn.Module):
         if not output.is_floating_point():
             raise TypeError(f"modules: expected {name} to return floating-point numbers, got {output.dtype}")
         return leaf, output
-
-    def _predict(self, activity: Tensor, labels: Tensor | None) -> Tensor:
-        prediction = self.predictor(activity, labels) if self.conditioned else self.predictor(activity)
-        if not isinstance(prediction, Tensor):
-            raise TypeError(f"predictor: expected a tensor, got {type(prediction).__name__}")
-        if prediction.shape != activity.shape:
-            raise ValueError(
-                f"predictor: expected the activity's shape {tuple(activity.shape)}, got {tuple(prediction.shape)}"
-            )
-        return prediction
 
     def _scale(self, activity: Tensor) -> float:
         return float(max(len(activity), 1)) if self.gradient_scale == "batch" else float(self.gradient_scale)

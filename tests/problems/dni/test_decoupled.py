@@ -235,7 +235,7 @@ def test_training_works_in_one_step_over_everything(make):
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(256, 5, generator=generator)
     y = (x @ torch.randn(5, 3, generator=generator)).argmax(1)
-    modules = [nn.Sequential(nn.Linear(5, 32), nn.ReLU()), nn.Sequential(nn.Linear(32, 32), nn.ReLU()), nn.Linear(32, 3)]
+    modules = [nn.Sequential(nn.Linear(n, 32), nn.ReLU()) for n in (5, 32)] + [nn.Linear(32, 3)]
     net = dni.Decoupled(modules, x, num_classes=3, predictor=lambda shape, n: dni.Predictor(shape[0], n, (64,)))
     if make == "adam":
         opt = torch.optim.Adam(net.parameters(), lr=1e-2)

@@ -155,7 +155,8 @@ def test_the_target_is_bootstrapped_and_the_auxiliary_task_is_no_part_of_it(last
     said = net.predictor(torch.cat([start[0][0], start[1][0]], 1))
     error = (said - 4 * target).square().sum() / 4
     torch.testing.assert_close(found.predictor_loss, error.detach(), rtol=1e-12, atol=1e-12)
-    for p, g in zip(net.predictor.parameters(), torch.autograd.grad(error, list(net.predictor.parameters())), strict=True):
+    parameters = list(net.predictor.parameters())
+    for p, g in zip(parameters, torch.autograd.grad(error, parameters), strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-12)
     if auxiliary and not last:
         wrong = (net.auxiliary(outputs[0]) - 4 * beyond).square().sum() / 4
