@@ -6,7 +6,8 @@
 
 Sequences grow when they are solved (below 0.15 bits per character). The ways have the same core, optimizer, segments of
 T steps and number of segments; the table has the longest sequence solved, beside the published ones, which come of far
-longer runs. Runs are kept in --results, one line each, and are not done again. One thread.
+longer runs. Networks of one task and T are trained side by side, in one program. Runs are kept in --results, one line
+each, and are not done again. One thread.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from l2l_fast import dni
 
@@ -34,46 +35,148 @@ PUBLISHED = {
 HORIZONS = (2, 3, 4, 5)
 
 
-def train(options: argparse.Namespace, task_name: str, way: str, horizon: int, seed: int) -> dict:
-    torch.manual_seed(seed)
-    task, curriculum = dni.CopyTask(repeat=task_name == "repeat"), dni.Curriculum(repeat=task_name == "repeat")
-    units, batch = options.units, options.batch
-    net = dni.Recurrent(
-        nn.LSTM(task.inputs, units),
-        2 * units,
-        hidden=options.hidden,
-        auxiliary=way == "aux",
-        output_size=units,
+class Linears(nn.Module):
+    """A linear map for each of some networks side by side: from ``[replicas * batch, fan_in]``, network by network."""
+
+    def __init__(
+        self, replicas: int, fan_in: int, fan_out: int, zero: bool = False, bound: float | None = None
+    ) -> None:
+        super().__init__()
+        bound = 0.0 if zero else fan_in**-0.5 if bound is None else bound
+        self.weight = nn.Parameter(torch.empty(replicas, fan_in, fan_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(replicas, 1, fan_out).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x.view(len(self.weight), -1, x.shape[1]), self.weight).flatten(0, 1)
+
+
+class Cores(nn.Module):
+    """LSTMs side by side, initialised as ``nn.LSTM`` is; states ``[replicas * batch, units]``."""
+
+    def __init__(self, replicas: int, inputs: int, units: int) -> None:
+        super().__init__()
+        self.gates = Linears(replicas, inputs + units, 4 * units, bound=units**-0.5)
+
+    def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        (h, c), outputs = state, []
+        for x in inputs:
+            i, f, g, o = self.gates(torch.cat([x, h], 1)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outputs.append(h)
+        return torch.stack(outputs), (h, c)
+
+
+class Of(nn.Module):
+    """What a module gives, for some of the networks; zero for the others."""
+
+    def __init__(self, module: nn.Module, chosen: list[bool], batch: int) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("share", torch.tensor(chosen).float().repeat_interleave(batch)[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x) * self.share
+
+
+class Stream:
+    """One network's episodes, one after the other, in segments of T steps (the last one filled up with silence)."""
+
+    def __init__(self, repeat: bool, batch: int, horizon: int, seed: int) -> None:
+        self.task, self.curriculum = dni.CopyTask(repeat=repeat), dni.Curriculum(repeat=repeat)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.batch, self.horizon = batch, horizon
+        self.history: list[list[int]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self.episode = self.task.sample(self.curriculum.length, self.batch, self.generator, self.curriculum.repeats)
+        self.at, self.nats = 0, 0.0
+
+    def next(self, inputs: Tensor, targets: Tensor) -> bool:
+        """Write the next segment; whether it is the episode's last."""
+        piece = slice(self.at, self.at + self.horizon)
+        steps = len(self.episode.targets[piece])
+        inputs[:steps], targets[:steps] = self.episode.inputs[piece], self.episode.targets[piece]
+        inputs[steps:], targets[steps:] = 0.0, -100
+        self.at += self.horizon
+        return self.at >= len(self.episode.targets)
+
+    def took(self, nats: float, last: bool, segments: int) -> None:
+        """The segment's loss, a sum over its steps."""
+        self.nats += nats
+        if last:
+            if self.curriculum.record(self.nats / self.episode.scored / math.log(2)):
+                self.history.append([segments, self.curriculum.solved])
+            self._begin()
+
+
+def train(options: argparse.Namespace, task: str, horizon: int, wanted: list[tuple[str, int]]) -> list[dict]:
+    """Train the wanted (way, seed) side by side; networks of one seed start alike and see the same characters."""
+    count, units, batch = len(wanted), options.units, options.batch
+    streams = [Stream(task == "repeat", batch, horizon, seed) for _, seed in wanted]
+    about = streams[0].task
+    torch.manual_seed(0)
+    predictor = nn.Sequential(
+        Linears(count, 2 * units, options.hidden), nn.ReLU(), Linears(count, options.hidden, 2 * units, zero=True)
     )
-    head = nn.Linear(units, task.classes)
-    if way == "bptt":
-        net.predictor.requires_grad_(False)  # at zero, where it starts: truncated back-propagation
-    opt = torch.optim.Adam([p for m in (net, head) for p in m.parameters() if p.requires_grad], lr=options.lr)
-    generator = torch.Generator().manual_seed(seed)
-    done, history, start = 0, [], time.process_time()
-    while done < options.segments:
-        episode = task.sample(curriculum.length, batch, generator, curriculum.repeats)
-        state, nats = None, 0.0
-        pieces = list(zip(episode.inputs.split(horizon), episode.targets.split(horizon), strict=True))
-        for k, (inputs, targets) in enumerate(pieces):
+    net = dni.Recurrent(
+        Cores(count, about.inputs, units),
+        2 * units,
+        # At zero, where it starts, it is truncated back-propagation.
+        Of(predictor, [way != "bptt" for way, _ in wanted], batch),
+        batch_dim=0,
+        auxiliary=Of(Linears(count, units, 2 * units, zero=True), [way == "aux" for way, _ in wanted], batch),
+        auxiliary_weight=count,  # a mean over all networks' samples; the loss below is a sum of means
+        gradient_scale=batch,
+    )
+    head = Linears(count, units, about.classes)
+    start_alike([net, head], [seed for _, seed in wanted])
+    parameters = [p for module in (net, head) for p in module.parameters()]
+    opt = torch.optim.Adam(parameters, lr=options.lr, fused=True)
+    inputs = torch.zeros(horizon, count, batch, about.inputs)
+    targets = torch.zeros(horizon, count, batch, dtype=torch.int64)
+    state = tuple(torch.zeros(count * batch, units) for _ in range(2))
+    nats = torch.zeros(count)
 
-            def loss_fn(outputs, targets=targets):
-                return F.cross_entropy(head(outputs).flatten(0, 1), targets.flatten(), reduction="sum") / batch
+    def loss_fn(outputs: Tensor) -> Tensor:
+        logits = head(outputs.view(horizon, count, batch, units).transpose(0, 1).reshape(-1, units))
+        losses = F.cross_entropy(logits, targets.transpose(0, 1).reshape(-1), reduction="none")
+        losses = losses.view(count, -1).sum(1) / batch
+        nats.copy_(losses.detach())
+        return losses.sum()
 
-            opt.zero_grad()
-            segment = net.segment(inputs, state, loss_fn, last=k == len(pieces) - 1)
-            opt.step()
-            state = segment.state
-            nats += segment.loss.item()
-            done += 1
-        if curriculum.record(nats / episode.scored / math.log(2)):
-            history.append([done, curriculum.solved])
-    return {
-        **setting(options, task_name, way, horizon, seed),
-        "solved": curriculum.solved,
-        "history": history,
-        "cpu_seconds": round(time.process_time() - start, 1),
-    }
+    start = time.process_time()
+    for done in range(1, options.segments + 1):
+        last = [stream.next(inputs[:, k], targets[:, k]) for k, stream in enumerate(streams)]
+        ends = torch.tensor(last).repeat_interleave(batch)
+        opt.zero_grad()
+        segment = net.segment(inputs.flatten(1, 2), state, loss_fn, last=ends)
+        opt.step()
+        state = tuple(part.masked_fill(ends[:, None], 0.0) for part in segment.state)
+        for stream, value, end in zip(streams, nats.tolist(), last, strict=True):
+            stream.took(value, end, done)
+    seconds = round((time.process_time() - start) / count, 1)
+    return [
+        {
+            **setting(options, task, way, horizon, seed),
+            "solved": stream.curriculum.solved,
+            "history": stream.history,
+            "cpu_seconds": seconds,
+        }
+        for (way, seed), stream in zip(wanted, streams, strict=True)
+    ]
+
+
+@torch.no_grad()
+def start_alike(parts: list[nn.Module], seeds: list[int]) -> None:
+    """Every network's parameters become those that its seed gives, whatever stands beside it."""
+    for k, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        for part in parts:
+            for p in part.parameters():
+                bound = p[k].abs().max()
+                p[k].copy_((2 * torch.rand(p[k].shape, generator=generator) - 1) * bound)
 
 
 def setting(options: argparse.Namespace, task: str, way: str, horizon: int, seed: int) -> dict:
@@ -106,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--steps", type=int, nargs="+", default=HORIZONS, help="T, the steps of a segment")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--segments", type=int, default=30_000, help="of every run")
     parser.add_argument("--units", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
@@ -117,21 +220,21 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    wanted = [
-        (task, way, horizon, seed)
-        for seed in options.seeds
-        for task in options.tasks
-        for horizon in options.steps
-        for way in options.ways
-    ]
     rows = kept(options.results)
-    for one in wanted if not options.table else []:
-        key = setting(options, *one)
-        if not any(key.items() <= row.items() for row in rows):
-            rows.append(train(options, *one))
-            with options.results.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-            print(json.dumps(rows[-1]), flush=True)
+    for task in options.tasks if not options.table else []:
+        for horizon in options.steps:
+            wanted = [(way, seed) for way in options.ways for seed in options.seeds]
+            keys = [setting(options, task, way, horizon, seed) for way, seed in wanted]
+            there = [any(key.items() <= row.items() for row in rows) for key in keys]
+            missing = [one for one, done in zip(wanted, there, strict=True) if not done]
+            if missing:
+                found = train(options, task, horizon, missing)
+                rows += found
+                with options.results.open("a") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in found)
+                for row in found:
+                    shown = {name: value for name, value in row.items() if name != "history"}
+                    print(json.dumps(shown), flush=True)
     print(table(rows))
 
 

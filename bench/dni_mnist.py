@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3, help="Adam's first rate; it falls to zero in a line")
-    parser.add_argument("--hidden", type=int, nargs="*", default=[1024], help="widths of the predictors' hidden layers")
+    parser.add_argument("--hidden", type=int, nargs="*", default=[512], help="widths of the predictors' hidden layers")
     parser.add_argument("--every", type=int, default=200, help="steps between evaluations")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "dni_mnist.jsonl")
     parser.add_argument("--picture", type=Path, help="where to draw the curves")

@@ -4,8 +4,8 @@
 
 Latency: from the start of a step until module i has been updated, by back-propagation (everything waits for the whole
 backward pass) and by synthetic gradients. Throughput: minibatches per second of a chain in one thread, and with its
-lower and upper half in a thread each, one minibatch apart; activities go up and gradients for the predictor come down through
-queues. Medians over rounds that take one sample of each. One intra-operator thread everywhere.
+lower and upper half in a thread each, one minibatch apart; activities go up and gradients for the predictor come down
+through queues. Medians over rounds that take one sample of each. One intra-operator thread everywhere.
 """
 
 from __future__ import annotations

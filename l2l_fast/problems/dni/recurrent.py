@@ -68,7 +68,8 @@ class Recurrent(nn.Module):
             default.
         hidden: units of that layer; 0: a linear map.
         batch_dim: which dimension of the state's tensors is the batch: 1 of ``nn.LSTM``'s, 0 of cells'.
-        auxiliary: whether to use the auxiliary task.
+        auxiliary: whether to use the auxiliary task; a module from ``[batch, output_size]`` to ``[batch, state_size]``
+            takes the linear map's place.
         output_size: numbers per sample and step that the core gives out; needed for the auxiliary task.
         auxiliary_weight: what its loss is multiplied with.
         gradient_scale: what M gives is this many times the gradient; "batch": the number of samples; see
@@ -86,7 +87,7 @@ class Recurrent(nn.Module):
         *,
         hidden: int = 256,
         batch_dim: int = 1,
-        auxiliary: bool = False,
+        auxiliary: bool | nn.Module = False,
         output_size: int | None = None,
         auxiliary_weight: float = 1.0,
         gradient_scale: float | str = "batch",
@@ -106,10 +107,12 @@ class Recurrent(nn.Module):
             self.gradient_scale = real("gradient_scale", gradient_scale, above=0.0)
         self.core = core
         widths = (hidden,) if integer("hidden", hidden, 0) else ()
-        own = predictor is None
-        self.predictor = Predictor(self.state_size, hidden=widths, batch_norm=False) if own else predictor
-        self.auxiliary = None
-        if flag("auxiliary", auxiliary):
+        if predictor is None:
+            self.predictor = Predictor(self.state_size, hidden=widths, batch_norm=False)
+        else:
+            self.predictor = predictor
+        self.auxiliary = auxiliary if isinstance(auxiliary, nn.Module) else None
+        if self.auxiliary is None and flag("auxiliary", auxiliary):
             if output_size is None:
                 raise TypeError("output_size: expected an int >= 1 for the auxiliary task, got None")
             self.auxiliary = nn.Linear(positive_int("output_size", output_size), self.state_size)
@@ -117,8 +120,8 @@ class Recurrent(nn.Module):
             nn.init.zeros_(self.auxiliary.bias)
         like = next((p for p in core.parameters() if p.is_floating_point()), None)
         if like is not None:
-            for made in (self.predictor if own else None, self.auxiliary):
-                if made is not None:
+            for made, given in ((self.predictor, predictor), (self.auxiliary, auxiliary)):
+                if made is not None and made is not given:
                     made.to(device=like.device, dtype=like.dtype)
 
     def forward(self, inputs: Any, state: State | None = None) -> tuple[Tensor, State]:
@@ -126,7 +129,7 @@ class Recurrent(nn.Module):
         return self.core(inputs, state)
 
     def segment(
-        self, inputs: Any, state: State | None, loss_fn: Callable[[Tensor], Tensor], *, last: bool = False
+        self, inputs: Any, state: State | None, loss_fn: Callable[[Tensor], Tensor], *, last: bool | Tensor = False
     ) -> Segment:
         """One segment: adds to the ``.grad`` of core, predictor, and whatever else ``loss_fn`` made use of.
 
@@ -134,7 +137,8 @@ class Recurrent(nn.Module):
             inputs: the core's, time first.
             state: ``Segment.state`` of the segment before; None at the start of an episode.
             loss_fn: from the core's outputs to a scalar, the sum over the segment's steps.
-            last: the episode ends with this segment: nothing comes after it.
+            last: the episode ends with this segment: nothing comes after it. A bool, or a bool tensor ``[batch]`` where
+                samples end at different times (whose states the caller then sets to their start).
 
         Raises:
             TypeError, ValueError: the core or ``loss_fn`` gave something else than they promise.
@@ -153,7 +157,10 @@ class Recurrent(nn.Module):
             raise ValueError(f"loss_fn: expected a scalar tensor, got shape {tuple(loss.shape)}")
         flat = self._flat(ends)
         scale = float(max(len(flat), 1)) if self.gradient_scale == "batch" else self.gradient_scale
-        beyond = None if last else self.predictor(flat.detach()).detach()
+        going = _going_on(last, flat)
+        beyond = None if going is False else self.predictor(flat.detach()).detach()
+        if isinstance(going, Tensor):
+            beyond = torch.where(going[:, None], beyond, torch.zeros_like(beyond))
         auxiliary = None if beyond is None or self.auxiliary is None else self.auxiliary(outputs[0])
         roots, gradients = [loss], [None]
         if beyond is not None:
@@ -172,6 +179,8 @@ class Recurrent(nn.Module):
             predictor_loss = predictor_loss.detach()
         if auxiliary is not None:
             # After the target has been read: this task's gradient is no part of it.
+            if isinstance(going, Tensor):  # where nothing comes after, nothing is to be foreseen
+                auxiliary = torch.where(going[:, None], auxiliary, beyond)
             auxiliary_loss = _error(auxiliary, beyond)
             if auxiliary_loss.requires_grad:
                 (self.auxiliary_weight * auxiliary_loss).backward()
@@ -209,6 +218,17 @@ def _parts(state: State) -> list[Tensor]:
         if not isinstance(part, Tensor) or not part.is_floating_point():
             raise TypeError(f"state: expected floating-point tensors, got {type(part).__name__}")
     return parts
+
+
+def _going_on(last: bool | Tensor, flat: Tensor) -> bool | Tensor:
+    """Whether there is anything after the segment, of all samples or of each."""
+    if isinstance(last, Tensor) and last.dim() == 1:
+        if last.dtype != torch.bool:
+            raise TypeError(f"last: expected a bool or a bool tensor [batch], got dtype {last.dtype}")
+        if last.shape != flat.shape[:1]:
+            raise ValueError(f"last: expected shape ({len(flat)},), one for every sample, got {tuple(last.shape)}")
+        return ~last
+    return not flag("last", last)
 
 
 def _error(prediction: Tensor, target: Tensor) -> Tensor:

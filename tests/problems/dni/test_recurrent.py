@@ -167,6 +167,48 @@ def test_the_target_is_bootstrapped_and_the_auxiliary_task_is_no_part_of_it(last
         torch.testing.assert_close(p.grad, g, rtol=1e-11, atol=1e-12)
 
 
+def test_samples_may_end_at_different_times():
+    # A sample's gradients are its own: together they are what every sample gives alone.
+    core = nn.LSTM(3, 5, **DOUBLE)
+    x, y = episode(3)
+    net = dni.Recurrent(core, 10, auxiliary=True, output_size=5, gradient_scale=1.0)
+    nn.init.normal_(net.predictor.out.weight), nn.init.normal_(net.auxiliary.weight)
+    start = tuple(torch.randn(1, 4, 5, **DOUBLE) for _ in range(2))
+    last = torch.tensor([True, False, False, True])
+    found = net.segment(x, start, loss_of(y), last=last)
+    got = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    for k, end in enumerate(last.tolist()):
+        piece = slice(k, k + 1)
+        mine = tuple(part[:, piece].contiguous() for part in start)
+        alone = net.segment(x[:, piece], mine, lambda out, k=piece: loss_of(y[:, k])(out) / 4, last=end)
+        torch.testing.assert_close(found.state_gradient[piece], alone.state_gradient, rtol=1e-12, atol=1e-12)
+    names = [name for name, _ in net.named_parameters()]
+    for name, p, g in zip(names, net.parameters(), got, strict=True):
+        if not name.startswith("core"):  # means over the batch
+            torch.testing.assert_close(p.grad / 4, g, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match=r"last: expected shape \(4,\), one for every sample, got \(3,\)"):
+        net.segment(x, start, loss_of(y), last=last[:3])
+    with pytest.raises(TypeError, match="last: expected a bool or a bool tensor"):
+        net.segment(x, start, loss_of(y), last=last.long())
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_tensor_that_says_the_same_of_all_is_a_bool(value):
+    x, y = episode(3)
+    grads = []
+    core = nn.LSTM(3, 5, **DOUBLE)
+    net = dni.Recurrent(core, 10, auxiliary=True, output_size=5)
+    nn.init.normal_(net.predictor.out.weight), nn.init.normal_(net.auxiliary.weight)
+    start = tuple(torch.randn(1, 4, 5, **DOUBLE) for _ in range(2))
+    for last in (value, torch.full((4,), value)):
+        net.zero_grad()
+        net.segment(x, start, loss_of(y), last=last)
+        grads.append([torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_no_graph_is_left_and_nothing_is_stored(tmp_path):
     net = dni.Recurrent(nn.LSTM(3, 5, **DOUBLE), 10, auxiliary=True, output_size=5)
     x, y = episode()
