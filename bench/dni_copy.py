@@ -42,9 +42,9 @@ class Linears(nn.Module):
         self, replicas: int, fan_in: int, fan_out: int, zero: bool = False, bound: float | None = None
     ) -> None:
         super().__init__()
-        bound = 0.0 if zero else fan_in**-0.5 if bound is None else bound
-        self.weight = nn.Parameter(torch.empty(replicas, fan_in, fan_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(replicas, 1, fan_out).uniform_(-bound, bound))
+        self.bound = 0.0 if zero else fan_in**-0.5 if bound is None else bound
+        self.weight = nn.Parameter(torch.zeros(replicas, fan_in, fan_out))
+        self.bias = nn.Parameter(torch.zeros(replicas, 1, fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x.view(len(self.weight), -1, x.shape[1]), self.weight).flatten(0, 1)
@@ -116,7 +116,6 @@ def train(options: argparse.Namespace, task: str, horizon: int, wanted: list[tup
     count, units, batch = len(wanted), options.units, options.batch
     streams = [Stream(task == "repeat", batch, horizon, seed) for _, seed in wanted]
     about = streams[0].task
-    torch.manual_seed(0)
     predictor = nn.Sequential(
         Linears(count, 2 * units, options.hidden), nn.ReLU(), Linears(count, options.hidden, 2 * units, zero=True)
     )
@@ -170,13 +169,13 @@ def train(options: argparse.Namespace, task: str, horizon: int, wanted: list[tup
 
 @torch.no_grad()
 def start_alike(parts: list[nn.Module], seeds: list[int]) -> None:
-    """Every network's parameters become those that its seed gives, whatever stands beside it."""
+    """Every network's parameters become those that its seed gives, whatever stands beside it: as ``nn.Linear``'s."""
+    maps = [each for part in parts for each in part.modules() if isinstance(each, Linears)]
     for k, seed in enumerate(seeds):
         generator = torch.Generator().manual_seed(seed)
-        for part in parts:
-            for p in part.parameters():
-                bound = p[k].abs().max()
-                p[k].copy_((2 * torch.rand(p[k].shape, generator=generator) - 1) * bound)
+        for each in maps:
+            for p in (each.weight[k], each.bias[k]):
+                p.uniform_(-each.bound, each.bound, generator=generator)
 
 
 def setting(options: argparse.Namespace, task: str, way: str, horizon: int, seed: int) -> dict:
