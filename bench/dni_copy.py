@@ -116,9 +116,8 @@ def train(options: argparse.Namespace, task: str, horizon: int, wanted: list[tup
     count, units, batch = len(wanted), options.units, options.batch
     streams = [Stream(task == "repeat", batch, horizon, seed) for _, seed in wanted]
     about = streams[0].task
-    predictor = nn.Sequential(
-        Linears(count, 2 * units, options.hidden), nn.ReLU(), Linears(count, options.hidden, 2 * units, zero=True)
-    )
+    hidden = [Linears(count, 2 * units, options.hidden), nn.ReLU()] if options.hidden else []
+    predictor = nn.Sequential(*hidden, Linears(count, options.hidden or 2 * units, 2 * units, zero=True))
     net = dni.Recurrent(
         Cores(count, about.inputs, units),
         2 * units,
@@ -208,12 +207,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--steps", type=int, nargs="+", default=HORIZONS, help="T, the steps of a segment")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--segments", type=int, default=30_000, help="of every run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--segments", type=int, default=10_000, help="of every run")
     parser.add_argument("--units", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--hidden", type=int, default=128, help="units of the predictor's hidden layer; 0: linear")
+    parser.add_argument("--hidden", type=int, default=0, help="units of the predictor's hidden layer; 0: linear")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "dni_copy.jsonl")
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args(arguments)

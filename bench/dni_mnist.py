@@ -79,7 +79,10 @@ def train(options: argparse.Namespace, layers: int, way: str, optimizer: str, se
     torch.manual_seed(seed)
     net = network(layers, way, tuple(options.hidden))
     if optimizer == "general":
-        opt = l2l.LearnedOptimizer(net.parameters(), l2l.load_pretrained("general"), total_steps=options.steps)
+        groups = [{"params": list(net.module_parameters())}]
+        if way != "backprop":
+            groups += [{"params": list(net.predictor_parameters()), "lr": options.predictor_lr}]
+        opt = l2l.LearnedOptimizer(groups, l2l.load_pretrained("general"), total_steps=options.steps)
     else:
         opt = torch.optim.Adam(net.parameters(), lr=options.lr)
     falls = 1.0 if optimizer == "adam" else 0.0  # the learned one has a schedule of its own
@@ -118,6 +121,7 @@ def setting(options: argparse.Namespace, layers: int, way: str, optimizer: str, 
         "batch": options.batch,
         "lr": options.lr if optimizer == "adam" else 1.0,
         "hidden": list(options.hidden) if way != "backprop" else [],
+        "predictor_lr": options.predictor_lr if optimizer == "general" and way != "backprop" else None,
     }
 
 
@@ -175,6 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3, help="Adam's first rate; it falls to zero in a line")
+    parser.add_argument("--predictor-lr", type=float, default=0.1, help="the learned optimizer's, for predictors")
     parser.add_argument("--hidden", type=int, nargs="*", default=[512], help="widths of the predictors' hidden layers")
     parser.add_argument("--every", type=int, default=200, help="steps between evaluations")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "dni_mnist.jsonl")

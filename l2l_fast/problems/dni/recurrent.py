@@ -158,22 +158,21 @@ class Recurrent(nn.Module):
         flat = self._flat(ends)
         scale = float(max(len(flat), 1)) if self.gradient_scale == "batch" else self.gradient_scale
         going = _going_on(last, flat)
-        beyond = None if going is False else self.predictor(flat.detach()).detach()
+        beyond = None if going is False else self._predict(flat).detach()
         if isinstance(going, Tensor):
             beyond = torch.where(going[:, None], beyond, torch.zeros_like(beyond))
         auxiliary = None if beyond is None or self.auxiliary is None else self.auxiliary(outputs[0])
-        roots, gradients = [loss], [None]
+        pairs = []
         if beyond is not None:
             injected = self._unflat(beyond / scale, ends)
-            passing = [k for k, part in enumerate(ends) if part.requires_grad]
-            roots += [ends[k] for k in passing]
-            gradients += [injected[k] for k in passing]
-        torch.autograd.backward(roots, gradients, retain_graph=auxiliary is not None)
+            pairs = [(part, g) for part, g in zip(ends, injected, strict=True) if part.requires_grad]
+        if loss.requires_grad or not pairs:  # a segment in which nothing is asked may have a constant for its loss
+            pairs = [(loss, None), *pairs]
+        torch.autograd.backward(*zip(*pairs, strict=True), retain_graph=auxiliary is not None)
         target = predictor_loss = None
         if starts is not None:
             target = self._flat([torch.zeros_like(p) if p.grad is None else p.grad for p in starts])
-            prediction = self.predictor(self._flat(starts).detach())
-            predictor_loss = _error(prediction, target * scale)
+            predictor_loss = _error(self._predict(self._flat(starts)), target * scale)
             if predictor_loss.requires_grad:
                 predictor_loss.backward()
             predictor_loss = predictor_loss.detach()
@@ -188,6 +187,13 @@ class Recurrent(nn.Module):
         new = [part.detach() for part in ends]
         new_state = new[0] if isinstance(end, Tensor) else type_of(end)(new)
         return Segment(loss.detach(), outputs.detach(), new_state, target, predictor_loss, auxiliary)
+
+    def _predict(self, flat: Tensor) -> Tensor:
+        said = self.predictor(flat.detach())
+        if not isinstance(said, Tensor) or said.shape != flat.shape:
+            came = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
+            raise ValueError(f"predictor: expected a tensor of shape {tuple(flat.shape)}, got {came}")
+        return said
 
     def _flat(self, parts: list[Tensor]) -> Tensor:
         """The state as ``[batch, state_size]``."""

@@ -286,6 +286,24 @@ def test_wrong_arguments_are_named():
     with torch.no_grad(), pytest.raises(RuntimeError, match="gradients are switched off"):
         net.segment(x, None, loss_of(y))
     assert all(p.grad is None for p in net.parameters())
+    wrong = dni.Recurrent(core, 10, nn.Linear(10, 9))
+    with pytest.raises(ValueError, match=r"predictor: expected a tensor of shape \(4, 10\), got shape \(4, 9\)"):
+        wrong.segment(x, None, loss_of(y))
+    assert all(p.grad is None for p in wrong.parameters())
+
+
+def test_a_segment_in_which_nothing_is_asked_gets_what_comes_later():
+    net = dni.Recurrent(nn.LSTM(3, 5, **DOUBLE), 10)
+    nn.init.normal_(net.predictor.out.weight)
+    x, _ = episode(3)
+    grads = []
+    for constant in (lambda out: out.sum() * 0, lambda out: torch.zeros(())):
+        net.zero_grad()
+        assert net.segment(x, None, constant).loss == 0
+        grads.append([p.grad.clone() for p in net.core.parameters()])
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(*grads, strict=True))
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        net.segment(x, None, lambda out: torch.zeros(()), last=True)
 
 
 def test_losses_of_a_head_outside_reach_it():
