@@ -130,17 +130,23 @@ def kept(path: Path) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Test errors in percent, a row for every depth."""
+    """Test errors in percent, a row for every depth and length of the run."""
     columns = [(way, optimizer) for optimizer in OPTIMIZERS for way in WAYS]
-    lines = ["| layers | " + " | ".join(f"{way}, {optimizer}" for way, optimizer in columns) + " |"]
-    lines += ["|---:|" + "---:|" * len(columns)]
-    for layers in sorted({row["layers"] for row in rows}):
+    lines = ["| layers | steps | " + " | ".join(f"{way}, {optimizer}" for way, optimizer in columns) + " |"]
+    lines += ["|---:|---:|" + "---:|" * len(columns)]
+    for layers, steps in sorted({(row["layers"], row["steps"]) for row in rows}):
         cells = []
         for way, optimizer in columns:
-            found = [r for r in rows if (r["layers"], r["way"], r["optimizer"]) == (layers, way, optimizer)]
-            cells.append(" / ".join(f"{row['test']:.2f}" for row in sorted(found, key=lambda row: row["seed"])))
-        lines.append(f"| {layers} | " + " | ".join(cells) + " |")
+            found = [r for r in rows if (r["layers"], r["steps"]) == (layers, steps)]
+            found = [r for r in found if (r["way"], r["optimizer"]) == (way, optimizer)]
+            cells.append(" / ".join(shown(row) for row in sorted(found, key=lambda row: row["seed"])))
+        lines.append(f"| {layers} | {steps} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def shown(row: dict) -> str:
+    """The error, and the rate of predictors where it is not the usual one."""
+    return f"{row['test']:.2f}" + (" (rate 1)" if row["predictor_lr"] == 1.0 else "")
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -151,6 +157,8 @@ def draw(rows: list[dict], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "l2l_fast"
     from matplotlib import pyplot
 
+    longest = max(row["steps"] for row in rows)
+    rows = [row for row in rows if row["steps"] == longest]
     depths = sorted({row["layers"] for row in rows})
     figure, axes = pyplot.subplots(1, len(depths), figsize=(3.2 * len(depths), 3.0), sharey=True, squeeze=False)
     colours = dict(zip(WAYS, ("black", "tab:blue", "tab:red"), strict=True))
@@ -159,6 +167,7 @@ def draw(rows: list[dict], path: Path) -> None:
             if row["layers"] == layers:
                 steps, _, _, test = zip(*row["curve"], strict=True)
                 line = "-" if row["optimizer"] == "adam" else "--"
+                line = ":" if row["predictor_lr"] == 1.0 else line
                 label = f"{row['way']}, {row['optimizer']}" if row["seed"] == 0 else None
                 axis.plot(steps, test, line, color=colours[row["way"]], label=label, linewidth=1.2)
         axis.set_title(f"{layers} layers of 256", fontsize=9)
@@ -202,8 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(train(options, *one))
             with options.results.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-            shown = {name: value for name, value in rows[-1].items() if name != "curve"}
-            print(json.dumps(shown), flush=True)
+            print(json.dumps({name: value for name, value in rows[-1].items() if name != "curve"}), flush=True)
     print(table(rows))
     if options.picture:
         draw(rows, options.picture)
