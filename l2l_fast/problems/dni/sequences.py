@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.checks import flag, positive_int, real
+from ...kernels.checks import flag, integer, positive_int, real
 
 
 class Episode(NamedTuple):
@@ -27,7 +27,7 @@ class Episode(NamedTuple):
 
 
 class CopyTask:
-    """Read ``length`` random characters and a mark, then give them out, ``repeats`` times.
+    """Read ``length`` random characters, wait for ``gap`` steps, read a mark, then give them out, ``repeats`` times.
 
     A character is a one-hot input, the mark an input of its own; while characters are to be given out there is no
     input. In repeat copy the mark says how often (``repeats / 10``), and after the last copy the end sign has to come.
@@ -46,8 +46,10 @@ class CopyTask:
         self.inputs = self.characters + 1
         self.classes = self.characters + self.repeat
 
-    def sample(self, length: int, batch: int, generator: torch.Generator, repeats: int = 1) -> Episode:
-        """A minibatch; ``repeats`` other than 1 is for repeat copy.
+    def sample(
+        self, length: int, batch: int, generator: torch.Generator, repeats: int = 1, gap: int = 0
+    ) -> Episode:
+        """A minibatch; ``repeats`` other than 1 is for repeat copy; in the published tasks there is no gap.
 
         Raises:
             TypeError, ValueError: an argument is out of its range.
@@ -55,14 +57,15 @@ class CopyTask:
         length, repeats = positive_int("length", length), positive_int("repeats", repeats)
         if repeats != 1 and not self.repeat:
             raise ValueError(f"repeats: expected 1, this is copy and not repeat copy, got {repeats}")
-        batch = positive_int("batch", batch)
+        batch, gap = positive_int("batch", batch), integer("gap", gap, 0)
         text = torch.randint(self.characters, (length, batch), generator=generator, device="cpu")
         scored = length * repeats + self.repeat
-        inputs = torch.zeros(length + 1 + scored, batch, self.inputs, dtype=torch.float32, device="cpu")
+        start = length + gap + 1
+        inputs = torch.zeros(start + scored, batch, self.inputs, dtype=torch.float32, device="cpu")
         inputs[:length].scatter_(2, text[..., None], 1.0)
-        inputs[length, :, -1] = repeats / 10 if self.repeat else 1.0
-        targets = torch.full((length + 1 + scored, batch), -100, dtype=torch.int64, device="cpu")
-        targets[length + 1 : length + 1 + length * repeats] = text.repeat(repeats, 1)
+        inputs[start - 1, :, -1] = repeats / 10 if self.repeat else 1.0
+        targets = torch.full((start + scored, batch), -100, dtype=torch.int64, device="cpu")
+        targets[start : start + length * repeats] = text.repeat(repeats, 1)
         if self.repeat:
             targets[-1] = self.characters
         return Episode(inputs, targets, scored)

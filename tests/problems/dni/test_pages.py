@@ -56,7 +56,7 @@ def test_the_mnist_bench(tmp_path, capsys):
 def test_networks_side_by_side_are_those_alone():
     from bench import dni_copy
 
-    options = argparse.Namespace(segments=120, units=8, batch=16, lr=1e-2, hidden=8)
+    options = argparse.Namespace(segments=120, units=8, batch=16, lr=1e-2, hidden=8, gap=1)
     wanted = [("bptt", 0), ("aux", 1), ("dni", 1)]
     together = dni_copy.train(options, "copy", 2, wanted)
     alone = [dni_copy.train(options, "copy", 2, [one])[0] for one in wanted]
@@ -69,10 +69,11 @@ def test_the_copy_bench(tmp_path, capsys):
     from bench import dni_copy
 
     results = tmp_path / "rows.jsonl"
-    command = ["--segments", "12", "--units", "4", "--hidden", "4", "--results", str(results), "--seeds", "0"]
+    command = ["--segments", "12", "--units", "4", "--hidden", "4", "--seeds", "0", "--gap", "2"]
+    command += ["--results", str(results)]
     dni_copy.main(command)
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert len(rows) == 2 * 4 * 3 and "| copy, 2 | 0 (7) | 0 (16) | 0 (16) |" in capsys.readouterr().out
+    assert len(rows) == 3 * 4 * 3 and "| copy, 2 | 0 (7) | 0 (16) | 0 (16) |" in capsys.readouterr().out
 
 
 def test_the_pipeline_bench(monkeypatch, capsys):

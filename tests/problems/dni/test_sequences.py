@@ -26,6 +26,13 @@ def test_repeat_copy():
     torch.testing.assert_close(episode.inputs[2, :, 2], torch.full((5,), 0.3))
 
 
+def test_a_gap():
+    episode = dni.CopyTask().sample(1, 5, torch.Generator().manual_seed(0), gap=4)
+    assert episode.inputs.shape == (7, 5, 3) and episode.scored == 1
+    assert not episode.inputs[1:5].any() and (episode.inputs[5, :, 2] == 1).all() and not episode.inputs[6].any()
+    assert torch.equal(episode.targets[6], episode.inputs[0].argmax(1)) and (episode.targets[:6] == -100).all()
+
+
 def test_a_seed_repeats():
     first, second = (dni.CopyTask().sample(6, 7, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first.inputs, second.inputs) and torch.equal(first.targets, second.targets)
@@ -53,5 +60,7 @@ def test_wrong_arguments_are_named():
         dni.CopyTask().sample(2, 3, torch.Generator(), repeats=2)
     with pytest.raises(ValueError, match="length must be a positive integer, got 0"):
         dni.CopyTask().sample(0, 3, torch.Generator())
+    with pytest.raises(ValueError, match="gap: expected an int >= 0, got -1"):
+        dni.CopyTask().sample(1, 3, torch.Generator(), gap=-1)
     with pytest.raises(ValueError, match="threshold: expected a finite number > 0, got 0"):
         dni.Curriculum(threshold=0)
