@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .networks import interchange, pretrained, trained
     from .networks.pretrained import list_pretrained, load_pretrained
     from .networks.trained import load
-    from .problems import data
+    from .problems import data, dni
 
 __all__ = [
     "Config",
@@ -61,6 +61,7 @@ __all__ = [
     "baselines",
     "data",
     "decisions",
+    "dni",
     "experiments",
     "interchange",
     "list_pretrained",

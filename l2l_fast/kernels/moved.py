@@ -1,5 +1,5 @@
 """Where the modules of releases before 0.2 are now: their names go on importing, for programs, and for the pickles that
-name the classes in them."""
+name the classes in them. Beside them, modules with a public name that is shorter than their place."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ MOVED = {
     "config": "kernels.config",
     "data": "problems.data",
     "decisions": "evaluation.decisions",
+    "dni": "problems.dni",  # never was elsewhere
     "experiments": "evaluation.experiments",
     "files": "networks.files",
     "interchange": "networks.interchange",
