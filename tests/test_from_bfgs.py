@@ -227,6 +227,9 @@ def test_rate_decay_and_maximize_reach_the_memory():
         torch.testing.assert_close(reads[1, 0], theta.detach() - before)
         torch.testing.assert_close(reads[2, 0], theta.detach() - before)
         torch.testing.assert_close(reads[0, 0], -theta.grad)
+        if not opt.state[theta]["memory_matrix"].any():  # the first step: along the gradient, cut to a 1-norm of 1
+            seen = -theta.grad
+            torch.testing.assert_close(reads[1, 0], -0.25 * seen / seen.abs().sum() - 0.25 * 0.1 * before)
     assert opt.state[theta]["memory_matrix"].any()
 
 
