@@ -228,6 +228,8 @@ def test_a_run_resumes_bit_for_bit(tmp_path):
     saved = whole.estimator.state_dict()
     assert saved.keys() == resumed.estimator.state_dict().keys() and saved["net.V.value"].any()
     assert all(torch.equal(value, saved[name]) for name, value in resumed.estimator.state_dict().items())
+    ours, theirs = whole.estimator.predictors["net"], resumed.estimator.predictors["net"]
+    assert torch.equal(ours.agreement, theirs.agreement) and torch.equal(ours.sizes, theirs.sizes)
     with pytest.raises(ValueError, match=r"protocol\.estimator"):
         make(synthetic_gradients=False).resume(path)
     with pytest.raises(ValueError, match=r"protocol\.predictor_lr"):
