@@ -116,11 +116,11 @@ def _write(memory: Memory, s: Tensor, y: Tensor, gate: Tensor, curvature: float)
     if isinstance(memory, LowRankMemory):
         root = rho.sqrt()
         # Shifted, not a ring: of problems side by side some may skip a pair that others take.
-        pairs = [
+        left, right = (
             torch.where(taken.unsqueeze(2), torch.cat([rows[:, 1:], (root * x).unsqueeze(1)], dim=1), rows)
             for rows, x in ((memory.left, s), (memory.right, y))
-        ]
-        return LowRankMemory(*pairs, memory.written + 1, memory.reads, memory.initial)
+        )
+        return LowRankMemory(left, right, memory.written + 1, memory.reads, memory.initial)
     assert isinstance(memory, DenseMemory)
     rho = torch.where(taken, rho, 0.0)
     matrix = memory.matrix

@@ -58,10 +58,10 @@ def check_end_params(grad_end_params: Mapping[Tensor, Tensor] | None, params: It
 
 def with_injected(
     tapes: Mapping[int, Tape],
-    finals: Mapping[int, dict[Tensor, Tensor]],
+    finals: dict[int, dict[Tensor, Tensor]],
     w: Sequence[float],
     end_params: Mapping[Tensor, Tensor],
-) -> tuple[Mapping[int, dict[Tensor, Tensor]], list[float]]:
+) -> tuple[dict[int, dict[Tensor, Tensor]], list[float]]:
     """The gradients at theta_T by tape, times w_T, with what is injected added to them; and the weights that go with
     them, of which the last is 1. Both as they were if nothing is injected."""
     if not end_params:

@@ -118,6 +118,7 @@ class SyntheticGradients(FusedBPTT):
                     return_grad_start_params=True,
                 )
                 meta_step()
+                assert isinstance(found, StartGradients)  # as asked for
                 course.learn(at, found, predicted, end)
             at = course.chosen(end)
         course.finish()

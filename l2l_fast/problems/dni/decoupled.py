@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ class Backward(NamedTuple):
     predictor_losses: Tensor
 
 
-class Update(NamedTuple):
+@dataclass(frozen=True)
+class Update:
     """A unit of :meth:`Decoupled.units` whose gradients are complete.
 
     Attributes:
@@ -109,9 +111,12 @@ class Decoupled(nn.Module):
             for module, one in zip(chain, [*predictors, None], strict=True)
         )
 
+    def _chain(self) -> list[Stage]:
+        return cast("list[Stage]", list(self.stages))
+
     def forward(self, inputs: Any) -> Tensor:
         """The modules one after the other."""
-        for stage in self.stages:
+        for stage in self._chain():
             inputs = stage(inputs)
         return inputs
 
@@ -130,13 +135,13 @@ class Decoupled(nn.Module):
             TypeError, ValueError: an argument, or what a module gave, is not as described.
             RuntimeError: gradients are switched off, or nothing requires any.
         """
-        errors = []
+        errors, loss, output = [], None, None
         for update in self.updates(inputs, loss_fn, *targets, labels=labels):
+            loss, output = update.local.loss, update.local.output
             if update.predictor_loss is not None:
                 errors.append(update.predictor_loss)
-        local = update.local
-        empty = local.loss.new_zeros(0)
-        return Backward(local.loss, local.output, torch.stack(errors) if errors else empty)
+        assert loss is not None and output is not None  # the last stage has them
+        return Backward(loss, output, torch.stack(errors) if errors else loss.new_zeros(0))
 
     def updates(
         self, inputs: Any, loss_fn: Callable[..., Tensor], *targets: Any, labels: Tensor | None = None
@@ -160,30 +165,32 @@ class Decoupled(nn.Module):
     def _updates(
         self, inputs: Any, loss_fn: Callable[..., Tensor], targets: tuple[Any, ...], labels: Tensor | None
     ) -> Iterator[Update]:
-        activity, below = inputs, None
-        for index, stage in enumerate(self.stages):
-            first, last = index == 0, index == len(self.stages) - 1
+        activity, below, chain = inputs, None, self._chain()
+        for index, stage in enumerate(chain):
+            first, last = index == 0, index == len(chain) - 1
             if last:
                 local = stage.finish(activity, loss_fn, *targets, first=first)
             else:
                 local = stage.advance(activity, labels, first=first)
-            error = None if first else self.stages[index - 1].fit(below, local.input_gradient)
+            error = None
+            if below is not None and local.input_gradient is not None:
+                error = chain[index - 1].fit(below, local.input_gradient)
             activity, below = local.output, local.prediction
             yield Update(index, local, error)
 
     def units(self) -> list[list[nn.Parameter]]:
         """Parameters by the :meth:`updates` that completes their gradients: of module i and the predictor below it."""
-        below = [[], *(list(stage.predictor.parameters()) for stage in self.stages if stage.predictor is not None)]
-        return [[*stage.module.parameters(), *under] for stage, under in zip(self.stages, below, strict=True)]
+        below = [[], *(list(stage.predictor.parameters()) for stage in self._chain() if stage.predictor is not None)]
+        return [[*stage.module.parameters(), *under] for stage, under in zip(self._chain(), below, strict=True)]
 
     def module_parameters(self) -> Iterator[nn.Parameter]:
         """Of the modules alone, for optimizers that treat predictors otherwise."""
-        for stage in self.stages:
+        for stage in self._chain():
             yield from stage.module.parameters()
 
     def predictor_parameters(self) -> Iterator[nn.Parameter]:
         """Of the predictors alone."""
-        for stage in self.stages:
+        for stage in self._chain():
             if stage.predictor is not None:
                 yield from stage.predictor.parameters()
 

@@ -15,8 +15,8 @@ def _check_classes(num_classes: int | None) -> int:
     return 0 if num_classes is None else positive_int("num_classes", num_classes)
 
 
-def check_labels(labels: Tensor | None, num_classes: int, batch: int | None = None) -> None:
-    """Raise TypeError or ValueError unless ``labels`` are classes, int64 ``[batch]`` in 0..num_classes - 1 (the range
+def check_labels(labels: Tensor | None, num_classes: int, batch: int | None = None) -> Tensor:
+    """``labels``. TypeError or ValueError unless they are classes, int64 ``[batch]`` in 0..num_classes - 1 (the range
     is looked at on a CPU only: elsewhere that would wait for the device). ``batch=None``: of any number."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels: expected a tensor of classes, int64 [batch], got {type(labels).__name__}")
@@ -28,6 +28,7 @@ def check_labels(labels: Tensor | None, num_classes: int, batch: int | None = No
     if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         low, high = int(labels.min()), int(labels.max())
         raise ValueError(f"labels: expected classes in 0..{num_classes - 1}, got {low}..{high}")
+    return labels
 
 
 class Predictor(nn.Module):
@@ -62,13 +63,13 @@ class Predictor(nn.Module):
             layers += [nn.ReLU()]
         self.hidden = nn.Sequential(*layers)
         self.out = nn.Linear(sizes[-1], self.features)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, activity: Tensor, labels: Tensor | None = None) -> Tensor:
         """Activity ``[batch, features]`` and, with ``num_classes``, labels int64 ``[batch]``: ``[batch, features]``."""
         if self.num_classes:
-            check_labels(labels, self.num_classes, len(activity))
+            labels = check_labels(labels, self.num_classes, len(activity))
             activity = torch.cat([activity, F.one_hot(labels, self.num_classes).to(activity.dtype)], 1)
         return self.out(self.hidden(activity))
 
@@ -110,14 +111,14 @@ class ConvPredictor(nn.Module):
             layers += [nn.ReLU()]
         self.hidden = nn.Sequential(*layers)
         self.out = nn.Conv2d(sizes[-1], self.channels, kernel_size, padding=around)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, activity: Tensor, labels: Tensor | None = None) -> Tensor:
         """Activity ``[batch, channels, height, width]`` and, with ``num_classes``, labels int64 ``[batch]``: a tensor
         of the activity's shape."""
         if self.num_classes:
-            check_labels(labels, self.num_classes, len(activity))
+            labels = check_labels(labels, self.num_classes, len(activity))
             planes = F.one_hot(labels, self.num_classes).to(activity.dtype)[:, :, None, None]
             activity = torch.cat([activity, planes.expand(-1, -1, *activity.shape[2:])], 1)
         return self.out(self.hidden(activity))

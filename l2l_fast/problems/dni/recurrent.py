@@ -107,6 +107,7 @@ class Recurrent(nn.Module):
             self.gradient_scale = real("gradient_scale", gradient_scale, above=0.0)
         self.core = core
         widths = (hidden,) if integer("hidden", hidden, 0) else ()
+        self.predictor: nn.Module
         if predictor is None:
             self.predictor = Predictor(self.state_size, hidden=widths, batch_norm=False)
         else:
@@ -147,7 +148,9 @@ class Recurrent(nn.Module):
         if not torch.is_grad_enabled():
             raise RuntimeError("gradients are switched off here (no_grad or inference_mode); nothing can be trained")
         starts = None if state is None else [part.detach().requires_grad_() for part in _parts(state)]
-        given = state if starts is None else starts[0] if isinstance(state, Tensor) else type_of(state)(starts)
+        given = state
+        if starts is not None:
+            given = starts[0] if state is None or isinstance(state, Tensor) else type_of(state)(starts)
         outputs, end = self.core(inputs, given)
         ends = _parts(end)
         loss = loss_fn(outputs)
@@ -156,19 +159,20 @@ class Recurrent(nn.Module):
         if loss.numel() != 1:
             raise ValueError(f"loss_fn: expected a scalar tensor, got shape {tuple(loss.shape)}")
         flat = self._flat(ends)
-        scale = float(max(len(flat), 1)) if self.gradient_scale == "batch" else self.gradient_scale
+        scale = float(max(len(flat), 1)) if self.gradient_scale == "batch" else float(self.gradient_scale)
         going = _going_on(last, flat)
         beyond = None if going is False else self._predict(flat).detach()
-        if isinstance(going, Tensor):
+        if isinstance(going, Tensor) and beyond is not None:
             beyond = torch.where(going[:, None], beyond, torch.zeros_like(beyond))
         auxiliary = None if beyond is None or self.auxiliary is None else self.auxiliary(outputs[0])
-        pairs = []
+        pairs: list[tuple[Tensor, Tensor | None]] = []
         if beyond is not None:
             injected = self._unflat(beyond / scale, ends)
             pairs = [(part, g) for part, g in zip(ends, injected, strict=True) if part.requires_grad]
         if loss.requires_grad or not pairs:  # a segment in which nothing is asked may have a constant for its loss
             pairs = [(loss, None), *pairs]
-        torch.autograd.backward(*zip(*pairs, strict=True), retain_graph=auxiliary is not None)
+        reached, upstream = [part for part, _ in pairs], [gradient for _, gradient in pairs]
+        torch.autograd.backward(reached, upstream, retain_graph=auxiliary is not None)
         target = predictor_loss = None
         if starts is not None:
             target = self._flat([torch.zeros_like(p) if p.grad is None else p.grad for p in starts])
@@ -176,7 +180,7 @@ class Recurrent(nn.Module):
             if predictor_loss.requires_grad:
                 predictor_loss.backward()
             predictor_loss = predictor_loss.detach()
-        if auxiliary is not None:
+        if auxiliary is not None and beyond is not None:
             # After the target has been read: this task's gradient is no part of it.
             if isinstance(going, Tensor):  # where nothing comes after, nothing is to be foreseen
                 auxiliary = torch.where(going[:, None], auxiliary, beyond)

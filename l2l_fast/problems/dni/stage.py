@@ -107,6 +107,8 @@ class Stage(nn.Module):
         Raises:
             TypeError, ValueError: the predictor gave something else than a tensor of the activity's shape.
         """
+        if self.predictor is None:
+            raise TypeError("predictor: this stage was made without one, as the last of a chain is")
         activity = activity.detach()
         prediction = self.predictor(activity, labels) if self.conditioned else self.predictor(activity)
         if not isinstance(prediction, Tensor):
