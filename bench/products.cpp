@@ -142,7 +142,7 @@ extern "C" double segment_forward_products(double seconds) {
   const Network& net = weights.net;
   const Config& config = net.config;
   const int hidden = config.hidden;
-  const Scratch s(config, kSteps);
+  const Scratch s(config, kSteps, 1);
   const Buffer base(s.total);
   return rate(seconds, static_cast<double>(kSub) * s.steps * forward_multiply_adds(config), [&] {
     for (int t = 0; t < s.steps; t++) {
@@ -166,7 +166,7 @@ extern "C" double segment_input_gradients(double seconds) {
   const Network& net = weights.net;
   const Config& config = net.config;
   const int hidden = config.hidden;
-  const Scratch s(config, kSteps);
+  const Scratch s(config, kSteps, 1);
   const Buffer base(s.total);
   const double multiply_adds = 4.0 * hidden * hidden * (2 * config.layers - 1);
   return rate(seconds, kSub * s.steps * multiply_adds, [&] {
@@ -187,7 +187,7 @@ extern "C" double segment_weight_gradients(double seconds) {
   const Weights weights;
   const Network& net = weights.net;
   const Config& config = net.config;
-  const Scratch s(config, kSteps);
+  const Scratch s(config, kSteps, 1);
   const Buffer base(s.total), grad_updates(static_cast<size_t>(kSteps) * kTile);
   std::vector<double> sums(PackedLayout(config).floats(config), 0.0);
   const double multiply_adds = forward_multiply_adds(config) + config.hidden;

@@ -206,8 +206,8 @@ def test_what_cannot_be(options, message):
 
 def test_what_the_operators_refuse():
     for config, message in (
-        (Config(0, 0, "log_sign", 10.0, 0.1), "num_layers"),
-        (Config(4, 0, "normalized", 10.0, 0.1), "hidden_size"),
+        (Config(0, 0, "log_sign", 10.0, 0.1), "hidden_size: expected 4"),
+        (Config(4, 0, "normalized", 10.0, 0.1), "num_layers: expected 1"),
     ):
         with pytest.raises(ValueError, match=message):
             state = torch.zeros(1, 4, 64)

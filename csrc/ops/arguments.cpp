@@ -209,9 +209,14 @@ Config make_config(const ConfigArguments& a) {
     return static_cast<int>(value);
   };
   Config config;
-  config.layers = in_range("num_layers", a.sizes[1], 0, kMaxLayers);
-  config.hidden = config.layers > 0 ? in_range("hidden_size", a.sizes[0], kMinHidden, kMaxHidden)
-                                    : in_range("hidden_size", a.sizes[0], 0, 0, " (no layers)");
+  const bool without_layers =
+      a.sizes[1] == 0 && a.sizes[0] == 0 && a.preprocess == kPreprocessNames[static_cast<int>(Preprocess::normalized)];
+  if (!without_layers) {
+    config.hidden = in_range("hidden_size", a.sizes[0], kMinHidden, kMaxHidden);
+    config.layers = in_range("num_layers", a.sizes[1], 1, kMaxLayers, " (0 with hidden_size 0 and normalized inputs)");
+  } else {
+    config.hidden = config.layers = 0;
+  }
   config.gac = in_range("gac_cells", a.sizes[2], 0, config.hidden, " (hidden_size)");
   config.extra = in_range("extra_inputs", a.sizes[3], 0, kMaxExtraInputs);
   config.outputs = in_range("num_outputs", a.sizes[4], 1, kMaxOutputs);
@@ -222,8 +227,6 @@ Config make_config(const ConfigArguments& a) {
     names += (kind == 0 ? "'" : ", '") + std::string(kPreprocessNames[kind]) + "'";
   TORCH_CHECK_VALUE(kind < kPreprocessKinds, "preprocess: expected one of ", names, ", got '", a.preprocess, "'");
   config.preprocess = static_cast<Preprocess>(kind);
-  TORCH_CHECK_VALUE(config.layers > 0 || config.averages() > 0, "num_layers: expected 1..", kMaxLayers, " with '",
-                    a.preprocess, "', whose update is what the last layer says, got 0");
   // As float32, which is what the kernels compute with.
   const double p = a.constants[0], output_scale = a.constants[1];
   TORCH_CHECK_VALUE(p >= std::numeric_limits<float>::min() && p <= kMaxP, "p: expected a number in (0, ", kMaxP,

@@ -37,8 +37,9 @@ def sums_of(
     wide = [state.dtype is torch.float64 for _, _, state in moving]
     for kind in set(wide):  # float64 goes another way
         chosen = [k for k, each in enumerate(wide) if each == kind]
-        params, grads, states = (list(part) for part in zip(*(moving[k] for k in chosen), strict=True))
-        found = operators.tensor_sums(params, grads, states, config, maximize, [ages[k] for k in chosen])
+        each_param, each_grad, each_state = (list(x) for x in zip(*(moving[k] for k in chosen), strict=True))
+        inputs = (each_param, each_grad, each_state)
+        found = operators.tensor_sums(*inputs, config, maximize, [ages[k] for k in chosen])
         sums[slice(None) if len(chosen) == len(wide) else chosen, :5] = found
     if reduce is None:
         return sums

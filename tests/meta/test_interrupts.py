@@ -220,7 +220,7 @@ def test_a_finished_run_is_extended(tmp_path, capsys):
         (["--horizon", "7"], "--horizon 7: the run has 6"),
         (["--seed", "1"], "--seed 1: the run has 0"),
         (["--decay-episodes", "9"], "--decay-episodes 9"),
-        (["--patience", "9"], "--patience 9: the run has None"),
+        (["--patience", "9"], "--patience 9: the run has none"),
         (["--option", "dim=4"], "problem.dim"),
         (["--problem", "mnist"], "--problem mnist: the run is on quadratic"),
         (["--option", "sides=4"], "sides"),
