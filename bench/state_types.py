@@ -24,8 +24,7 @@ from torch.nn import functional
 
 import l2l_fast as l2l
 from bench.validation import sample
-from l2l_fast.kernels import operators
-from l2l_fast.kernels.state_types import STATE_DTYPES, seed_of, zeros
+from l2l_fast.kernels.state_types import STATE_DTYPES
 
 ROOT = Path(__file__).parent.parent
 LSTM = ROOT / "docs/general/weights/lstm-2x20.safetensors"
@@ -56,22 +55,22 @@ def show_bytes() -> None:
 
 
 def show_speed(threads: int, numel: int) -> None:
-    """Medians over rounds that take one sample of each type; beside them the ratio to float32."""
+    """Of ``LearnedOptimizer.step()``: medians over rounds that take one sample of each type, ratios to float32."""
     torch.set_num_threads(threads)
     rounds = max(15, 2_000_000 // numel)
     print(f"ns per coordinate, {numel:,} of them, {threads} thread(s), {l2l._C.isa()}")
     for name, network in networks().items():
-        config, phi = network.config, network.phi().detach()
-        param, grad = torch.zeros(numel), torch.randn(numel)
-        states = {kind: zeros(numel, config, dtype) for kind, dtype in STATE_DTYPES.items()}
-        times: dict[str, list[float]] = {kind: [] for kind in states}
-        for step in range(1, rounds + 1):
-            for kind, state in states.items():
-                options = {} if kind == "float32" else {"seeds": [seed_of(0, step)]}
-                if config.averages:
-                    options.update(ages=[step], tensor_inputs=torch.zeros(1, config.tensor_inputs))
+        grad, known = torch.randn(numel), {"total_steps": rounds} if network.tensor_inputs else {}
+        optimizers = {}
+        for kind in STATE_DTYPES:
+            param = nn.Parameter(torch.zeros(numel))
+            param.grad = grad
+            optimizers[kind] = l2l.LearnedOptimizer([param], network, lr=1e-3, state_dtype=kind, **known)
+        times: dict[str, list[float]] = {kind: [] for kind in optimizers}
+        for _ in range(rounds):
+            for kind, optimizer in optimizers.items():
                 begin = time.perf_counter()
-                operators.step_([param], [grad], [state], phi, config, 1e-3, 0.0, False, **options)
+                optimizer.step()
                 times[kind].append(time.perf_counter() - begin)
         middle = {kind: median(each) / numel * 1e9 for kind, each in times.items()}
         row = "".join(f"   {kind} {each:6.1f} ({each / middle['float32']:.3f})" for kind, each in middle.items())

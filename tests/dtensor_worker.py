@@ -270,7 +270,10 @@ def segment(kind: str, mesh=None, with_states: bool = False) -> float:
         optimizer.zero_grad()
         backward(model, 7)
         ends = {param: optimizer.state_of(param) for param in model.parameters()} if with_states else None
-        theta = {param: 0.1 * param.detach() for param in model.parameters()} if with_states else None
+        theta = None
+        if with_states:  # some as DTensors, some as the shards that the start of a segment gives
+            values = [(param, 0.1 * param.detach()) for param in model.parameters()]
+            theta = {p: x if k % 2 else sharding.local(x) for k, (p, x) in enumerate(values)}
         start = optimizer.backward_segment(
             [1.0, 2.0, 0.5, 1.0, 3.0], ends, with_states, grad_end_params=theta, return_grad_start_params=with_states
         )

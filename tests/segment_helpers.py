@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.helpers import Cells, double, structured_gradient
+import l2l_fast as l2l
+from tests.helpers import Cells, double, random_network, structured_gradient
 
 TOLERANCE = 1e-4
 STATE = "lstm_state"
@@ -78,6 +80,28 @@ def unrolled_gradient(
     if start_params is not None:
         start_params += [torch.zeros_like(first) if first.grad is None else first.grad for first in firsts]
     return {key: module.flat_gradient() for key, module in cells.items()}, zero
+
+
+class Resting:
+    """A run, drawn by hypothesis, in which any parameter may rest in any step, and at theta_T.
+
+    Attributes:
+        steps; mask: ``[steps + 1][parameters]``, whether there is a gradient. net, optimizee, optimizer, theta0.
+    """
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.steps = data.draw(st.integers(1, 4))
+        self.mask = [[data.draw(st.booleans()) for _ in range(4)] for _ in range(self.steps + 1)]
+        self.mask[self.steps][data.draw(st.integers(0, 3))] = True
+        self.optimizee = Optimizee(dtype=data.draw(st.sampled_from([torch.float32, torch.float64])))
+        self.net = random_network(gain=1.0, hidden_size=8)
+        self.theta0 = [p.detach().clone() for p in self.optimizee.theta]
+        self.optimizer = l2l.LearnedOptimizer(self.optimizee.parameters(), self.net, weight_decay=0.1)
+
+    def edit(self, t: int) -> None:
+        for param, has in zip(self.optimizee.theta, self.mask[t], strict=True):
+            if not has:
+                param.grad = None
 
 
 def net_gradient(net) -> Tensor:

@@ -162,6 +162,23 @@ def test_a_step_is_safe(kind):
     assert moved[1].norm().item() == pytest.approx(2.0 * first[1].norm().item(), rel=1e-5)  # not a thousand times
 
 
+@pytest.mark.parametrize("lr", [0.05, 0.5])
+@pytest.mark.parametrize("kind", ["dense", "low_rank"])
+def test_small_rates_do_not_freeze_it(kind, lr):
+    """The bound is of steps, which are lr times the update: an lr below 1 / growth must not shrink them for ever."""
+    scale = torch.logspace(0, 1, 10, dtype=torch.float64)
+    param = nn.Parameter(torch.ones(10, dtype=torch.float64))
+    opt = l2l.LearnedOptimizer([param], l2l.NTMBFGS.from_bfgs(kind, 10), lr=lr)
+    losses = []
+    for _ in range(200):
+        opt.zero_grad()
+        loss = (scale * param.square()).sum()
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    assert losses[-1] < 1e-3 * losses[0]
+
+
 def trained(net: l2l.NTMBFGS, seed: int = 0) -> l2l.NTMBFGS:
     """With a read-out that is not zero."""
     generator = torch.Generator().manual_seed(seed)

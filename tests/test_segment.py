@@ -14,7 +14,15 @@ from torch import nn
 import l2l_fast as l2l
 from l2l_fast.kernels import reference
 from tests.helpers import assert_close, random_network, random_state, structured_gradient
-from tests.segment_helpers import TOLERANCE, Optimizee, net_gradient, record_run, unrolled_gradient, zero_states
+from tests.segment_helpers import (
+    TOLERANCE,
+    Optimizee,
+    Resting,
+    net_gradient,
+    record_run,
+    unrolled_gradient,
+    zero_states,
+)
 
 
 @pytest.mark.parametrize("preprocess", ["log_sign", "identity"])
@@ -264,20 +272,9 @@ def test_float64_network():
 @settings(max_examples=20)
 @given(data=st.data())
 def test_missing_gradients_at_any_step(data):
-    steps = data.draw(st.integers(1, 4))
-    mask = [[data.draw(st.booleans()) for _ in range(4)] for _ in range(steps + 1)]
-    mask[steps][data.draw(st.integers(0, 3))] = True
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
-    net = random_network(gain=1.0, hidden_size=8)
-    optimizee = Optimizee(dtype=dtype)
-    theta0 = [p.detach().clone() for p in optimizee.theta]
-    optimizer = l2l.LearnedOptimizer(optimizee.parameters(), net, weight_decay=0.1)
-
-    def edit(t):
-        for param, has in zip(optimizee.theta, mask[t], strict=True):
-            if not has:
-                param.grad = None
-
+    run = Resting(data)
+    steps, mask, net, optimizee = run.steps, run.mask, run.net, run.optimizee
+    optimizer, theta0, edit = run.optimizer, run.theta0, run.edit
     moved = [any(row[k] for row in mask[:steps]) for k in range(4)]
     weights = [0.5 + 0.25 * s for s in range(steps)]
     optimizer.start_segment()

@@ -12,7 +12,15 @@ import l2l_fast as l2l
 from l2l_fast.kernels import reference
 from l2l_fast.optim.segment_sampling import Sampling
 from tests.helpers import assert_close, random_network, random_state, structured_gradient
-from tests.segment_helpers import TOLERANCE, Optimizee, net_gradient, record_run, unrolled_gradient, zero_states
+from tests.segment_helpers import (
+    TOLERANCE,
+    Optimizee,
+    Resting,
+    net_gradient,
+    record_run,
+    unrolled_gradient,
+    zero_states,
+)
 
 
 def injections(params, seed: int = 0, dtype=None) -> list[torch.Tensor]:
@@ -143,21 +151,10 @@ def test_two_segments_chained_equal_one_in_float64(decay, options):
 @given(data=st.data())
 def test_parameters_that_rest(data):
     """Any gradient may be missing at any step, and any injection be left out."""
-    steps = data.draw(st.integers(1, 4))
-    mask = [[data.draw(st.booleans()) for _ in range(4)] for _ in range(steps + 1)]
-    mask[steps][data.draw(st.integers(0, 3))] = True
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
-    net = random_network(gain=1.0, hidden_size=8)
-    optimizee = Optimizee(dtype=dtype)
+    run = Resting(data)
+    steps, mask, net, optimizee = run.steps, run.mask, run.net, run.optimizee
+    optimizer, theta0, edit = run.optimizer, run.theta0, run.edit
     theta = list(optimizee.theta)
-    theta0 = [p.detach().clone() for p in theta]
-    optimizer = l2l.LearnedOptimizer(theta, net, weight_decay=0.1)
-
-    def edit(t):
-        for param, has in zip(theta, mask[t], strict=True):
-            if not has:
-                param.grad = None
-
     ends = injections(theta)
     ends = [end if data.draw(st.booleans()) else None for end in ends]
     weights = [0.5 + 0.25 * s for s in range(steps)]

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import _C
 from l2l_fast.kernels import operators, state_types
 from l2l_fast.kernels.config import Config
 
@@ -23,7 +22,7 @@ PLAIN = {
     "normalized": Config(4, 1, "normalized", 10.0, 0.01, tensor_inputs=3),
     "without layers": Config(0, 0, "normalized", 10.0, 0.01, tensor_inputs=3),
 }
-SIZES = (0, 1, 63, 64, 65, 1000)
+SIZES = (0, 1, 9, 16, 17, 32, 63, 64, 65, 1000)
 
 
 def network(config: Config, scale: float = 3.0) -> torch.Tensor:
@@ -38,14 +37,6 @@ def coordinates(tiles: torch.Tensor, numel: int) -> torch.Tensor:
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-@pytest.fixture(params=_C.isa_available())
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
 
 
 @pytest.mark.parametrize("numel", SIZES)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast import _C
 from l2l_fast.kernels import operators, reference
 from l2l_fast.kernels.config import Config
 from l2l_fast.kernels.state import num_tiles
@@ -29,14 +28,6 @@ def network(seed: int = 0, **options) -> l2l.CoordinatewiseLSTM:
         for parameter in net.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     return net
-
-
-@pytest.fixture(params=_C.isa_available())
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
 
 
 def gradients(numel: int, steps: int) -> list[torch.Tensor]:

@@ -216,6 +216,27 @@ __device__ __forceinline__ void stored_layers(int layers, const float4* weights,
   }
 }
 
+// As read_normalized of normalized_step.cuh. rounded: the first of the averages' rounded rows.
+template <int C, StateType Type>
+__device__ __forceinline__ void read_stored_averages(const NormalizedStepScalars& s,
+                                                     const Table<StoredStepEntry>& table, const StoredStepEntry& entry,
+                                                     const StoredTile<C, Type>& tile, int64_t number, int rounded,
+                                                     float* parked, float* directions,
+                                                     float (&features)[kNormalizedFeatures][C]) {
+  float g[C], rows[kAverages][C];
+  read_gradients<C>(s, table, entry, number * kTile + tile.lane, parked, g);
+#pragma unroll
+  for (int k = 0; k < kAverages; k++) tile.load_average(k, rows[k]);
+  take_gradients<C>(s, entry, g, rows, directions, features);
+  static_assert(kAverages % 2 == 0, "averages are pairs of rounded rows");
+#pragma unroll
+  for (int k = 0; k < kAverages; k += 2) {
+    tile.draw(rounded + k, parked);
+    tile.store_average(k, parked, rows[k]);
+    tile.store_average(k + 1, parked, rows[k + 1]);
+  }
+}
+
 // new_h, directions: the thread's in shared memory.
 template <int H, int C, int Features, StateType Type>
 __device__ __forceinline__ void stored_step_tile(const NormalizedStepScalars& s, const Table<StoredStepEntry>& table,
@@ -229,18 +250,7 @@ __device__ __forceinline__ void stored_step_tile(const NormalizedStepScalars& s,
   const StoredTile<C, Type> tile(s.config, entry, number, lane);
   float features[Features][C], u[kReadOuts][C];
   if constexpr (kNormalized) {
-    float g[C], rows[kAverages][C];
-    read_gradients<C>(s, table, entry, number * kTile + lane, parked, g);
-#pragma unroll
-    for (int k = 0; k < kAverages; k++) tile.load_average(k, rows[k]);
-    take_gradients<C>(s, entry, g, rows, directions, features);
-    static_assert(kAverages % 2 == 0, "averages are pairs of rounded rows");
-#pragma unroll
-    for (int k = 0; k < kAverages; k += 2) {
-      tile.draw(s.config.layers * H + k, parked);
-      tile.store_average(k, parked, rows[k]);
-      tile.store_average(k + 1, parked, rows[k + 1]);
-    }
+    read_stored_averages<C>(s, table, entry, tile, number, s.config.layers * H, parked, directions, features);
   } else {
     read_features<C>(s, table, entry, number * kTile + lane, parked, features);
   }

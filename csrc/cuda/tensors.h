@@ -21,9 +21,9 @@ namespace l2l {
 inline void check_cuda_config(const Config& config) {
   TORCH_CHECK_VALUE(cuda_supports(config),
                     "hidden_size, num_layers: the CUDA kernels are compiled for hidden_size 4, 8, 16, 20, 32 ",
-                    "and num_layers 1, 2, 3, got hidden_size=", config.hidden, ", num_layers=", config.layers,
-                    "; other sizes run on the CPU (hidden_size ", kMinHidden, "..", kMaxHidden,
-                    ") and in l2l_fast.reference, on any device");
+                    "and num_layers 1, 2, 3 (0 with hidden_size 0), got hidden_size=", config.hidden,
+                    ", num_layers=", config.layers, "; other sizes run on the CPU (hidden_size ", kMinHidden, "..",
+                    kMaxHidden, ") and in l2l_fast.reference, on any device");
 }
 
 inline void check_launch(const LaunchStatus& status, const char* name, const Config& config) {

@@ -57,6 +57,8 @@ def _network(config: Mapping[str, Any]) -> str:
     groups = config.get("groups")
     if groups is not None:  # alike in all that is told here
         return f"{_network(next(iter(groups.values())))}; {', '.join(groups)}"
+    if config.get("num_layers") == 0:
+        return f"no layers, {config.get('preprocess', '?')}"
     return f"{config.get('num_layers', '?')} x {config.get('hidden_size', '?')}, {config.get('preprocess', '?')}"
 
 
@@ -76,6 +78,8 @@ def _score(score: Mapping[str, Mapping[str, Any]] | None) -> str:
 def _everything(name: str, facts: Mapping[str, Any]) -> str:
     lines = [name, f"  network: {_network(facts['record'].get('network', {}))}"]
     lines.append(f"  trained: {training_text(facts['record'])}")
+    if "made_of" in facts["record"]:
+        lines.append(f"  made of: {facts['record']['made_of']}")
     lines += [f"  {setting}: {_values(values)}" for setting, values in (facts["score"] or {}).items()]
     return "\n".join(lines)
 

@@ -61,7 +61,7 @@ class Recipe:
 
 def _can_sample(net: Networks, options: Mapping[str, Any]) -> bool:
     """Whether it is back-propagation, fused, through coordinates that know nothing of each other."""
-    unrolled = any(options.get(name) for name in ("autograd", "second_derivatives", "meta_loss"))
+    unrolled = any(options.get(name) for name in ("autograd", "second_derivatives", "meta_loss", "synthetic_gradients"))
     together = any(member.communicates or member.has_memory for member in members(net).values())
     return options.get("estimator", "bptt") == "bptt" and not unrolled and not together
 

@@ -181,10 +181,10 @@ class CoordinatewiseLSTM(nn.Module):
             for parameter in (weight_ih, weight_hh, bias):
                 nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
             bias[hidden : 2 * hidden] += 1.0
-        std = 1.0 / math.sqrt(max(hidden, 1))
         if self.config.averages:
             self.weight_out.zero_()
         else:
+            std = 1.0 / math.sqrt(hidden)
             nn.init.trunc_normal_(self.weight_out, std=std, a=-2 * std, b=2 * std, generator=generator)
         nn.init.zeros_(self.bias_out)
         if self.tensor_inputs:
@@ -248,7 +248,7 @@ class CoordinatewiseLSTM(nn.Module):
         """Of a network that ``moves``: see :meth:`NTMBFGS.seen`."""
         raise NotImplementedError(f"{type(self).__name__} moves nothing by a memory")
 
-    def move(self, out: Tensor, grad: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+    def move(self, out: Tensor, grad: Tensor, memory: Memory, lr: float = 1.0) -> tuple[Tensor, Memory]:
         """Of a network that ``moves``: see :meth:`NTMBFGS.move`."""
         raise NotImplementedError(f"{type(self).__name__} moves nothing by a memory")
 

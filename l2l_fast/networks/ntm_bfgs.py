@@ -206,7 +206,10 @@ class NTMBFGS(CoordinatewiseLSTM):
         """As :meth:`CoordinatewiseLSTM.reset_parameters`, with the heads' rows of the read-out ten times smaller:
         a memory that starts small cannot yet drive the update anywhere. Of heads="bfgs" the whole read-out is zero."""
         super().reset_parameters(generator)
-        self.weight_out[0 if self.moves else 1 :] *= 0.0 if self.moves else 0.1
+        if self.moves:
+            self.weight_out.zero_()
+        else:
+            self.weight_out[1:] *= 0.1
 
     @takes_groups()
     def init_memory(
@@ -335,10 +338,11 @@ class NTMBFGS(CoordinatewiseLSTM):
         """The extra inputs of a step ``[extra_inputs, num_problems, n]`` at this gradient ``[num_problems, n]``."""
         return quasi_newton.inputs(grad, memory)
 
-    def move(self, out: Tensor, grad: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+    def move(self, out: Tensor, grad: Tensor, memory: Memory, lr: float = 1.0) -> tuple[Tensor, Memory]:
         """The update ``[num_problems, n]`` for the outputs ``[num_outputs, numel]`` and the gradient
-        ``[num_problems, n]``, and the memory with the last pair written to it; functional and differentiable."""
-        return quasi_newton.move(out.view(-1, *grad.shape).to(grad.dtype), grad, memory, self.safeguards)
+        ``[num_problems, n]``, and the memory with the last pair written to it; functional and differentiable. lr: what
+        the update will be multiplied by."""
+        return quasi_newton.move(out.view(-1, *grad.shape).to(grad.dtype), grad, memory, self.safeguards, lr)
 
     def keep_(self, written: Memory, step: Tensor, memory: Memory) -> None:
         """Put into ``memory`` what :meth:`move` has ``written`` and the step taken in the end, in place."""

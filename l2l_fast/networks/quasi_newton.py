@@ -47,9 +47,9 @@ class Safeguards:
         growth: d, and the step, are cut to so many times the norm of the last step; None: they are not.
     """
 
-    first_step: float | None = 1.0
-    curvature: float = 1e-10
-    growth: float | None = None
+    first_step: float | None
+    curvature: float
+    growth: float | None
 
 
 def inputs(grad: Tensor, memory: Memory) -> Tensor:
@@ -75,14 +75,16 @@ def inputs(grad: Tensor, memory: Memory) -> Tensor:
         return torch.stack([*each, *(x.expand_as(grad) for x in whole)])
 
 
-def move(out: Tensor, grad: Tensor, memory: Memory, safe: Safeguards) -> tuple[Tensor, Memory]:
+def move(out: Tensor, grad: Tensor, memory: Memory, safe: Safeguards, lr: float = 1.0) -> tuple[Tensor, Memory]:
     """The update ``[num_problems, n]`` for the controller's outputs ``[OUTPUTS, num_problems, n]`` and the gradient,
     and the memory with the last pair written to it, at its theta: :func:`remember` adds the step from there.
+
+    lr: what the update will be multiplied by; it is the step that has its bound in the last step.
 
     What is not finite in the gradient counts as zero for the memory; what is not finite in an output reaches the update
     of its own coordinate only.
     """
-    finite = _finite(grad)
+    finite, growth = _finite(grad), None if safe.growth is None or lr == 0.0 else safe.growth / abs(lr)
     gain, momentum, gate, lag, rate = (SCALE * _mean(head) for head in out[1:])
     before, s, last = memory.reads
     y = finite.detach() - before
@@ -92,10 +94,10 @@ def move(out: Tensor, grad: Tensor, memory: Memory, safe: Safeguards) -> tuple[T
     direction = -_read(written, finite)
     empty = _is_empty(written)
     direction = torch.where(empty, _shortened(-finite, safe.first_step), direction)
-    direction = _bounded(direction, last, safe.growth)
+    direction = _bounded(direction, last, growth)
     correction = out[0] * _rms(direction.detach())
     update = torch.exp(gain) * direction + torch.tanh(momentum) * last - rate * finite + correction
-    return _bounded(update, last, safe.growth), written
+    return _bounded(update, last, growth), written
 
 
 def remember(memory: Memory, step: Tensor) -> Memory:
@@ -126,7 +128,7 @@ def _write(memory: Memory, s: Tensor, y: Tensor, gate: Tensor, curvature: float)
     matrix = memory.matrix
     if memory.initial == "zero":  # no pair yet: M = gamma I
         gamma = torch.where(taken & (_trace(matrix) == 0), inner / _dot(y, y).clamp_min(1e-30), 0.0)
-        matrix = matrix + gamma.unsqueeze(2) * torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
+        matrix = torch.diagonal_scatter(matrix, matrix.diagonal(dim1=1, dim2=2) + gamma, 0, 1, 2)
     u = product(matrix, y.unsqueeze(2)).squeeze(2)
     a = torch.stack([s, u, s], dim=2)
     b = torch.stack([-rho * u, -rho * s, (rho + rho.square() * _dot(y, u)) * s], dim=1)

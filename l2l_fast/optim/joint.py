@@ -193,7 +193,7 @@ def _joined_gradient(batch: Batch, memory: Memory) -> Tensor:
 def _move(batch: Batch, params: Sequence[Tensor], out: Tensor, grad: Tensor, memory: Memory) -> None:
     """The step of a network that ``moves``: parameters and memory."""
     numels, num_problems = [param.numel() for param in params], batch.num_problems
-    update, written = batch.network.move(out, grad, memory)
+    update, written = batch.network.move(out, grad, memory, batch.lr)
     step = batch.lr * update
     if batch.weight_decay:  # a part of the way that the change of the gradient belongs to
         theta = reference.join([param.reshape(-1).to(step.dtype) for param in params], num_problems)
@@ -238,17 +238,14 @@ def exact_step(batch: Batch, together: Sequence[tuple[Tensor, Tensor, Tensor]], 
         phi = batch.phi.double()
         out, state = reference.lstm_step(grad, state, phi, batch.config, num_problems, extra, told, nominal)
         out = out.view(batch.config.num_outputs, grad.numel())
-        update = out[0] if extra is None or not batch.network.add_read else out[0] + extra[0]
-        updates = reference.separate(update, numels, num_problems)
-        new_states = reference.separate_states(state, numels, num_problems)
+        for (_, _, old), new in zip(together, reference.separate_states(state, numels, num_problems), strict=True):
+            old.copy_(State.from_logical(new).data)
         if batch.memory is not None and by_problem is not None:
             _move(batch, [param for param, _, _ in together], out, by_problem, batch.memory)
-            for (_, _, old), new in zip(together, new_states, strict=True):
-                old.copy_(State.from_logical(new).data)
             return
-        for (param, _, old), update, new in zip(together, updates, new_states, strict=True):
-            param.mul_(1.0 - batch.lr * batch.weight_decay).add_(update.view_as(param).to(param.dtype), alpha=batch.lr)
-            old.copy_(State.from_logical(new).data)
+        update = out[0] if extra is None or not batch.network.add_read else out[0] + extra[0]
+        for (param, _, _), part in zip(together, reference.separate(update, numels, num_problems), strict=True):
+            param.mul_(1.0 - batch.lr * batch.weight_decay).add_(part.view_as(param).to(param.dtype), alpha=batch.lr)
         if batch.memory is not None:
             batch.network.write_(out, batch.memory)
 

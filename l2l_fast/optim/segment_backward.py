@@ -128,7 +128,7 @@ def _injected(params: Sequence[Tensor], given: Given) -> list[Tensor]:
     for param in params:
         if param in given.end_grads:
             state = given.end_grads[param]
-            data = state.data.contiguous().clone()
+            data = state.data.clone(memory_format=torch.contiguous_format)
             if state.numel % TILE:
                 data[-1, :, state.numel % TILE :] = 0.0  # the padding of a gradient from elsewhere may hold anything
         else:

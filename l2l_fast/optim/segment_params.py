@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels.checks import check_gradient
 from ..kernels.state import State
-from .sharding import local, local_gradient
+from .sharding import is_dtensor, local, local_gradient
 from .tape import Step, Tape
 
 
@@ -45,14 +45,16 @@ def check_end_params(grad_end_params: Mapping[Tensor, Tensor] | None, params: It
         if param not in known:
             raise ValueError("grad_end_params: a key is not a parameter of this optimizer")
         check_gradient("grad_end_params", given)
-        if given.shape != param.shape:
+        shard = is_dtensor(param) and not is_dtensor(given)  # as start_params returns it
+        shape = local(param).shape if shard else param.shape
+        if given.shape != shape:
             raise ValueError(
-                f"grad_end_params: expected a gradient of the parameter's shape {tuple(param.shape)}, got "
-                f"{tuple(given.shape)}"
+                f"grad_end_params: expected a gradient of the {'shard' if shard else 'parameter'}'s shape "
+                f"{tuple(shape)}, got {tuple(given.shape)}"
             )
         if given.device != param.device:
             raise ValueError(f"grad_end_params: expected device {param.device}, got {given.device}")
-        found[param] = local_gradient(param, given.detach())
+        found[param] = given.detach() if shard else local_gradient(param, given.detach())
     return found
 
 
@@ -106,7 +108,8 @@ def start_params(
         if param in end_params:
             adjoint += end_params[param].reshape(-1).to(dtype)
         for tape, step in reversed(steps_of.get(param, ())):
-            adjoint *= step.decay
+            if step.decay != 1.0:
+                adjoint *= step.decay
             if step.t > 0:
                 adjoint += (step.sign * w[step.t - 1]) * step.gradient(param, tape.tiles).to(dtype)
         found[param] = adjoint.view(held.shape)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
-from l2l_fast.meta import Protocol, SyntheticGradients
+from l2l_fast.meta import Protocol, SyntheticGradients, recipes
 from l2l_fast.meta.estimators import PES, FusedBPTT
 from l2l_fast.meta.estimators.predictor import Boundary, Example, Moments, Predictor
 from l2l_fast.problems import ModuleProblem, Quadratic
@@ -263,6 +263,23 @@ def test_an_interrupted_episode_leaves_no_trace(monkeypatch):
         run.fit(3, progress=False)
     assert run.episode == 2
     assert torch.equal(weights(run.fit(3, progress=False)), weights(whole))
+
+
+def test_a_recipe_that_samples_coordinates_leaves_them_be():
+    problem = l2l.problems.get("mnist", data="mnist-10k-embedded")
+    recipe = recipes.get(problem)
+    assert "coordinate_fraction" in recipe.trainer
+    trainer = recipe.make_trainer(l2l.CoordinatewiseLSTM(hidden_size=4), problem, synthetic_gradients=True)
+    assert isinstance(trainer.estimator, SyntheticGradients) and trainer.estimator.coordinate_fraction == 1.0
+
+
+def test_without_layers_theta_alone_is_predicted():
+    net = l2l.CoordinatewiseLSTM(hidden_size=0, num_layers=0, preprocess="normalized")
+    estimator = SyntheticGradients()
+    trainer = l2l.MetaTrainer(net, Quadratic(dim=3, batch=1), horizon=8, unroll=2, lr=1e-9, seed=0, estimator=estimator)
+    trainer.fit(episodes=2)
+    (predictor,) = estimator.predictors.values()
+    assert predictor.steps > 0 and not predictor.is_zero()
 
 
 def test_networks_by_kind_have_predictors_of_their_own(tmp_path):

@@ -12,6 +12,16 @@ static L2L_ALWAYS_INLINE void load_averages(const float* rows, long stride, Wide
   for (int k = 0; k < kAverages; k++) averages[k] = load_wide<1>(rows + k * stride);
 }
 
+// Takes a vector of gradients into its averages, rows average_stride apart, and gives them and the features.
+static L2L_ALWAYS_INLINE void take_gradients(const Network& net, const TensorStep& tensor, const Wide<1>& g,
+                                             const float* averages, float* new_averages, long average_stride,
+                                             Wide<1> (&own)[kAverages], Wide<1> (&x)[kNormalizedFeatures]) {
+  load_averages(averages, average_stride, own);
+  advance_averages<Math<1>>(net.config.rates, g, own);
+  for (int k = 0; k < kAverages; k++) store_wide(new_averages + k * average_stride, own[k]);
+  normalized_features<Math<1>>(tensor.correction, g, own, x);
+}
+
 // The features of `lanes` gradients, rows `stride` apart. Averages, if the network has some: rows average_stride apart.
 static L2L_ALWAYS_INLINE void features(const Network& net, const TensorStep& tensor, const float* grad, int lanes,
                                        const float* averages, float* new_averages, long average_stride, float* out,
@@ -19,10 +29,7 @@ static L2L_ALWAYS_INLINE void features(const Network& net, const TensorStep& ten
   if (net.config.averages() > 0) {
     for (int v = 0; v < lanes; v += kLanes) {
       Wide<1> own[kAverages], x[kNormalizedFeatures];
-      load_averages(averages + v, average_stride, own);
-      advance_averages<Math<1>>(net.config.rates, load_wide<1>(grad + v), own);
-      for (int k = 0; k < kAverages; k++) store_wide(new_averages + k * average_stride + v, own[k]);
-      normalized_features<Math<1>>(tensor.correction, load_wide<1>(grad + v), own, x);
+      take_gradients(net, tensor, load_wide<1>(grad + v), averages + v, new_averages + v, average_stride, own, x);
       for (int k = 0; k < kNormalizedFeatures; k++) store_wide(out + k * stride + v, x[k]);
     }
     return;
@@ -80,10 +87,7 @@ static void nominal_step(const Network& net, const TensorStep& tensor, const flo
   for (int v = 0; v < kTile; v += kLanes) {
     const Wide<1> g = load_wide<1>(grad + v);
     Wide<1> own[kAverages], x[kNormalizedFeatures];
-    load_averages(averages + v, kTile, own);
-    advance_averages<Math<1>>(net.config.rates, g, own);
-    for (int k = 0; k < kAverages; k++) store_wide(new_averages + k * kTile + v, own[k]);
-    normalized_features<Math<1>>(tensor.correction, g, own, x);
+    take_gradients(net, tensor, g, averages + v, new_averages + v, kTile, own, x);
     const Wide<1> n = nominal_direction<Math<1>>(tensor.correction, tensor.nominal, g, own, x[kLogRatio]);
     store_wide(out + v, normalized_update<Math<1>>(tensor.nominal, net.config.output_scale, gain, correction, n));
   }

@@ -46,7 +46,7 @@ def choose(
     if checks.flag("synthetic_gradients", synthetic_gradients) and not isinstance(estimator, SyntheticGradients):
         if isinstance(estimator, Estimator) or checks.one_of("estimator", estimator, NAMES) not in ("bptt", _SYNTHETIC):
             raise ValueError(
-                f"synthetic_gradients: are for back-propagation, expected estimator='bptt', got {estimator!r}"
+                f"synthetic_gradients: are for back-propagation, expected estimator='bptt', got {_told(estimator)}"
             )
         estimator = _SYNTHETIC
     if isinstance(estimator, Estimator) or checks.one_of("estimator", estimator, NAMES) != "bptt":

@@ -106,7 +106,8 @@ class Boundary(NamedTuple):
             hidden = grad.new_zeros(grad.shape[0], rows, TILE)
         else:
             hidden = state.data[tiles][:, :rows].float().tanh()
-        inside = (torch.arange(moments.grad.numel(), device=grad.device) < moments.numel).view(-1, 1, TILE)[tiles]
+        number = torch.arange(moments.grad.shape[0], device=grad.device)[tiles].view(-1, 1, 1)
+        inside = number * TILE + torch.arange(TILE, device=grad.device) < moments.numel
         common = grad.new_tensor([1.0, progress]).view(1, 2, 1).expand(grad.shape[0], 2, TILE)
         size = (r.log() / _P).clamp_min(-1.0)
         x = torch.cat([hidden, grad * inverse, moments.mean[tiles] / correction * inverse, size, common], dim=1)
@@ -184,7 +185,7 @@ class Predictor:
 
     def is_zero(self) -> bool:
         """Whether it predicts zero whatever it sees, as it does before it has learned."""
-        return not bool(self.values["V"].any() and self.trust().any())
+        return not bool(self.values["V"].any() & self.trust().any())
 
     def trust(self) -> Tensor:
         """How far predictions are believed, of theta and of (h, c): ``[2]``, from 0 to 1."""
@@ -203,7 +204,8 @@ class Predictor:
         tasks = [task for example in examples if (task := _Task.of(example)) is not None]
         if not tasks:
             return None
-        tasks = [task.within(self._bounds()) for task in tasks]
+        bounds = self._bounds()
+        tasks = [task.within(bounds) for task in tasks]
         square = torch.stack([task.target.square().mean((0, 2)) for task in tasks]).mean(0).unsqueeze(1)
         agreement = torch.lerp(self.agreement, self._agreement(tasks), 1 - _AGREEMENT)
         kept = _SIZES if self.steps else 0.0
@@ -218,7 +220,7 @@ class Predictor:
                 error = error + auxiliary * _error(later, task.following * inverse)
             total = total + error / len(tasks)
         grads = torch.autograd.grad(total, list(values.values()), allow_unused=True, materialize_grads=True)
-        if not all(bool(each.isfinite().all()) for each in (sizes, agreement, *grads)):
+        if not bool(torch.stack([each.isfinite().all() for each in (total.detach(), sizes, agreement, *grads)]).all()):
             return None
         self.sizes, self.agreement = sizes, agreement
         self._step(dict(zip(values, grads, strict=True)), lr)
@@ -305,6 +307,6 @@ class Predictor:
 
 
 def _error(found: Tensor, target: Tensor) -> Tensor:
-    """Of theta and of (h, c), mean squares that count alike."""
+    """Of theta and, where there are any, of (h, c), mean squares that count alike."""
     square = (found - target).square()
-    return square[:, :1].mean() + square[:, 1:].mean()
+    return square[:, :1].mean() + (square[:, 1:].mean() if square.shape[1] > 1 else 0.0)

@@ -76,10 +76,10 @@ class SyntheticGradients(FusedBPTT):
     ) -> None:
         super().__init__()
         self.units = checks.positive_int("units", units)
-        self.predictor_lr = _at_least_zero("predictor_lr", predictor_lr)
-        self.discount = _part("discount", discount)
-        self.bp_lambda = _part("bp_lambda", bp_lambda)
-        self.auxiliary = _at_least_zero("auxiliary", auxiliary)
+        self.predictor_lr = checks.real("predictor_lr", predictor_lr, 0.0)
+        self.discount = checks.real("discount", discount, 0.0, 1.0, expected="a number between 0 and 1")
+        self.bp_lambda = checks.real("bp_lambda", bp_lambda, 0.0, 1.0, expected="a number between 0 and 1")
+        self.auxiliary = checks.real("auxiliary", auxiliary, 0.0)
         self.coordinates = checks.positive_int("coordinates", coordinates)
         self.predictors: dict[str, Predictor] = {}
 
@@ -247,9 +247,11 @@ class _Course:
 
     def predict(self, t: int) -> dict[_Tensor, _Predicted]:
         """The synthetic gradients at theta_t, discounted; none where there is nothing to come, or nothing known."""
-        found = {}
-        for tensor in self._known(t):
-            if tensor.predictor.is_zero():
+        found: dict[_Tensor, _Predicted] = {}
+        known = self._known(t)
+        speaking = {id(each): not each.is_zero() for each in {id(k.predictor): k.predictor for k in known}.values()}
+        for tensor in known:
+            if not speaking[id(tensor.predictor)]:
                 continue
             state = self.optimizer.state_of(tensor.param)
             theta = torch.empty_like(tensor.moments.grad)
@@ -321,17 +323,3 @@ class _Course:
             tensor = group[0].tensor
             examples = [each.example for each in group]
             tensor.predictor.learn(examples, self.estimator.predictor_lr, self.estimator.auxiliary)
-
-
-def _part(name: str, value: Any) -> float:
-    number = _at_least_zero(name, value)
-    if number > 1.0:
-        raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
-    return number
-
-
-def _at_least_zero(name: str, value: Any) -> float:
-    number = checks.real(name, value)
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
-    return number

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ...kernels.checks import positive_int, real
+from ...kernels.checks import positive_int
 from .predictors import check_labels, predictor_for
-from .stage import Local, Stage
+from .stage import Local, Stage, checked_scale
 
 
 class Backward(NamedTuple):
@@ -92,10 +92,7 @@ class Decoupled(nn.Module):
         super().__init__()
         chain = _checked_modules(modules)
         self.num_classes = None if num_classes is None else positive_int("num_classes", num_classes)
-        if gradient_scale != "batch":
-            if isinstance(gradient_scale, str):
-                raise ValueError(f'gradient_scale: expected "batch" or a number > 0, got {gradient_scale!r}')
-            gradient_scale = real("gradient_scale", gradient_scale, above=0.0)
+        gradient_scale = checked_scale(gradient_scale)
         if predictors is None:
             predictors = _made(chain, example, self.num_classes, predictor)
         else:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...kernels.checks import flag, integer, non_negative, positive_int, real
+from ...kernels.checks import flag, integer, non_negative, positive_int
 from .predictors import Predictor
+from .stage import checked_scale, scalar, scale_of, squared_error
 
 State = Tensor | Sequence[Tensor]
 
@@ -97,14 +98,10 @@ class Recurrent(nn.Module):
             raise TypeError(f"core: expected an nn.Module, got {type(core).__name__}")
         if predictor is not None and not isinstance(predictor, nn.Module):
             raise TypeError(f"predictor: expected None or an nn.Module, got {type(predictor).__name__}")
-        if isinstance(gradient_scale, str) and gradient_scale != "batch":
-            raise ValueError(f'gradient_scale: expected "batch" or a number > 0, got {gradient_scale!r}')
         self.state_size = positive_int("state_size", state_size)
         self.batch_dim = integer("batch_dim", batch_dim, 0)
         self.auxiliary_weight = non_negative("auxiliary_weight", auxiliary_weight)
-        self.gradient_scale = gradient_scale
-        if gradient_scale != "batch":
-            self.gradient_scale = real("gradient_scale", gradient_scale, above=0.0)
+        self.gradient_scale = checked_scale(gradient_scale)
         self.core = core
         widths = (hidden,) if integer("hidden", hidden, 0) else ()
         self.predictor: nn.Module
@@ -153,13 +150,9 @@ class Recurrent(nn.Module):
             given = starts[0] if state is None or isinstance(state, Tensor) else type_of(state)(starts)
         outputs, end = self.core(inputs, given)
         ends = _parts(end)
-        loss = loss_fn(outputs)
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"loss_fn: expected a scalar tensor, got {type(loss).__name__}")
-        if loss.numel() != 1:
-            raise ValueError(f"loss_fn: expected a scalar tensor, got shape {tuple(loss.shape)}")
+        loss = scalar(loss_fn(outputs))
         flat = self._flat(ends)
-        scale = float(max(len(flat), 1)) if self.gradient_scale == "batch" else float(self.gradient_scale)
+        scale = scale_of(self.gradient_scale, len(flat))
         going = _going_on(last, flat)
         beyond = None if going is False else self._predict(flat).detach()
         if isinstance(going, Tensor) and beyond is not None:
@@ -176,7 +169,7 @@ class Recurrent(nn.Module):
         target = predictor_loss = None
         if starts is not None:
             target = self._flat([torch.zeros_like(p) if p.grad is None else p.grad for p in starts])
-            predictor_loss = _error(self._predict(self._flat(starts)), target * scale)
+            predictor_loss = squared_error(self._predict(self._flat(starts)), target * scale)
             if predictor_loss.requires_grad:
                 predictor_loss.backward()
             predictor_loss = predictor_loss.detach()
@@ -184,7 +177,7 @@ class Recurrent(nn.Module):
             # After the target has been read: this task's gradient is no part of it.
             if isinstance(going, Tensor):  # where nothing comes after, nothing is to be foreseen
                 auxiliary = torch.where(going[:, None], auxiliary, beyond)
-            auxiliary_loss = _error(auxiliary, beyond)
+            auxiliary_loss = squared_error(auxiliary, beyond)
             if auxiliary_loss.requires_grad:
                 (self.auxiliary_weight * auxiliary_loss).backward()
             auxiliary = auxiliary_loss.detach()
@@ -239,8 +232,3 @@ def _going_on(last: bool | Tensor, flat: Tensor) -> bool | Tensor:
             raise ValueError(f"last: expected shape ({len(flat)},), one for every sample, got {tuple(last.shape)}")
         return ~last
     return not flag("last", last)
-
-
-def _error(prediction: Tensor, target: Tensor) -> Tensor:
-    wide = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
-    return (prediction.to(wide) - target.to(wide)).square().sum() / max(len(prediction), 1)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...kernels.checks import real
+
 
 class Local(NamedTuple):
     """What one pass through one stage gave.
@@ -54,7 +56,7 @@ class Stage(nn.Module):
         self.module = module
         self.predictor = predictor
         self.conditioned = conditioned
-        self.gradient_scale = gradient_scale
+        self.gradient_scale = checked_scale(gradient_scale)
 
     def forward(self, activity: Tensor) -> Tensor:
         """The module's output, as if nothing were decoupled."""
@@ -90,11 +92,7 @@ class Stage(nn.Module):
             RuntimeError: gradients are switched off, or nothing requires any.
         """
         leaf, output = self._run(activity, first)
-        loss = loss_fn(output, *targets)
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"loss_fn: expected a scalar tensor, got {type(loss).__name__}")
-        if loss.numel() != 1:
-            raise ValueError(f"loss_fn: expected a scalar tensor, got shape {tuple(loss.shape)}")
+        loss = scalar(loss_fn(output, *targets))
         loss.backward()
         return Local(output.detach(), _gradient(leaf), None, loss.detach())
 
@@ -130,9 +128,7 @@ class Stage(nn.Module):
             The error, detached; a mean over no samples is 0.
         """
         target = gradient.detach() * self._scale(gradient)
-        # Under autocast both may be bfloat16, whose squares lose what a small error is about.
-        wide = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
-        error = (prediction.to(wide) - target.to(wide)).square().sum() / max(len(prediction), 1)
+        error = squared_error(prediction, target)
         if error.requires_grad:
             error.backward()
         return error.detach()
@@ -153,10 +149,41 @@ class Stage(nn.Module):
         return leaf, output
 
     def _scale(self, activity: Tensor) -> float:
-        return float(max(len(activity), 1)) if self.gradient_scale == "batch" else float(self.gradient_scale)
+        return scale_of(self.gradient_scale, len(activity))
 
     def extra_repr(self) -> str:
         return f"conditioned={self.conditioned}, gradient_scale={self.gradient_scale!r}"
+
+
+# ---- what stages and recurrent networks share ----
+
+
+def checked_scale(value: float | str) -> float | str:
+    """A ``gradient_scale``; TypeError or ValueError if it is none."""
+    if isinstance(value, str) and value != "batch":
+        raise ValueError(f'gradient_scale: expected "batch" or a number > 0, got {value!r}')
+    return value if isinstance(value, str) else real("gradient_scale", value, above=0.0)
+
+
+def scale_of(gradient_scale: float | str, batch: int) -> float:
+    """The number that it is for so many samples."""
+    return float(max(batch, 1)) if gradient_scale == "batch" else float(gradient_scale)
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Summed over a sample, mean over the batch."""
+    # Under autocast both may be bfloat16, whose squares lose what a small error is about.
+    wide = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    return (prediction.to(wide) - target.to(wide)).square().sum() / max(len(prediction), 1)
+
+
+def scalar(loss: Any) -> Tensor:
+    """What a ``loss_fn`` gave; TypeError or ValueError unless it is one number in a tensor."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn: expected a scalar tensor, got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(f"loss_fn: expected a scalar tensor, got shape {tuple(loss.shape)}")
+    return loss
 
 
 def _gradient(leaf: Tensor | None) -> Tensor | None:
