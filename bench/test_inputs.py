@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from l2l_fast import CoordinatewiseLSTM, LearnedOptimizer, load_pretrained
-from l2l_fast.optim.tensor_features import DEFAULT_INPUTS
+from l2l_fast.kernels.tensor_inputs import DEFAULT_INPUTS
 
 SIZE, SEGMENT_SIZE, STEPS = 1_000_000, 200_000, 20
 NETWORKS = {

@@ -15,7 +15,7 @@ from torch import nn
 import l2l_fast as l2l
 from l2l_fast.kernels import normalized, reference
 from l2l_fast.kernels import operators as ops
-from l2l_fast.optim.tensor_features import DEFAULT_INPUTS, aligned, default_inputs, kinds_of
+from l2l_fast.kernels.tensor_inputs import DEFAULT_INPUTS, aligned, default_inputs, fan_ins_of
 from tests.helpers import assert_close, structured_gradient
 from tests.normalized_helpers import normalized_network
 from tests.segment_helpers import Optimizee, net_gradient, record_run
@@ -53,13 +53,12 @@ def expected_inputs(optimizer, net, params, total_steps, sign=1.0):
     rows, ages, before = [], [], []
     for param in params:
         *_, averages = logical_state(optimizer, net, param)
-        sums = normalized.tensor_sums(param, sign * param.grad, averages, net.betas)
-        rows.append(torch.cat([sums, torch.tensor([param.numel()]).double()]))
+        rows.append(normalized.tensor_sums(param, sign * param.grad, averages, net.betas))
         ages.append(averages.age + 1)
         before.append(float(optimizer.state.get(param, {}).get("lstm_alignment", 0.0)))
     sums = torch.stack(rows)
     alignments = aligned(sums, torch.tensor(before).double())
-    inputs = default_inputs(kinds_of(param.shape for param in params), ages, total_steps, sums, alignments)
+    inputs = default_inputs(fan_ins_of(param.shape for param in params), ages, total_steps, sums, alignments)
     return inputs, net.nominal_of(inputs)
 
 

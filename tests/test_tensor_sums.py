@@ -15,7 +15,7 @@ import l2l_fast as l2l
 from l2l_fast.kernels import normalized
 from l2l_fast.kernels import operators as ops
 from l2l_fast.kernels.state import Averages
-from l2l_fast.optim.tensor_features import DEFAULT_INPUTS, aligned, default_inputs, kinds_of, progress
+from l2l_fast.kernels.tensor_inputs import DEFAULT_INPUTS, aligned, default_inputs, fan_ins_of, progress
 from l2l_fast.optim.tensor_sums import sums_of
 from tests import sharded_inputs_worker
 from tests.helpers import assert_close, run_processes
@@ -113,7 +113,7 @@ def test_refusals(change, message):
 
 def inputs_of(shapes, sums, ages, total_steps, alignments=None, optimizees=1):
     alignments = torch.zeros(len(shapes)).double() if alignments is None else alignments
-    return default_inputs(kinds_of(shapes), ages, total_steps, sums, alignments, optimizees).double()
+    return default_inputs(fan_ins_of(shapes), ages, total_steps, sums, alignments, optimizees).double()
 
 
 def test_inputs_of_time_and_kind():

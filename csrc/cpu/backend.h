@@ -14,9 +14,15 @@ void cpu_segment_backward(const SegmentCall& call);
 void layered_step_backward(const StepBackwardCall& call);
 void layered_segment_backward(const SegmentCall& call);
 
-// Sums over the coordinates of every tensor [tensors, 5], float64, see tensor_sums in l2l_fast/kernels/normalized.py.
+// Sums over the coordinates of every tensor and their number [tensors, 6], float64, see tensor_sums in
+// l2l_fast/kernels/normalized.py.
 at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorList states, at::IntArrayRef sizes,
                        c10::string_view preprocess, at::ArrayRef<double> constants, bool maximize,
                        at::IntArrayRef ages);
+
+// Inputs, nominal and alignments of tensors, see l2l_fast/kernels/tensor_inputs.py.
+std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> tensor_inputs(
+    const at::Tensor& sums, at::TensorList alignments, at::IntArrayRef fan_ins, at::IntArrayRef ages,
+    std::optional<int64_t> total_steps, const std::optional<at::Tensor>& weight_nominal, int64_t optimizees);
 
 }  // namespace l2l

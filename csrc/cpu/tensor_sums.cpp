@@ -36,7 +36,7 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
     check_state_of(config, states[k], params[k].numel(), index);
     TORCH_CHECK_VALUE(ages[k] >= 1, "ages: expected at least 1, got ", ages[k]);
   }
-  at::Tensor out = at::empty({static_cast<int64_t>(count), kTensorSums}, at::TensorOptions().dtype(at::kDouble));
+  at::Tensor out = at::empty({static_cast<int64_t>(count), kTensorSums + 1}, at::TensorOptions().dtype(at::kDouble));
   double* const result = out.mutable_data_ptr<double>();
   const auto tile_sums = kernels().tile_sums;
   const auto decode_averages = kernels().decode_averages;
@@ -67,7 +67,7 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
                              tile_sums(correction, x, y, rows, place.count, sums[slice].of[0]);
                            });
                          });
-    double* const row = result + kTensorSums * k;
+    double* const row = result + (kTensorSums + 1) * k;
     for (int which = 0; which < kTensorSums; which++) {
       double sum = 0.0;
       for (const Sums& part : sums)
@@ -78,6 +78,7 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
     const double rate = config.rates.of[2], factor = make_correction(config, ages[k]).of[2];
     row[2] = ((1.0 - rate) * row[2] + rate * row[1]) * factor * factor;
     if (maximize) row[4] = -row[4];
+    row[kTensorSums] = static_cast<double>(theta.numel());
   }
   return out;
 }

@@ -32,6 +32,9 @@ TORCH_LIBRARY(l2l_fast, m) {
   m.def("_vector_math(str function, Tensor x) -> Tensor");
   m.def("_tensor_sums(Tensor[] params, Tensor[] grads, Tensor[] states, " L2L_CONFIG
         ", bool maximize, SymInt[] ages) -> Tensor");
+  m.def(
+      "_tensor_inputs(Tensor sums, Tensor[] alignments, int[] fan_ins, SymInt[] ages, int? total_steps, Tensor? "
+      "weight_nominal, int optimizees) -> (Tensor inputs, Tensor nominal, Tensor[] alignments_after)");
 }
 
 namespace {
@@ -49,7 +52,8 @@ void refuse_transforms(const c10::OperatorHandle& op, torch::jit::Stack*) {
 TORCH_LIBRARY_IMPL(l2l_fast, CompositeExplicitAutograd, m) { m.impl("_check_apart", &l2l::check_apart); }
 
 TORCH_LIBRARY_IMPL(l2l_fast, FuncTorchDynamicLayerFrontMode, m) {
-  for (const char* name : {"step", "step_backward", "step_", "segment_backward", "_vector_math", "_tensor_sums"})
+  for (const char* name :
+       {"step", "step_backward", "step_", "segment_backward", "_vector_math", "_tensor_sums", "_tensor_inputs"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_transforms>());
 }
 

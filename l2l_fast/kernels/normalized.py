@@ -115,10 +115,10 @@ def direction(grad: Tensor, averages: Averages, betas: Sequence[float], nominal:
 
 
 def tensor_sums(param: Tensor, grad: Tensor, averages: Averages, betas: Sequence[float]) -> Tensor:
-    """Sums over the coordinates of a tensor before a step, ``[5]``, float64: of theta^2, g^2, q^2 with the gradient
-    that the step is given in it, d^2 and g d, where d = m1^ / (r2^ + eps) is the direction, uphill, that Adam took in
-    the step before; in the first step it is 0. ``averages`` are those before the step. What is not finite counts as 0:
-    one bad coordinate must not reach the others through their tensor."""
+    """Sums over the coordinates of a tensor before a step and, last, their number, ``[6]``, float64: of theta^2, g^2,
+    q^2 with the gradient that the step is given in it, d^2 and g d, where d = m1^ / (r2^ + eps) is the direction,
+    uphill, that Adam took in the step before; in the first step it is 0. ``averages`` are those before the step. What
+    is not finite counts as 0: one bad coordinate must not reach the others through their tensor."""
     theta, g = (each.detach().reshape(-1).double() for each in (param, grad))
     d = q = torch.zeros_like(g)
     if averages.age:
@@ -131,7 +131,7 @@ def tensor_sums(param: Tensor, grad: Tensor, averages: Averages, betas: Sequence
     sums = torch.stack([part.sum(1) for part in parts]).sum(0)
     rest = -math.expm1((averages.age + 1) * math.log(betas[2]))
     squares = (betas[2] * sums[2] + (1 - betas[2]) * sums[1]) / rest
-    return torch.cat([sums[:2], squares.unsqueeze(0), sums[3:]])
+    return torch.cat([sums[:2], squares.unsqueeze(0), sums[3:], sums.new_full((1,), param.numel())])
 
 
 def update(read_out: Tensor, n: Tensor, nominal: Tensor, output_scale: float) -> Tensor:

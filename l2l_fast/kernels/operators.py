@@ -27,6 +27,7 @@ from . import normalized, reference
 from .config import Config
 from .state import Averages, State
 from .state_types import decode_averages
+from .tensor_inputs import DEFAULT_INPUTS, aligned, default_inputs
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -278,7 +279,7 @@ def tensor_sums(
     ages: Sequence[int],
 ) -> Tensor:
     """What :func:`l2l_fast.kernels.normalized.tensor_sums` gives of every tensor of a step that :func:`step_` takes
-    next: ``[tensors, 5]``, float64, on their device. On the CPU the same for any number of threads.
+    next: ``[tensors, 6]``, float64, on their device. On the CPU the same for any number of threads.
 
     Args:
         states: as for :func:`step_`, of any type; float64 ones, and those on other devices, go through plain PyTorch.
@@ -293,6 +294,41 @@ def tensor_sums(
         averages = Averages(stored.transpose(1, 2).reshape(-1, config.averages)[: param.numel()], age - 1)
         rows.append(normalized.tensor_sums(param, -grad if maximize else grad, averages, config.betas or ()))
     return torch.stack(rows)
+
+
+def tensor_inputs(
+    sums: Tensor,
+    alignments: Sequence[Tensor],
+    fan_ins: Sequence[int],
+    ages: Sequence[int],
+    total_steps: int | None,
+    weight_nominal: Tensor | None = None,
+    optimizees: int = 1,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The default inputs of tensors in a step, see :func:`l2l_fast.kernels.tensor_inputs.default_inputs`, and what is
+    made of them.
+
+    Args:
+        sums: float64 ``[tensors, 6]``, of :func:`tensor_sums`.
+        alignments: of every tensor, float64 scalars, before the step.
+        ages, fan_ins, total_steps, optimizees: see there.
+        weight_nominal: ``[4, inputs]``, or ``[optimizees, 4, inputs]``; None for the default ``nominal``.
+
+    Returns:
+        The inputs, float32 ``[tensors, 15]``; ``nominal``, float32 ``[tensors, 5]``; the alignments after the step.
+    """
+    weight = None if weight_nominal is None else weight_nominal.detach()
+    if sums.is_cpu:
+        given = alignments, fan_ins, ages, total_steps, weight, optimizees
+        return torch.ops.l2l_fast._tensor_inputs(sums, *given)
+    after = aligned(sums, torch.stack(list(alignments)))
+    inputs = default_inputs(fan_ins, ages, total_steps, sums, after, optimizees)
+    if weight is None:
+        nominal = normalized.default_nominal(len(ages), sums.device)
+    else:
+        each = weight.view(-1, 1, *weight.shape[-2:])
+        nominal = normalized.nominal_of(each, inputs.view(len(each), -1, inputs.shape[1])).flatten(0, 1)
+    return inputs, nominal, [each.clone() for each in after]
 
 
 # ---- fake kernels: shapes and dtypes for torch.compile, export and the meta device ----
@@ -407,7 +443,14 @@ def _(function: str, x: Tensor) -> Tensor:
 
 @torch.library.register_fake("l2l_fast::_tensor_sums")
 def _(params: list[Tensor], *others: Any) -> Tensor:
-    return torch.empty(len(params), 5, dtype=torch.float64, device=params[0].device)
+    return torch.empty(len(params), 6, dtype=torch.float64, device=params[0].device)
+
+
+@torch.library.register_fake("l2l_fast::_tensor_inputs")
+def _(sums: Tensor, alignments: list[Tensor], *others: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    inputs = sums.new_empty(len(sums), len(DEFAULT_INPUTS), dtype=torch.float32)
+    nominal = sums.new_empty(len(sums), len(normalized.NOMINAL), dtype=torch.float32)
+    return inputs, nominal, [torch.empty_like(each) for each in alignments]
 
 
 # ---- autograd formulas ----

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..kernels import operators
 from ..kernels.config import Config
-from ..kernels.normalized import nominal_of
 from ..kernels.state import TILE, num_tiles
-from ..optim.tensor_features import aligned, default_inputs, kinds_of
+from ..kernels.tensor_inputs import fan_ins_of
 from ..problems.zoo.task import ZooTask
 
 
@@ -39,13 +38,13 @@ class Crowd:
         self._numels = [math.prod(shape) for shape in self._shapes.values()]
         row = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
         self.theta = row.expand(members, -1).clone().requires_grad_()
-        self._kinds = kinds_of(self._shapes.values()) * members
+        self._fan_ins = fan_ins_of(self._shapes.values()) * members
         tiles = [num_tiles(numel) for numel in self._numels]
         state = torch.zeros(members, sum(tiles), config.rows, TILE, device=row.device)
         self._states = [list(each.split(tiles)) for each in state]
         self._thetas = [list(each.split(self._numels)) for each in self.theta.detach()]
-        self._counts = torch.tensor(self._numels, dtype=torch.float64, device=row.device).repeat(members)
-        self._alignments = torch.zeros(members * len(tiles), dtype=torch.float64, device=row.device)
+        zero = torch.zeros((), dtype=torch.float64, device=row.device)
+        self._alignments = [zero] * (members * len(tiles))
         self.age = 0
 
     def losses(self) -> Tensor:
@@ -68,12 +67,10 @@ class Crowd:
         ages = [self.age] * len(self._numels)
         thetas, flat, states = (list(chain.from_iterable(part)) for part in (self._thetas, grads, self._states))
         sums = operators.tensor_sums(thetas, flat, states, self.config, False, ages * self.members)
-        sums = torch.cat([sums, self._counts.unsqueeze(1)], dim=1)
-        self._alignments = aligned(sums, self._alignments)
-        inputs = default_inputs(
-            self._kinds, ages * self.members, self.total_steps, sums, self._alignments, self.members
-        ).view(self.members, len(ages), -1)
-        nominal = nominal_of(nominals.unsqueeze(1), inputs)
+        inputs, nominal, self._alignments = operators.tensor_inputs(
+            *(sums, self._alignments, self._fan_ins, ages * self.members, self.total_steps, nominals, self.members)
+        )
+        inputs, nominal = (each.view(self.members, len(ages), -1) for each in (inputs, nominal))
         for k in range(self.members):
             operators.step_(
                 *(self._thetas[k], grads[k], self._states[k], phis[k], self.config, 1.0, 0.0, False),

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ..kernels import checks
+from ..kernels.tensor_inputs import DEFAULT_INPUTS
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.ntm_bfgs import NTMBFGS
 from ..networks.several import Networks, members
-from ..optim.tensor_features import DEFAULT_INPUTS
 from ..problems import Problem
 from . import MetaTrainer
 from .estimators import Evolution

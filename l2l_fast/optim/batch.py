@@ -31,8 +31,8 @@ from .checks import (
     truth,
 )
 from .joint import Reduce
-from .state import NUMEL_KEY, STATE_KEY, age_of, alignment_of, steps_of, tiles_of
-from .tensor_features import Common, TensorFeatures, aligned, common_of, needs_sums
+from .state import NUMEL_KEY, STATE_KEY, alignment_of, steps_of, tiles_of
+from .tensor_features import Common, TensorFeatures, common_of, needs_sums
 from .tensor_sums import sums_of
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -67,7 +67,7 @@ class Batch(NamedTuple):
     reduce: Reduce | None = None
     common: Common = Common()  # of the fused tensors
     exact_common: Common = Common()
-    alignments: tuple[Tensor, ...] = ()  # of the fused, then the exact tensors, after the step
+    alignments: Sequence[Tensor] = ()  # of the fused, then the exact tensors, after the step
     mesh: Any = None  # of a joint step whose coordinates are sharded over one, which ``reduce`` adds up over
     owners: Mapping[int, Tensor] = _EMPTY_OWNERS  # of shards, by their id: the parameters, DTensors
     steps: Sequence[int] = ()  # of the fused tensors after the step, where their states are not float32
@@ -125,6 +125,8 @@ def gather(
     rounded = state_dtype is not torch.float32
     params, grads, states, state_of = batch.params, batch.grads, batch.states, state.get
     owners: dict[int, Tensor] = {}
+    entries: list[Mapping[str, Any]] = []  # of the fused tensors
+    exact_entries: list[Mapping[str, Any]] = []
     steps: list[int] = []
     seeds: list[int] = []
     shapes: dict[int, tuple[int, ...]] = {}  # of states, by the number of coordinates
@@ -165,40 +167,41 @@ def gather(
             params.append(param)
             grads.append(grad)
             states.append(tiles)
+            entries.append(entry)
             if rounded:
                 steps.append(steps_of(entry, None if config.averages else 0) + 1)
                 part = sharding.part_of(key) if key is not param else (0, 0)
                 seeds.append(seed_of(first + k, steps[-1], *part))
         else:
             batch.exact.append((param, grad, tiles))
+            exact_entries.append(entry)
     if owners:
         batch = batch._replace(owners=owners)
     if rounded:
         batch = batch._replace(steps=steps, seeds=seeds)
-    return _with_common(group, batch, state, reduce, tensor_features) if config.averages else batch
+    return _with_common(group, batch, entries + exact_entries, reduce, tensor_features) if config.averages else batch
 
 
 def _with_common(
     group: Mapping[str, Any],
     batch: Batch,
-    state: Mapping[Tensor, Mapping[str, Any]],
+    entries: Sequence[Mapping[str, Any]],
     reduce: Reduce | None,
     tensor_features: TensorFeatures | None,
 ) -> Batch:
-    """The batch with what a network with averages has to know of every tensor."""
+    """The batch with what a network with averages has to know of every tensor. entries: of the optimizer's state, in
+    the order of ``batch.moving()``."""
     total_steps = check_total_steps(group["total_steps"])
     moving = batch.moving()
     params = batch.keys()
-    ages = [age_of(state.get(param, _EMPTY), batch.config) + 1 for param in params]
-    sums = alignments = None
+    ages = [steps_of(entry) + 1 for entry in entries]
+    sums, before = None, []
     if needs_sums(batch.network, tensor_features):
         adds = sharding.adds_by_tensor(group["params"]) if reduce is None else reduce
         sums = sums_of(group["params"], moving, batch.config, batch.maximize, ages, adds, params)
-    if sums is not None and params:
-        before = [alignment_of(state.get(param, _EMPTY), param) for param in params]
-        alignments = aligned(sums, torch.stack(before))
-        batch = batch._replace(alignments=alignments.unbind())
-    common = common_of(params, ages, batch.network, total_steps, tensor_features, sums, alignments)
+        before = [alignment_of(entry, param) for entry, param in zip(entries, params, strict=True)]
+    common, after = common_of(params, ages, batch.network, total_steps, tensor_features, sums, before)
+    batch = batch._replace(alignments=after)
     if not batch.exact:
         return batch._replace(common=common)
     fused = len(batch.params)

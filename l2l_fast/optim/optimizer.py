@@ -298,8 +298,8 @@ class LearnedOptimizer(Optimizer):
         self._begun = True
         for k, (param, age) in enumerate(batch.ages()):
             self.state[param][AGE_KEY] = age - 1 + steps
-            if batch.alignments:  # copies, as each is a view of all
-                self.state[param][ALIGNMENT_KEY] = batch.alignments[k].clone()
+            if batch.alignments:
+                self.state[param][ALIGNMENT_KEY] = batch.alignments[k]
         for param, tiles in batch.fresh:
             self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: sharding.local(param).numel()})
         batch.fresh.clear()

@@ -80,6 +80,8 @@ def steps_of(entry: Mapping[str, Any], default: int | None = None) -> int:
     if entry.get(STATE_KEY) is None:
         return 0
     value = entry.get(AGE_KEY)
+    if type(value) is int and value >= 0:
+        return value
     if value is None and default is not None:
         return default
     age = from_digits(value) if isinstance(value, Tensor) and value.dim() == 1 else as_int(value)

@@ -21,8 +21,8 @@ def sums_of(
     reduce: Reduce | None,
     owners: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """float64 ``[moving tensors, 6]``: the sums of :func:`l2l_fast.kernels.normalized.tensor_sums`, and the numbers of
-    coordinates.
+    """float64 ``[moving tensors, 6]``: the sums of :func:`l2l_fast.kernels.normalized.tensor_sums`, numbers of
+    coordinates included.
 
     Args:
         params: all of the group: with ``reduce``, which adds up over processes, every process gives a row for each, as
@@ -31,16 +31,16 @@ def sums_of(
         owners: which of ``params`` they are, where ``moving`` has shards of them.
     """
     device = params[0].device if params else torch.device("cpu")
-    sums = torch.zeros(len(moving), 6, dtype=torch.float64, device=device)
-    numels = [float(param.numel()) for param, _, _ in moving]
-    sums[:, 5] = torch.tensor(numels, dtype=torch.float64, device=device)
     wide = [state.dtype is torch.float64 for _, _, state in moving]
+    sums = torch.empty(len(moving), 6, dtype=torch.float64, device=device)
     for kind in set(wide):  # float64 goes another way
         chosen = [k for k, each in enumerate(wide) if each == kind]
-        each_param, each_grad, each_state = (list(x) for x in zip(*(moving[k] for k in chosen), strict=True))
-        inputs = (each_param, each_grad, each_state)
-        found = operators.tensor_sums(*inputs, config, maximize, [ages[k] for k in chosen])
-        sums[slice(None) if len(chosen) == len(wide) else chosen, :5] = found
+        part_params, grads, states = (list(x) for x in zip(*(moving[k] for k in chosen), strict=True))
+        found = operators.tensor_sums(part_params, grads, states, config, maximize, [ages[k] for k in chosen])
+        if len(chosen) == len(wide):
+            sums = found
+        else:
+            sums[chosen] = found
     if reduce is None:
         return sums
     rows = {id(param): k for k, param in enumerate(params)}

@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ...kernels import operators
 from ...kernels.reference import join, join_states, separate, separate_states
 from ...kernels.state import State
+from ...kernels.tensor_inputs import fan_ins_of
 from ...networks.lstm import CoordinatewiseLSTM
 from ...networks.memory import Memory
 from ...networks.several import Networks, members
-from ...optim.tensor_features import aligned, default_inputs, kinds_of
 from ...optim.tensor_sums import sums_of
 from ...problems import Task
 from ..assignment import names_by_network
@@ -123,10 +124,11 @@ class SeparateWalker:
         parts = [(theta[name].detach(), grad.detach(), state.data.detach()) for (name, grad), state in named]
         ages = [state.age + 1 for state in states]
         sums = sums_of([param for param, _, _ in parts], parts, config, False, ages, None)
-        alignments = aligned(sums, torch.stack([self.alignments[name] for name in grads]))
-        self.alignments.update(zip(grads, alignments))
-        kinds = kinds_of([grad.shape for grad in grads.values()])
-        return dict(zip(grads, default_inputs(kinds, ages, self.total_steps, sums, alignments)))
+        before = [self.alignments[name] for name in grads]
+        fan_ins = fan_ins_of(grad.shape for grad in grads.values())
+        inputs, _, after = operators.tensor_inputs(sums, before, fan_ins, ages, self.total_steps)
+        self.alignments.update(zip(grads, after))
+        return dict(zip(grads, inputs))
 
     def detach(self) -> None:
         self.states = {name: state.detach() for name, state in self.states.items()}
