@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from l2l_fast import CoordinatewiseLSTM, LearnedOptimizer
+from l2l_fast import CoordinatewiseLSTM, LearnedOptimizer, load_pretrained
 from l2l_fast.kernels import operators as ops
 
 MODELS = {
+    "4 tensors, 10 in all": [4, 2, 3, 1],
     "1 tensor of 1,000": [1000],
     "4 tensors of MNIST": [784 * 20, 20, 200, 10],
     "300 tensors of 64": [64] * 300,
@@ -23,17 +24,20 @@ def parameters(sizes):
 
 @pytest.mark.benchmark(group="one step")
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("what", ["operator", "LearnedOptimizer", "Adam(fused=True)"])
+@pytest.mark.parametrize(
+    "what", ["operator", "LearnedOptimizer", "general", "general-small", "Adam", "Adam(fused=True)"]
+)
 def test_step(measure, model, what):
     params = parameters(MODELS[model])
-    net = CoordinatewiseLSTM()
+    net = load_pretrained(what) if what.startswith("general") else CoordinatewiseLSTM()
     if what == "operator":
         tensors, grads = [p.detach() for p in params], [p.grad for p in params]
         states, phi = [net.init_state(p.numel()).data for p in params], net.phi().detach()
         measure(lambda: ops.step_(tensors, grads, states, phi, net.config, 1.0, 0.0, False), sum(MODELS[model]))
     else:
+        fused = what.endswith("fused=True)")
         adam = what.startswith("Adam")
-        optimizer = torch.optim.Adam(params, fused=True) if adam else LearnedOptimizer(params, net)
+        optimizer = torch.optim.Adam(params, fused=fused) if adam else LearnedOptimizer(params, net)
         optimizer.step()
         measure(optimizer.step, sum(MODELS[model]))
 

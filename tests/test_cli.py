@@ -250,6 +250,7 @@ def test_bench_is_handed_over(monkeypatch):
         (["train", *SMALL, "--out", "{tmp}", "--lr", "much"], "--lr"),
         (["train", *SMALL, "--out", "{tmp}", "--horizon", "5", "--unroll", "6"], "unroll"),
         (["train", *SMALL, "--out", "{tmp}", "--hidden-size", "1000"], "hidden_size: expected 4..64"),
+        (["train", *SMALL, "--out", "{tmp}", "--hidden-size", "0"], "num_layers=2, got 0"),
         (["train", *SMALL, "--out", "{tmp}", "--resume"], "no checkpoint"),
         (["train", *SMALL, "--out", "{run}"], "--resume continues it"),
         (["train", "--problem", "mnist", "--data", "{tmp}/none", "--out", "{tmp}"], "train-images-idx3-ubyte"),

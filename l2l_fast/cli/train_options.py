@@ -64,8 +64,9 @@ def _add_run(run: Any) -> None:
 
 def _add_estimator(way: Any) -> None:
     text = (
-        "bptt: truncated back-propagation; pes: persistent evolution strategies, unbiased over the horizon; evolution: "
-        "of a general-purpose optimizer on the zoo"
+        "bptt: truncated back-propagation; synthetic_gradients: the same with a learned prediction of what comes after "
+        "a segment; pes: persistent evolution strategies, unbiased over the horizon; evolution: of a general-purpose "
+        "optimizer on the zoo"
     )
     way.add_argument("--estimator", choices=ESTIMATORS, help=text)
     way.add_argument("--pairs", type=count, metavar="N", help="antithetic pairs of pes and evolution (4)")
@@ -90,8 +91,9 @@ def _add_curriculum(tasks: Any) -> None:
 
 
 def _add_network(net: Any) -> None:
-    net.add_argument("--hidden-size", type=int, metavar="N", help="units per layer, 4..64 (20)")
-    net.add_argument("--num-layers", type=int, metavar="N", help="1..4 (2)")
+    net.add_argument("--hidden-size", type=int, metavar="N", help="units per layer, 4..64 (20); 0 without layers")
+    text = "1..4 (2); with --preprocess normalized also 0: moving averages alone"
+    net.add_argument("--num-layers", type=int, metavar="N", help=text)
     net.add_argument("--preprocess", choices=("identity", "log_sign", "normalized"), help="of the gradients")
     net.add_argument("--p", type=float, metavar="X", help="constant of log_sign (10)")
     net.add_argument("--output-scale", type=float, metavar="X", help="multiplies the updates")

@@ -29,7 +29,10 @@ def checked_config(
     preprocess = checks.choice("preprocess", preprocess, tuple(FEATURES))
     # Without layers an update is made of moving averages alone.
     num_layers = checks.integer("num_layers", num_layers, 0 if preprocess in AVERAGES else 1, 4)
-    hidden_size = checks.integer("hidden_size", hidden_size, 4 if num_layers else 0, 64 if num_layers else 0)
+    hidden_size = checks.integer("hidden_size", hidden_size)
+    if not (4 <= hidden_size <= 64 if num_layers else hidden_size == 0):
+        expected = "4..64" if num_layers else "0"
+        raise ValueError(f"hidden_size: expected {expected} with num_layers={num_layers}, got {hidden_size}")
     gac_cells = checks.integer("gac_cells", gac_cells, 0, hidden_size)
     extra_inputs = checks.integer("extra_inputs", extra_inputs, 0, 16)
     num_outputs = checks.integer("num_outputs", num_outputs, 1, 16)
