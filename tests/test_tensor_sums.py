@@ -35,7 +35,7 @@ def reference_sums(param, grad, state, net, age, maximize):
 
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_sums(dtype, maximize):
+def test_sums(isa, dtype, maximize):
     """Of all sizes, with badly scaled gradients, and the same to the bit for any number of threads."""
     net, warm = network(), 4
     params, grads, states = [], [], []
@@ -58,7 +58,7 @@ def test_sums(dtype, maximize):
         assert abs(row[4] - expected[4]) <= 1e-5 * scale
 
 
-def test_sums_of_any_strides_and_without_what_is_not_finite():
+def test_sums_of_any_strides_and_without_what_is_not_finite(isa):
     net = network()
     base, slope = torch.randn(40, 30), torch.randn(30, 40)
     state = net.init_state(1200).data
@@ -80,7 +80,7 @@ def test_the_first_step_has_no_direction_and_q_is_the_gradient():
     assert_close(row[2], grad.double().square().sum(), 1e-6)
 
 
-def test_padding_of_a_state_never_counts():
+def test_padding_of_a_state_never_counts(isa):
     net = network()
     state = warm_states(net, drifting_gradients(3, 70)).data
     dirty = state.clone()

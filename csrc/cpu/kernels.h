@@ -99,8 +99,9 @@ struct Kernels {
   // be the same) and gives the update [64].
   void (*nominal_step)(const Network&, const TensorStep&, const float* grad, const float* averages, float* new_averages,
                        float* out);
-  // Adds to sums [kTensorSums][64] the products theta^2, g^2, r1^2, d^2 and g d of a tile's first `count` coordinates,
-  // d = m1^ / (r2^ + eps): of rows of 64 of theta and gradient, zero beyond those, and of averages before the step.
+  // Adds to sums [kTensorSums][kSumLanes] the products theta^2, g^2, r1^2, d^2 and g d of a tile's first `count`
+  // coordinates, d = m1^ / (r2^ + eps): of rows of 64 of theta and gradient, zero beyond those, and of averages before
+  // the step.
   void (*tile_sums)(const Correction&, const float* theta, const float* grad, const float* averages, int count,
                     double* sums);
   // The step on tile `number` of its tensor, whose state is not float32 (state_io.h) and is updated in place; without
@@ -127,6 +128,7 @@ struct Kernels {
 
 constexpr int kLayerTiles = 8;
 constexpr int kTensorSums = 5;
+constexpr int kSumLanes = 8;  // that they are added up in
 
 namespace baseline { extern const Kernels kernels; }
 #if defined(__x86_64__)

@@ -43,8 +43,12 @@ template <class T, class Visit>
 void StridedView::walk(int64_t begin, int count, const Visit& visit) const {
   T* base = static_cast<T*>(data_);
   if (sizes_.size() == 1) {
-    T* at = base + begin * strides_[0];
-    for (int i = 0; i < count; i++, at += strides_[0]) visit(i, at);
+    const int64_t stride = strides_[0];
+    T* at = base + begin * stride;
+    if (stride == 1)  // apart, so that the compiler makes vectors of it
+      for (int i = 0; i < count; i++) visit(i, at + i);
+    else
+      for (int i = 0; i < count; i++, at += stride) visit(i, at);
     return;
   }
   int64_t index[kMaxDims];

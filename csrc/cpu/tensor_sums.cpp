@@ -10,9 +10,8 @@
 namespace l2l {
 namespace {
 
-// One for every lane of a tile, so that lanes need no order of their own.
 struct Sums {
-  double of[kTensorSums][kTile] = {};
+  double of[kTensorSums][kSumLanes] = {};
 };
 
 }  // namespace
@@ -54,7 +53,9 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
     tiles.for_each_slice([] { return 0; },
                          [&](int64_t slice, int64_t begin, int64_t end, int) {
                            tiles.visit(begin, end, [&](const Tiles::Place& place) {
-                             float x[kTile] = {}, y[kTile] = {};
+                             float x[kTile], y[kTile];
+                             std::fill(x + place.count, x + kTile, 0.f);
+                             std::fill(y + place.count, y + kTile, 0.f);
                              theta.read(place.tile * kTile, place.count, x);
                              g.read(place.tile * kTile, place.count, y);
                              const char* const tile = state + place.tile * layout.bytes;
