@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import l2l_fast as l2l
+from l2l_fast.kernels.tensor_inputs import DEFAULT_INPUTS
 from l2l_fast.meta import ProtocolWarning, evaluate, recipes
-from l2l_fast.optim.tensor_features import DEFAULT_INPUTS
 from l2l_fast.problems import Zoo
 
 

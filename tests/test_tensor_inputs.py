@@ -69,15 +69,20 @@ def case(count: int = 2, **changes):
     return {**usual, "total_steps": 9, "weight_nominal": torch.ones(4, 15), "optimizees": 1, **changes}
 
 
-def test_of_no_tensors_of_any_strides_and_of_weights_that_are_trained():
+def test_of_no_tensors_and_of_any_weights():
     inputs, nominal, after = ops.tensor_inputs(**case(0, sums=torch.zeros(0, 6).double()))
     assert inputs.shape == (0, 15) and nominal.shape == (0, 5) and after == []
-    usual = ops.tensor_inputs(**case())
-    strided = case()["sums"].t().contiguous().t()
-    assert torch.equal(ops.tensor_inputs(**case(sums=strided))[0], usual[0])
-    weight = torch.ones(15, 4).double().t().requires_grad_()
-    rows = ops.tensor_inputs(**case(weight_nominal=weight))[1]
-    assert torch.equal(rows, usual[1]) and not rows.requires_grad
+    usual = ops.tensor_inputs(**case())[1]
+    for weight in (torch.ones(15, 4).double().t().requires_grad_(), torch.ones(4, 15).bfloat16()):
+        rows = ops.tensor_inputs(**case(weight_nominal=weight))[1]
+        assert torch.equal(rows, usual) and not rows.requires_grad
+
+
+def test_weights_in_float64_are_not_rounded():
+    weight = torch.full((4, 15), 1 / 3, dtype=torch.float64)
+    arguments = [case()[name] for name in ("sums", "alignments", "fan_ins", "ages", "total_steps", "optimizees")]
+    found = ops.tensor_inputs(**case(weight_nominal=weight))[1]
+    torch.testing.assert_close(found, expected(*arguments, weight)[1], rtol=6e-8, atol=0)
 
 
 def test_numbers_that_are_none_stay_in_their_tensor():
@@ -99,14 +104,20 @@ def test_what_it_returns_is_of_its_own():
     "change, message",
     [
         ({"sums": torch.ones(2, 5).double()}, r"sums: expected shape \[2, 6\], got \[2, 5\]"),
-        ({"sums": torch.ones(2, 6)}, "sums: expected float64, got Float"),
-        ({"alignments": [torch.zeros(()).double()]}, "ages: expected as many as alignments .* got 2, 1 and 2"),
-        ({"alignments": [torch.zeros(())] * 2}, r"alignments\[0\]: expected a number in float64, got Float"),
+        ({"sums": torch.ones(2, 6)}, "sums: expected dtype float64, got Float"),
+        ({"alignments": [torch.zeros(()).double()]}, "alignments: expected 2 as of ages, got 1"),
+        ({"alignments": [torch.zeros(())] * 2}, r"alignments\[0\]: expected dtype float64, got Float"),
+        ({"alignments": [torch.zeros(1).double()] * 2}, r"alignments\[0\]: expected shape \[\], got \[1\]"),
+        ({"sums": torch.ones(6, 2).double().t()}, "sums: expected a contiguous tensor"),
         ({"ages": [2, 0]}, "ages: expected at least 1, got 0"),
         ({"fan_ins": [-1, 0]}, "fan_ins: expected at least 0, got -1"),
         ({"total_steps": 0}, "total_steps: expected at least 1, got 0"),
         ({"optimizees": 3}, "optimizees: expected a divisor of 2, got 3"),
         ({"weight_nominal": torch.ones(4, 14)}, r"weight_nominal: expected shape \[4, 15\]"),
+        ({"weight_nominal": torch.ones(15, 4)}, r"weight_nominal: expected shape \[4, 15\]"),
+        ({"weight_nominal": torch.ones(2, 4, 15)}, r"weight_nominal: expected shape \[1, 4, 15\]"),
+        ({"weight_nominal": torch.ones(4, 15, device="meta")}, "weight_nominal: expected device cpu as sums, got meta"),
+        ({"alignments": [torch.zeros((), device="meta")] * 2}, "alignments: expected device cpu as sums, got meta"),
     ],
 )
 def test_refusals(change, message):

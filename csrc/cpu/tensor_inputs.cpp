@@ -6,13 +6,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../ops/arguments.h"
 #include "backend.h"
-#include "tiles.h"
 
 namespace l2l {
 namespace {
 
-constexpr int kInputs = 15, kNominalRows = 4, kColumns = kTensorSums + 1;
+constexpr int kInputs = kDefaultInputs;
 // gain, mu, nu, lam
 constexpr double kLow[kNominalRows] = {-INFINITY, -0.8, -0.8, -0.5}, kHigh[kNominalRows] = {INFINITY, 1.0, 0.8, 1.0};
 
@@ -69,10 +69,10 @@ void inputs_of(const double* sums, const Timed& timed, int64_t age, int64_t fan_
 }
 
 // weights: [4][inputs], or null for the default.
-void nominal_of(const float* weights, const float* inputs, float* out) {
+void nominal_of(const double* weights, const float* inputs, float* out) {
   double found[kNominalRows] = {};
   for (int r = 0; weights && r < kNominalRows; r++) {
-    for (int i = 0; i < kInputs; i++) found[r] += static_cast<double>(weights[r * kInputs + i]) * inputs[i];
+    for (int i = 0; i < kInputs; i++) found[r] += weights[r * kInputs + i] * static_cast<double>(inputs[i]);
     found[r] = clamp(kLow[r], kHigh[r], found[r]);
   }
   std::copy(std::begin(found), std::end(found), out);
@@ -84,49 +84,26 @@ void nominal_of(const float* weights, const float* inputs, float* out) {
 std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> tensor_inputs(
     const at::Tensor& sums, at::TensorList alignments, at::IntArrayRef fan_ins, at::IntArrayRef ages,
     std::optional<int64_t> total_steps, const std::optional<at::Tensor>& weight_nominal, int64_t optimizees) {
+  check_tensor_inputs({sums, alignments, fan_ins, ages, total_steps, weight_nominal, optimizees});
   const auto count = static_cast<int64_t>(ages.size());
-  TORCH_CHECK_VALUE(sums.dim() == 2 && sums.size(0) == count && sums.size(1) == kColumns, "sums: expected shape [",
-                    count, ", ", kColumns, "], got ", sums.sizes());
-  TORCH_CHECK_TYPE(sums.scalar_type() == at::kDouble, "sums: expected float64, got ", sums.scalar_type());
-  TORCH_CHECK_VALUE(alignments.size() == ages.size() && fan_ins.size() == ages.size(), "ages: expected as many as ",
-                    "alignments and fan-ins, got ", count, ", ", alignments.size(), " and ", fan_ins.size());
-  TORCH_CHECK_VALUE(optimizees >= 1 && count % optimizees == 0, "optimizees: expected a divisor of ", count, ", got ",
-                    optimizees);
-  TORCH_CHECK_VALUE(!total_steps || *total_steps >= 1, "total_steps: expected at least 1, got ", *total_steps);
-  at::Tensor weights;
-  if (weight_nominal) {
-    const int64_t one = kNominalRows * kInputs, given = weight_nominal->numel();
-    TORCH_CHECK_VALUE(given == one || given == optimizees * one, "weight_nominal: expected shape [4, ", kInputs,
-                      "], of each optimizee or of all, got ", weight_nominal->sizes());
-    TORCH_CHECK_VALUE(weight_nominal->is_cpu(), "weight_nominal: expected device cpu, got ", weight_nominal->device());
-    weights = weight_nominal->to(at::kFloat).contiguous();
-  }
-  for (size_t k = 0; k < ages.size(); k++) {
-    TORCH_CHECK_VALUE(ages[k] >= 1, "ages: expected at least 1, got ", ages[k]);
-    TORCH_CHECK_VALUE(fan_ins[k] >= 0, "fan_ins: expected at least 0, got ", fan_ins[k]);
-    const at::Tensor& before = alignments[k];
-    TORCH_CHECK_VALUE(before.is_cpu() && before.scalar_type() == at::kDouble && before.numel() == 1, "alignments[", k,
-                      "]: expected a number in float64, got ", before.scalar_type(), " of shape ", before.sizes());
-  }
-
-  const at::Tensor rows = sums.contiguous();
-  const double* row = rows.const_data_ptr<double>();
+  const double* row = sums.const_data_ptr<double>();
+  const at::Tensor weights = weight_nominal ? weight_nominal->to(at::kDouble) : at::Tensor();
   at::Tensor inputs = at::empty({count, kInputs}, at::TensorOptions().dtype(at::kFloat));
   at::Tensor nominal = at::empty({count, kNominal}, at::TensorOptions().dtype(at::kFloat));
   float *x = inputs.mutable_data_ptr<float>(), *n = nominal.mutable_data_ptr<float>();
   std::vector<at::Tensor> after;
   after.reserve(ages.size());
-  const float* weight = weights.defined() ? weights.const_data_ptr<float>() : nullptr;
+  const double* weight = weights.defined() ? weights.const_data_ptr<double>() : nullptr;
   const int64_t each = count / optimizees;
   std::optional<Timed> timed;
   for (int64_t o = 0; o < optimizees; o++) {
     double squares = 0.0, numels = 0.0;
     for (int64_t k = 0; k < each; k++) {
-      squares += row[k * kColumns + 2];
-      numels += numel(row + k * kColumns);
+      squares += row[k * kSumColumns + 2];
+      numels += numel(row + k * kSumColumns);
     }
     const double all_q = log_q(squares, numels);
-    for (int64_t k = o * each; k < (o + 1) * each; k++, row += kColumns, x += kInputs, n += kNominal) {
+    for (int64_t k = o * each; k < (o + 1) * each; k++, row += kSumColumns, x += kInputs, n += kNominal) {
       if (!timed || ages[k] != ages[k - 1]) timed.emplace(ages[k], total_steps);
       const double alignment = aligned(row, *alignments[k].const_data_ptr<double>());
       after.push_back(at::empty({}, at::TensorOptions().dtype(at::kDouble)));
@@ -134,7 +111,7 @@ std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> tensor_inputs(
       inputs_of(row, *timed, ages[k], fan_ins[k], alignment, all_q, x);
       nominal_of(weight, x, n);
     }
-    if (weight && weights.numel() > kNominalRows * kInputs) weight += kNominalRows * kInputs;
+    if (weight && weights.dim() == 3) weight += kNominalRows * kInputs;
   }
   return {inputs, nominal, after};
 }

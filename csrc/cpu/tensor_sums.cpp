@@ -23,9 +23,12 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
   const Config config = make_config({sizes, {preprocess.data(), preprocess.size()}, constants});
   const size_t count = params.size();
   TORCH_CHECK_VALUE(config.averages() > 0, "preprocess: expected 'normalized', got '", preprocess, "'");
-  TORCH_CHECK_VALUE(grads.size() == count && states.size() == count && ages.size() == count,
-                    "params: expected as many ", "grads, states and ages, got ", count, ", ", grads.size(), ", ",
-                    states.size(), " and ", ages.size());
+  const auto as_many = [&](const char* name, size_t found) {
+    TORCH_CHECK_VALUE(found == count, name, ": expected ", count, " as of params, got ", found);
+  };
+  as_many("grads", grads.size());
+  as_many("states", states.size());
+  as_many("ages", ages.size());
   for (size_t k = 0; k < count; k++) {
     const auto index = static_cast<int64_t>(k);
     check_coordinates(params[k], "params", index);
@@ -35,7 +38,7 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
     check_state_of(config, states[k], params[k].numel(), index);
     TORCH_CHECK_VALUE(ages[k] >= 1, "ages: expected at least 1, got ", ages[k]);
   }
-  at::Tensor out = at::empty({static_cast<int64_t>(count), kTensorSums + 1}, at::TensorOptions().dtype(at::kDouble));
+  at::Tensor out = at::empty({static_cast<int64_t>(count), kSumColumns}, at::TensorOptions().dtype(at::kDouble));
   double* const result = out.mutable_data_ptr<double>();
   const auto tile_sums = kernels().tile_sums;
   const auto decode_averages = kernels().decode_averages;
@@ -68,7 +71,7 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
                              tile_sums(correction, x, y, rows, place.count, sums[slice].of[0]);
                            });
                          });
-    double* const row = result + (kTensorSums + 1) * k;
+    double* const row = result + kSumColumns * k;
     for (int which = 0; which < kTensorSums; which++) {
       double sum = 0.0;
       for (const Sums& part : sums)
@@ -79,6 +82,7 @@ at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorLi
     const double rate = config.rates.of[2], factor = make_correction(config, ages[k]).of[2];
     row[2] = ((1.0 - rate) * row[2] + rate * row[1]) * factor * factor;
     if (maximize) row[4] = -row[4];
+    static_assert(kSumColumns == kTensorSums + 1);
     row[kTensorSums] = static_cast<double>(theta.numel());
   }
   return out;

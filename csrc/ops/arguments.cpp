@@ -426,4 +426,27 @@ void check_segment(const Config& config, const SegmentArguments& a, int64_t alig
   check_common(config, a.common, tensors, a.problems, a.phi, steps);
 }
 
+void check_tensor_inputs(const TensorInputsArguments& a) {
+  const auto count = static_cast<int64_t>(a.ages.size());
+  check_dense(a.sums, "sums", at::kDouble, {count, kSumColumns}, a.sums);
+  TORCH_CHECK_VALUE(a.alignments.size() == a.ages.size(), "alignments: expected ", count, " as of ages, got ",
+                    a.alignments.size());
+  TORCH_CHECK_VALUE(a.fan_ins.size() == a.ages.size(), "fan_ins: expected ", count, " as of ages, got ",
+                    a.fan_ins.size());
+  TORCH_CHECK_VALUE(a.optimizees >= 1 && count % a.optimizees == 0, "optimizees: expected a divisor of ", count,
+                    ", got ", a.optimizees);
+  if (a.total_steps) TORCH_CHECK_VALUE(*a.total_steps >= 1, "total_steps: expected at least 1, got ", *a.total_steps);
+  for (int64_t k = 0; k < count; k++) {
+    TORCH_CHECK_VALUE(a.ages[k] >= 1, "ages: expected at least 1, got ", a.ages[k]);
+    TORCH_CHECK_VALUE(a.fan_ins[k] >= 0, "fan_ins: expected at least 0, got ", a.fan_ins[k]);
+    check_dense(a.alignments[k], "alignments", at::kDouble, {}, a.sums, k);
+  }
+  if (!a.weight_nominal) return;
+  const at::Tensor& weight = *a.weight_nominal;
+  const at::ScalarType dtype = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  std::vector<int64_t> shape{kNominalRows, kDefaultInputs};
+  if (weight.dim() == 3) shape.insert(shape.begin(), a.optimizees);
+  check_dense(weight, "weight_nominal", dtype, shape, a.sums);
+}
+
 }  // namespace l2l

@@ -71,6 +71,22 @@ StateType state_type_of(const at::Tensor& state, const char* name, int64_t index
 // TypeError / ValueError unless states[index] is the contiguous state, of any type, of so many coordinates.
 void check_state_of(const Config& config, const at::Tensor& state, int64_t numel, int64_t index);
 
+// What the default inputs of tensors are made of, see l2l_fast/kernels/tensor_inputs.py.
+struct TensorInputsArguments {
+  const at::Tensor& sums;
+  at::TensorList alignments;
+  at::IntArrayRef fan_ins, ages;
+  std::optional<int64_t> total_steps;
+  const std::optional<at::Tensor>& weight_nominal;  // of every optimizee, or of all
+  int64_t optimizees;
+};
+
+// Columns of such sums, inputs, and rows of weight_nominal.
+constexpr int kSumColumns = 6, kDefaultInputs = 15, kNominalRows = 4;
+
+// TypeError / ValueError unless it all fits together.
+void check_tensor_inputs(const TensorInputsArguments& arguments);
+
 // TypeError / ValueError unless it all fits together and what is written shares no memory.
 void check_step(const Config& config, const StepArguments& arguments, int64_t alignment);
 

@@ -317,7 +317,10 @@ def tensor_inputs(
     Returns:
         The inputs, float32 ``[tensors, 15]``; ``nominal``, float32 ``[tensors, 5]``; the alignments after the step.
     """
-    weight = None if weight_nominal is None else weight_nominal.detach()
+    weight = weight_nominal
+    if weight is not None:
+        wide = weight.dtype in (torch.float32, torch.float64)
+        weight = weight.detach().contiguous() if wide else weight.detach().float().contiguous()
     if sums.is_cpu:
         given = alignments, fan_ins, ages, total_steps, weight, optimizees
         return torch.ops.l2l_fast._tensor_inputs(sums, *given)
@@ -326,22 +329,24 @@ def tensor_inputs(
     if weight is None:
         nominal = normalized.default_nominal(len(ages), sums.device)
     else:
-        each = weight.view(-1, 1, *weight.shape[-2:])
-        nominal = normalized.nominal_of(each, inputs.view(len(each), -1, inputs.shape[1])).flatten(0, 1)
+        each = weight.expand(optimizees, *weight.shape[-2:]).unsqueeze(1)
+        nominal = normalized.nominal_of(each, inputs.view(optimizees, -1, inputs.shape[1])).flatten(0, 1)
     return inputs, nominal, [each.clone() for each in after]
 
 
 # ---- fake kernels: shapes and dtypes for torch.compile, export and the meta device ----
 
 
-def _check_one_device(phi: Tensor, common: Sequence[Any] = (), **tensors: Tensor | Sequence[Tensor] | None) -> None:
+def _check_one_device(
+    phi: Tensor, common: Sequence[Any] = (), beside: str = "phi", **tensors: Tensor | Sequence[Tensor] | None
+) -> None:
     # One meta tensor among others brings the call here, where nothing would be computed. common: ages, tensor_inputs,
     # nominal, or the first of these; what comes after them are no tensors.
     tensors.update(zip(("tensor_inputs", "nominal"), common[1:]))
     for name, value in tensors.items():
         for tensor in (value,) if isinstance(value, Tensor) else value or ():
             if tensor.device != phi.device:
-                raise ValueError(f"{name}: expected device {phi.device} as phi, got {tensor.device}")
+                raise ValueError(f"{name}: expected device {phi.device} as {beside}, got {tensor.device}")
 
 
 @torch.library.register_fake("l2l_fast::step")
@@ -442,12 +447,22 @@ def _(function: str, x: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("l2l_fast::_tensor_sums")
-def _(params: list[Tensor], *others: Any) -> Tensor:
+def _(params: list[Tensor], grads: list[Tensor], states: list[Tensor], *others: Any) -> Tensor:
+    _check_one_device(params[0], beside="params[0]", params=params, grads=grads, states=states)
     return torch.empty(len(params), 6, dtype=torch.float64, device=params[0].device)
 
 
 @torch.library.register_fake("l2l_fast::_tensor_inputs")
-def _(sums: Tensor, alignments: list[Tensor], *others: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _(
+    sums: Tensor,
+    alignments: list[Tensor],
+    fan_ins: Sequence[int],
+    ages: Sequence[int],
+    total_steps: int | None,
+    weight_nominal: Tensor | None,
+    optimizees: int,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    _check_one_device(sums, beside="sums", alignments=alignments, weight_nominal=weight_nominal)
     inputs = sums.new_empty(len(sums), len(DEFAULT_INPUTS), dtype=torch.float32)
     nominal = sums.new_empty(len(sums), len(normalized.NOMINAL), dtype=torch.float32)
     return inputs, nominal, [torch.empty_like(each) for each in alignments]

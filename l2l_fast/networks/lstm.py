@@ -208,12 +208,7 @@ class CoordinatewiseLSTM(nn.Module):
         see :func:`l2l_fast.kernels.normalized.nominal_of`. Of a network without such inputs ValueError."""
         if not self.tensor_inputs:
             raise ValueError("tensor_inputs: the network has none")
-        return normalized.nominal_of(self.nominal_weight(), tensor_inputs)
-
-    def nominal_weight(self) -> Tensor:
-        """``weight_nominal`` as it is in effect, where it may be parametrized."""
-        own = self._parameters.get("weight_nominal")
-        return effective.weight(self, "weight_nominal") if own is None else own
+        return normalized.nominal_of(effective.weight(self, "weight_nominal"), tensor_inputs)
 
     def init_state(
         self, numel: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32

@@ -34,7 +34,7 @@ STATE_KEY = "lstm_state"
 NUMEL_KEY = "numel"
 # Live an int; saved in the digits of a memory's count, which survive a conversion to the parameter's dtype.
 AGE_KEY = "lstm_age"
-# Of networks with inputs per tensor, a scalar on the parameter's device: see tensor_features.aligned.
+# Of networks with inputs per tensor, a scalar on the parameter's device: see kernels.tensor_inputs.aligned.
 ALIGNMENT_KEY = "lstm_alignment"
 
 

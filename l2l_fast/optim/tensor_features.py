@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..kernels import normalized, operators
 from ..kernels.tensor_inputs import DEFAULT_INPUTS, fan_ins_of
+from ..networks import effective
 from ..networks.lstm import CoordinatewiseLSTM
 
 TensorFeatures = Callable[[Tensor, int, int | None], tuple[Any, Any]]
@@ -68,9 +69,8 @@ def common_of(
             return Common(ages), ()
         assert sums is not None
         fan_ins = fan_ins_of(param.shape for param in params)
-        inputs, nominal, after = operators.tensor_inputs(
-            sums, alignments, fan_ins, ages, total_steps, network.nominal_weight()
-        )
+        weight = effective.weight(network, "weight_nominal")
+        inputs, nominal, after = operators.tensor_inputs(sums, alignments, fan_ins, ages, total_steps, weight)
         return Common(ages, inputs, nominal), after
     device = params[0].device
     given = [tensor_features(param, age, total_steps) for param, age in zip(params, ages, strict=True)]

@@ -20,11 +20,13 @@ PLAIN = ("step", "step_backward", "step_", "segment_backward")
 COMMUNICATING = tuple(f"{name} (communicating)" for name in PLAIN)
 # And of one with normalized inputs, which takes what all coordinates of a tensor have in common.
 NORMALIZED = tuple(f"{name} (normalized)" for name in PLAIN)
-OPERATORS = (*PLAIN, *COMMUNICATING, *NORMALIZED, "_vector_math")
+ABOUT_TENSORS = ("_tensor_sums", "_tensor_inputs")
+OPERATORS = (*PLAIN, *COMMUNICATING, *NORMALIZED, "_vector_math", *ABOUT_TENSORS)
 
 # How the operators take a configuration.
 SIZES = ("hidden_size", "num_layers", "gac_cells", "extra_inputs", "num_outputs")
 CONSTANTS = ("p", "output_scale")
+_CONFIGURATION = (*SIZES[:2], "preprocess", *CONSTANTS, *SIZES[2:])
 PER_TENSOR, BETAS = 3, (0.9, 0.99, 0.95, 0.999)  # of the normalized ones, behind the others
 
 
@@ -39,6 +41,20 @@ def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
     name, communicating = name_of(operator), operator in COMMUNICATING
     if name == "_vector_math":
         return {"function": "exp2", "x": structured_gradient((70,))}
+    if name == "_tensor_sums":
+        taken = _normalized_call("step_", seed)
+        return {key: taken[key] for key in ("params", "grads", "states", *_CONFIGURATION, "maximize", "ages")}
+    if name == "_tensor_inputs":
+        random = torch.Generator().manual_seed(seed)
+        return {
+            "sums": torch.rand(4, 6, generator=random, dtype=torch.float64) + 0.5,
+            "alignments": list(torch.rand(4, generator=random, dtype=torch.float64)),
+            "fan_ins": [0, 3, 0, 70],
+            "ages": [1, 1, 7, 7],
+            "total_steps": 100,
+            "weight_nominal": torch.randn(2, 4, 15, generator=random),
+            "optimizees": 2,
+        }
     options: dict[str, int] = {"gac_cells": 2} if communicating else {}
     if communicating and name != "segment_backward":
         options |= {"extra_inputs": 2, "num_outputs": 3}
@@ -98,7 +114,7 @@ def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
 
 
 def _fields(net: l2l.CoordinatewiseLSTM) -> dict[str, Any]:
-    return {name: getattr(net, name) for name in (*SIZES[:2], "preprocess", *CONSTANTS, *SIZES[2:])}
+    return {name: getattr(net, name) for name in _CONFIGURATION}
 
 
 def _normalized_call(name: str, seed: int) -> dict[str, Any]:
@@ -130,7 +146,7 @@ def call(operator: str, arguments: dict[str, Any]) -> list[Tensor]:
     taken = dict(arguments)
     if "hidden_size" in taken:
         taken |= {"sizes": [taken[name] for name in SIZES], "constants": [taken[name] for name in CONSTANTS]}
-    if operator in NORMALIZED:
+    if operator in (*NORMALIZED, "_tensor_sums"):
         taken["sizes"], taken["constants"] = [*taken["sizes"], PER_TENSOR], [*taken["constants"], *BETAS]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -64,11 +64,22 @@ def tensor_cases():
                     yield operator, name, kind
 
 
+_WIDE = ("sums", "alignments", "weight_nominal")  # may be of float64
+_OF_DIMENSIONS = (
+    "mkldnn", "one dimension fewer", "one element fewer", "one element more", "twice along the first dimension",
+    "zero-size", "expanded",
+)  # fmt: skip
+
+
 def may_pass(operator: str, name: str, kind: str) -> bool:
     """Whether a tensor of this kind can mean something valid in this place."""
     shapes = ("dimension", "element", "0-dim", "zero-size")
     operator = operator.removesuffix(" (normalized)")
     if operator == "_vector_math" and (kind == "meta" or any(part in kind for part in shapes)):
+        return True
+    if name == "weight_nominal" and kind == "one dimension fewer":  # those of all optimizees
+        return True
+    if name == "alignments" and kind == "0-dim":  # as they are
         return True
     if kind == "one element more":  # 71 coordinates fit the tiles of 70; a record may be too large
         return (operator, name) == ("step", "grad") or name == "record"
@@ -96,8 +107,10 @@ def test_a_strange_tensor(operator, name, kind):
         return strange.clone(memory_format=torch.contiguous_format)
 
     make = calls.TENSORS[kind][0]
-    if (name, kind) == ("nominal", "None"):
+    if kind == "None" and name in ("nominal", "weight_nominal"):
         pytest.skip("means the default")
+    if name == "alignments" and kind in _OF_DIMENSIONS:
+        pytest.skip("there are none of a scalar")
     if operator == "_vector_math" and "2^" in kind:
         pytest.skip("asks for a copy of that size")
     arguments = with_strange(make)
@@ -106,11 +119,11 @@ def test_a_strange_tensor(operator, name, kind):
         actual = calls.call(operator, arguments)
     except REFUSALS as error:
         # The shapes and devices of the tensors must fit: another one that no longer does may be named.
-        wide = name == "sums" and kind == "float64"
+        wide = name in _WIDE and kind == "float64"
         about_itself = (kind in calls.DTYPES and not wide) or kind in ("freed", "shrunk", "negated")
         check_refusal(error, kept, (name,) if about_itself else tuple(arguments))
         return
-    assert may_pass(operator, name, kind) or (name, kind) == ("sums", "float64"), "accepted"
+    assert may_pass(operator, name, kind) or (name in _WIDE and kind == "float64"), "accepted"
     expected = calls.call(operator, with_strange(plain))
     assert kind == "meta" or all(identical(a.detach().resolve_neg(), b) for a, b in zip(actual, expected, strict=True))
 
@@ -159,6 +172,8 @@ def test_a_strange_number_or_string(operator, name, strange):
         "first_phase": strange in ((usual,) if alone else (0, 1, 2, 3)),
         "last_phase": strange in ((usual,) if alone else (0, 1, 2, 3)),
         "check_only": not isinstance(strange, str),
+        "total_steps": strange is None or (isinstance(strange, int) and 1 <= strange < 2**63),
+        "optimizees": strange == usual,
     }[name]
     if accepted:
         actual = calls.call(operator, arguments)
@@ -172,8 +187,10 @@ def test_a_strange_number_or_string(operator, name, strange):
             "num_problems": ("means", "params", "numels", "grad"),
             "last_phase": ("first_",),
             "preprocess": ("constants",),
+            "optimizees": ("weight_nominal",),
         }
-        refuses(operator, arguments, name, "phi", *others.get(name, ()))
+        states = ("states",) if operator == "_tensor_sums" else ()
+        refuses(operator, arguments, name, "phi", *states, *others.get(name, ()))
 
 
 list_cases = [
@@ -203,6 +220,7 @@ def test_lists_of_different_lengths(operator, name, change):
         "params": ("grads",),
         "start_states": ("numels", "record_tiles"),
         "records": ("loss_weights", "lrs", "means"),
+        "ages": ("sums",),
     }
     refuses(operator, arguments, name, *related.get(name, ()))
 

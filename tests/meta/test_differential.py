@@ -8,9 +8,9 @@ from torch import nn
 
 import l2l_fast as l2l
 from l2l_fast.evaluation import baselines, decisions
+from l2l_fast.kernels.tensor_inputs import DEFAULT_INPUTS
 from l2l_fast.meta import Protocol, evaluate
 from l2l_fast.meta.estimators import AutogradBPTT, FusedBPTT
-from l2l_fast.optim.tensor_features import DEFAULT_INPUTS
 from l2l_fast.problems import Quadratic, Task
 from l2l_fast.problems.scaled import Scaled
 from l2l_fast.problems.theta import Theta

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import l2l_fast as l2l
+from l2l_fast.kernels.tensor_inputs import DEFAULT_INPUTS
 from l2l_fast.meta.crowd import Crowd
 from l2l_fast.meta.estimators import Evolution
-from l2l_fast.optim.tensor_features import DEFAULT_INPUTS
 from l2l_fast.problems.zoo import Zoo
 from tests.helpers import assert_close
 from tests.normalized_helpers import normalized_network
