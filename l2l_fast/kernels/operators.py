@@ -338,7 +338,7 @@ def tensor_inputs(
 
 
 def _check_one_device(
-    phi: Tensor, common: Sequence[Any] = (), beside: str = "phi", **tensors: Tensor | Sequence[Tensor] | None
+    phi: Tensor, common: Sequence[Any] = (), beside: str = "phi", /, **tensors: Tensor | Sequence[Tensor] | None
 ) -> None:
     # One meta tensor among others brings the call here, where nothing would be computed. common: ages, tensor_inputs,
     # nominal, or the first of these; what comes after them are no tensors.
@@ -448,7 +448,7 @@ def _(function: str, x: Tensor) -> Tensor:
 
 @torch.library.register_fake("l2l_fast::_tensor_sums")
 def _(params: list[Tensor], grads: list[Tensor], states: list[Tensor], *others: Any) -> Tensor:
-    _check_one_device(params[0], beside="params[0]", params=params, grads=grads, states=states)
+    _check_one_device(params[0], (), "params[0]", params=params, grads=grads, states=states)
     return torch.empty(len(params), 6, dtype=torch.float64, device=params[0].device)
 
 
@@ -462,7 +462,7 @@ def _(
     weight_nominal: Tensor | None,
     optimizees: int,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    _check_one_device(sums, beside="sums", alignments=alignments, weight_nominal=weight_nominal)
+    _check_one_device(sums, (), "sums", alignments=alignments, weight_nominal=weight_nominal)
     inputs = sums.new_empty(len(sums), len(DEFAULT_INPUTS), dtype=torch.float32)
     nominal = sums.new_empty(len(sums), len(normalized.NOMINAL), dtype=torch.float32)
     return inputs, nominal, [torch.empty_like(each) for each in alignments]
