@@ -17,8 +17,13 @@ pytestmark = pytest.mark.skipif(not (ROOT / "mkdocs.yml").is_file(), reason="a c
 
 
 def templates() -> list[str]:
-    """Every string of the package and its build, with NUL where a value stands."""
+    """Every string of the package and its build, with NUL where a value stands; of C++ what stands without a value
+    between."""
     found = []
+    literal = r'"(?:[^"\\\n]|\\.)*"'
+    for path in (path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".cu", ".cuh")):
+        for together in re.findall(rf"{literal}(?:[\s,]*{literal})*", path.read_text()):
+            found.append("".join(each[1:-1] for each in re.findall(literal, together)))
     for path in [*(ROOT / "l2l_fast").rglob("*.py"), ROOT / "cuda_build.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
