@@ -391,3 +391,13 @@ def test_wrong_options_are_refused(options, error, name):
 def test_options_that_do_not_go_together_are_refused(options, name):
     with pytest.raises(ValueError, match=name):
         l2l.NTMBFGS(**options)
+
+
+@pytest.mark.parametrize("memory", ["dense", "low_rank"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_empty_tensors_alone(memory, dtype):
+    param = torch.nn.Parameter(torch.zeros(0, 3, dtype=dtype))
+    optimizer = l2l.LearnedOptimizer([param], l2l.NTMBFGS.from_bfgs(memory))
+    for _ in range(2):
+        param.grad = torch.zeros_like(param)
+        optimizer.step()

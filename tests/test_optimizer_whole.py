@@ -141,6 +141,84 @@ def test_a_launch_that_fails_after_another_stops_further_steps(monkeypatch):
     optimizer.step()
 
 
+def _interrupted(monkeypatch, optimizer, at: int = 1):
+    """A step in which Ctrl-C was pressed while its at-th operator ran: it is raised as that returns."""
+    from l2l_fast.kernels import operators as ops
+
+    step, calls = ops.step_, []
+
+    def interrupted(*args, check_only=False, **options):
+        step(*args, check_only=check_only, **options)
+        if not check_only:
+            calls.append(1)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ops, "step_", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+
+
+def _twins(net, steps: int, **options):
+    found = []
+    for _ in range(2):
+        params = [nn.Parameter(torch.linspace(-1, 1, numel)) for numel in (7, 70)]
+        optimizer = l2l.LearnedOptimizer(params, net, **options)
+        for t in range(steps):
+            _give(params, t)
+            optimizer.step()
+        _give(params, steps)
+        found.append((params, optimizer))
+    return found
+
+
+def _give(params, t: int) -> None:
+    for param in params:
+        param.grad = torch.cos(torch.arange(param.numel()) + t) + 0.1
+
+
+SEPARATE = {
+    "LSTM": lambda: (random_network(), {}),
+    "general": lambda: (l2l.load_pretrained("general"), {"total_steps": 9}),
+    "general-small": lambda: (l2l.load_pretrained("general-small"), {"total_steps": 9}),
+    "averages": lambda: (gac_network(), {}),
+    "int8": lambda: (random_network(), {"state_dtype": "int8"}),
+}
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("kind", SEPARATE)
+def test_an_interrupt_while_the_only_operator_runs_leaves_a_whole_step(kind, steps, monkeypatch):
+    net, options = SEPARATE[kind]()
+    (params, optimizer), (twins, other) = _twins(net, steps, **options)
+    _interrupted(monkeypatch, optimizer)
+    other.step()
+    for t in range(steps + 1, steps + 4):
+        assert all(torch.equal(a, b) for a, b in zip(params, twins, strict=True))
+        for each in (params, twins):
+            _give(each, t)
+        optimizer.step()
+        other.step()
+
+
+@pytest.mark.parametrize("kind", ["two groups", "memory", "segment"])
+def test_an_interrupt_with_more_to_come_stops_further_steps(kind, monkeypatch):
+    params = [good(6), good(7)]
+    net = l2l.NTMBFGS.from_bfgs("low_rank") if kind == "memory" else random_network()
+    groups = [{"params": [param]} for param in params] if kind == "two groups" else params
+    optimizer = l2l.LearnedOptimizer(groups, net)
+    saved = optimizer.state_dict()
+    if kind == "segment":
+        optimizer.start_segment()
+    _interrupted(monkeypatch, optimizer)
+    with pytest.raises(RuntimeError, match=r"half-way \(KeyboardInterrupt"):
+        optimizer.step()
+    optimizer.discard_segment()
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_number_of_problems_that_does_not_divide_is_refused_in_time(dtype):
     a, b = good(4), good(4, dtype)

@@ -40,7 +40,7 @@ class Crowd:
         self.theta = row.expand(members, -1).clone().requires_grad_()
         self._fan_ins = fan_ins_of(self._shapes.values()) * members
         tiles = [num_tiles(numel) for numel in self._numels]
-        state = torch.zeros(members, sum(tiles), config.rows, TILE, device=row.device)
+        state = torch.zeros(members, sum(tiles), config.rows, TILE, dtype=torch.float32, device=row.device)
         self._states = [list(each.split(tiles)) for each in state]
         self._thetas = [list(each.split(self._numels)) for each in self.theta.detach()]
         zero = torch.zeros((), dtype=torch.float64, device=row.device)

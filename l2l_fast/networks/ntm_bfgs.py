@@ -342,7 +342,8 @@ class NTMBFGS(CoordinatewiseLSTM):
         """The update ``[num_problems, n]`` for the outputs ``[num_outputs, numel]`` and the gradient
         ``[num_problems, n]``, and the memory with the last pair written to it; functional and differentiable. lr: what
         the update will be multiplied by."""
-        return quasi_newton.move(out.view(-1, *grad.shape).to(grad.dtype), grad, memory, self.safeguards, lr)
+        by_output = out.view(self.num_outputs, *grad.shape).to(grad.dtype)
+        return quasi_newton.move(by_output, grad, memory, self.safeguards, lr)
 
     def keep_(self, written: Memory, step: Tensor, memory: Memory) -> None:
         """Put into ``memory`` what :meth:`move` has ``written`` and the step taken in the end, in place."""

@@ -101,18 +101,30 @@ def fused_step(
     if batch.joint:
         with without_autocast(batch.phi.device):
             return _joint_step(batch, gradients, places, begun, check_only)
-    operators.step_(
-        *(batch.params, batch.grads, batch.states, batch.phi.float(), batch.config),
-        *(batch.lr, batch.weight_decay, batch.maximize),
-        record=gradients,
-        record_tiles=places,
-        check_only=check_only,
-        seeds=batch.seeds,
-        **batch.common._asdict(),
-    )
-    if not check_only:
-        begun()
+    options = {"record": gradients, "record_tiles": places, "seeds": batch.seeds, **batch.common._asdict()}
+    scalars = batch.lr, batch.weight_decay, batch.maximize
+    tensors = batch.params, batch.grads, batch.states, batch.phi.float()
+    _launch(tensors, batch.config, *scalars, begun=begun, check_only=check_only, **options)
     return None
+
+
+def _launch(tensors: tuple[Any, ...], *args: Any, begun: Callable[[], None], check_only: bool, **options: Any) -> None:
+    """:func:`operators.step_`, then ``begun``: also where an interrupt comes, which waits until the operator returns
+    and is raised as if out of it. tensors: its first four arguments."""
+    if check_only:
+        operators.step_(*tensors, *args, check_only=True, **options)
+        return
+    first = next(iter(tensors[0]), None)
+    version = None if first is None or first.is_inference() else first._version
+    try:
+        operators.step_(*tensors, *args, **options)
+        begun()
+    except Exception:
+        raise  # refused: nothing has been written
+    except BaseException:
+        if first is not None and (version is None or first._version != version):
+            begun()
+        raise
 
 
 def _joint_step(
@@ -144,8 +156,10 @@ def _joint_step(
         for params, grads, states, tiles, outputs, own_sums in launches:
             if not params:
                 continue
-            operators.step_(
-                *(params, grads, states, phi, config, lr, decay, batch.maximize),
+            _launch(
+                *((params, grads, states, phi), config, lr, decay, batch.maximize),
+                begun=begun,
+                check_only=check_only,
                 record=gradients,
                 record_tiles=tiles,
                 extra=extra,
@@ -154,9 +168,7 @@ def _joint_step(
                 means=means,
                 sums=own_sums,
                 phases=(first_phase, last_phase),
-                check_only=check_only,
             )
-            begun()
 
     if check_only:
         run(0, config.num_layers + 1)

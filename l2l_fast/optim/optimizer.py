@@ -217,7 +217,8 @@ class LearnedOptimizer(Optimizer):
         Raises:
             TypeError, ValueError, NotImplementedError: a gradient, parameter, state or option that does not fit, in
                 whichever group; nothing has been written then, in any group.
-            RuntimeError: an earlier step failed after it had begun to write. The closure is not called then.
+            RuntimeError: an earlier step failed, or was interrupted, after it had begun to write. The closure is not
+                called then. Ctrl-C waits for an operator that runs; if that was all of the step, the step is whole.
         """
         if self._failure is not None or self._segment is not None or self._kept.reduce is not None:
             self._check_can_go_on()
@@ -247,12 +248,12 @@ class LearnedOptimizer(Optimizer):
                 return loss
         else:
             segment.begin_step(zip(self.param_groups, batches, strict=True))
-        self._begun = False
+        self._begun, self._done = False, 0
         try:
             for group, batch in zip(self.param_groups, batches, strict=True):
                 self._run(group, batch)
         except BaseException as error:
-            if self._begun:
+            if self._begun and not self._is_whole(batches[-1], error):
                 self._failure = f"{type(error).__name__}: {error}"
             elif segment is not None and isinstance(error, (ValueError, TypeError, NotImplementedError)):
                 segment.cancel_step()  # the first launch refused its arguments
@@ -293,6 +294,12 @@ class LearnedOptimizer(Optimizer):
     def _keep_memory(self, group: dict[str, Any], memory: Memory) -> None:
         self.state[group["params"][0]].update(memory.entries())
 
+    def _is_whole(self, last: Batch, error: BaseException) -> bool:
+        """Whether a step that an interrupt ended had only to be told that it is done: Ctrl-C waits for the operator."""
+        parts = (last.memory, last.reduce, last.mesh, self._segment)  # what goes on behind the operator
+        alone = not last.exact and not last.owners and all(part is None for part in parts)
+        return alone and not isinstance(error, Exception) and self._done == id(last)
+
     def _keep(self, batch: Batch, steps: int = 1) -> None:
         # Only once the kernel has taken them: a step that is refused leaves the state as it was, too.
         self._begun = True
@@ -303,6 +310,7 @@ class LearnedOptimizer(Optimizer):
         for param, tiles in batch.fresh:
             self.state[param].update({STATE_KEY: tiles, NUMEL_KEY: sharding.local(param).numel()})
         batch.fresh.clear()
+        self._done = id(batch)
 
     # ---- meta-training ----
 
@@ -372,7 +380,8 @@ class LearnedOptimizer(Optimizer):
             injects it into the segment before.
 
         Afterwards the segment is closed; :meth:`start_segment` may follow at once, and the gradients in ``.grad`` may
-        serve as those of the next step. After an error the segment is still open and nothing has been written.
+        serve as those of the next step. After an error the segment is still open and nothing has been written; after an
+        interrupt (Ctrl-C) it is open, and ``.grad`` of the networks may have been added to.
 
         Raises:
             RuntimeError: no open segment, no recorded step, no gradient at theta_T, or a network or state that was

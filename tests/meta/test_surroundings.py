@@ -11,8 +11,8 @@ from torch import nn
 import l2l_fast as l2l
 from l2l_fast.evaluation import baselines, decisions
 from l2l_fast.evaluation.benchmark.episode import FusedEpisode
-from l2l_fast.meta import evaluate
-from l2l_fast.problems import MNIST, ModuleProblem, Quadratic
+from l2l_fast.meta import Evolution, evaluate
+from l2l_fast.problems import MNIST, ModuleProblem, Quadratic, Zoo
 from tests.helpers import random_network
 from tests.meta.unusual import perceptron
 
@@ -93,6 +93,7 @@ LOOPS = {
     "fit": lambda problem: fitted(network(), problem),
     "fit with autograd": lambda problem: fitted(network(), problem, autograd=True),
     "fit with memory": lambda problem: fitted(l2l.NTMBFGS(hidden_size=6).requires_grad_(True), problem),
+    "fit with synthetic gradients": lambda problem: fitted(network(), problem, synthetic_gradients=True),
     "baselines": lambda problem: baselines.run(problem, "adam", 0.05, [0, 1], 6),
     "decisions": lambda problem: decided(network(), problem),
     "benchmark": lambda problem: episode(network(), problem),
@@ -110,7 +111,8 @@ def test_surroundings_make_no_difference(surrounding, loop, problem):
     if surrounding in (*OWN_DRAWS, "inference_mode") and loop not in ("evaluate", "baselines", "decisions"):
         # A network made inside could not be trained, or would be another one: made outside.
         net = l2l.NTMBFGS(hidden_size=6) if "memory" in loop else network()
-        options = {"autograd": True} if loop == "fit with autograd" else {}
+        ways = {"fit with autograd": "autograd", "fit with synthetic gradients": "synthetic_gradients"}
+        options = {ways[loop]: True} if loop in ways else {}
         run = episode if loop == "benchmark" else fitted
         torch.manual_seed(0)
         plain = run(_copy(net), PROBLEMS[problem], **options)
@@ -151,3 +153,19 @@ def test_a_task_keeps_the_autocast_that_it_enters_itself():
     own = evaluate(network(), PROBLEMS["own autocast"], [0], 6)
     assert not torch.equal(own, evaluate(network(), whole, [0], 6))
     assert len(set(own[0].tolist())) > 4  # theta moves, and f sees it move
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+def test_evolution_is_the_same_in_all_of_them(surrounding):
+    def run(net):
+        zoo = Zoo(problems=1)
+        options = {"horizon": 20, "unroll": 10, "validate_every": 0, "estimator": Evolution(pairs=1, shortest=10)}
+        l2l.MetaTrainer(net, zoo, seed=0, lr=1e-2, **options).fit(1, progress=False)
+        return net.weight_nominal.detach()
+
+    options = {"hidden_size": 0, "num_layers": 0, "preprocess": "normalized", "tensor_inputs": 15}
+    net = l2l.CoordinatewiseLSTM(**options)
+    plain, copied = run(_copy(net)), _copy(net)
+    with SURROUNDINGS[surrounding]():
+        result = run(copied)
+    assert plain.any() and torch.equal(plain, result)

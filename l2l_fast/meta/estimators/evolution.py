@@ -87,11 +87,11 @@ class Evolution(Estimator):
         generator = torch.Generator() if generator is None else generator
         task, network = _checked(task, net)
         low = math.log(min(self.shortest, protocol.horizon))
-        drawn = torch.rand((), generator=generator, dtype=torch.float64).item()
+        drawn = torch.rand((), generator=generator, dtype=torch.float64, device="cpu").item()
         total = round(math.exp(low + drawn * (math.log(protocol.horizon) - low)))
         trained = self._trained(network)
         count = sum(parameter.numel() for parameter in trained)
-        eps = self.sigma * torch.randn(self.pairs, count, generator=generator, dtype=torch.float64)
+        eps = self.sigma * torch.randn(self.pairs, count, generator=generator, dtype=torch.float64, device="cpu")
         eps = torch.cat([eps, -eps])
         crowd = Crowd(task, 2 * self.pairs, network.config, total)
         copies = [copy.deepcopy(network) for _ in eps]

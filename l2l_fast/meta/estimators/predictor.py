@@ -212,7 +212,7 @@ class Predictor:
         sizes = (kept * self.sizes.square() + (1 - kept) * square).sqrt()
         inverse = torch.where(sizes > 0, 1 / sizes, 0.0)
         values = {name: value.detach().requires_grad_() for name, value in self.values.items()}
-        total = torch.zeros((), device=sizes.device)
+        total = torch.zeros((), dtype=torch.float32, device=sizes.device)
         for task in tasks:
             error = _error(self._relative(task.x, values, "V") * task.scale, task.target * inverse)
             if auxiliary and task.following is not None:
@@ -229,7 +229,7 @@ class Predictor:
     @torch.no_grad()
     def _agreement(self, tasks: Sequence[_Task]) -> Tensor:
         """<p, t> and <p, p> of present predictions, as parts of <p, p> + <t, t>: every segment counts alike."""
-        total = torch.zeros(2, 2, device=self.sizes.device)
+        total = torch.zeros(2, 2, dtype=torch.float32, device=self.sizes.device)
         for task in tasks:
             p, t = self._bounded(task.x) * task.scale, task.target
             for k, (own, target) in enumerate(((p[:, :1], t[:, :1]), (p[:, 1:], t[:, 1:]))):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.checks import positive_int
+from ...kernels.surroundings import without_autocast
 from .predictors import check_labels, predictor_for
 from .stage import Local, Stage, checked_scale
 
@@ -221,7 +222,9 @@ def _made(
     try:
         for part, _ in modes:
             part.training = False  # running statistics and random streams stay as they are
-        with torch.no_grad():
+        # Or activities, and predictors made like them, would be of a type that later passes do not have.
+        device = example.device if isinstance(example, Tensor) else torch.device("cpu")
+        with torch.no_grad(), without_autocast(device):
             for module in chain[:-1]:
                 example = module(example)
                 if not isinstance(example, Tensor) or not example.is_floating_point() or example.dim() < 1:

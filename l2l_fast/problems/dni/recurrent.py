@@ -116,6 +116,8 @@ class Recurrent(nn.Module):
             self.auxiliary = nn.Linear(positive_int("output_size", output_size), self.state_size)
             nn.init.zeros_(self.auxiliary.weight)  # as the predictor: nothing to say at first
             nn.init.zeros_(self.auxiliary.bias)
+        if self.auxiliary is not None and getattr(core, "batch_first", False):
+            raise ValueError("core: expected outputs time first for the auxiliary task, got one with batch_first=True")
         like = next((p for p in core.parameters() if p.is_floating_point()), None)
         if like is not None:
             for made, given in ((self.predictor, predictor), (self.auxiliary, auxiliary)):
@@ -149,6 +151,8 @@ class Recurrent(nn.Module):
         if starts is not None:
             given = starts[0] if state is None or isinstance(state, Tensor) else type_of(state)(starts)
         outputs, end = self.core(inputs, given)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(f"core: expected one tensor of outputs, time first, got {type(outputs).__name__}")
         ends = _parts(end)
         loss = scalar(loss_fn(outputs))
         flat = self._flat(ends)
@@ -157,7 +161,7 @@ class Recurrent(nn.Module):
         beyond = None if going is False else self._predict(flat).detach()
         if isinstance(going, Tensor) and beyond is not None:
             beyond = torch.where(going[:, None], beyond, torch.zeros_like(beyond))
-        auxiliary = None if beyond is None or self.auxiliary is None else self.auxiliary(outputs[0])
+        auxiliary = None if beyond is None or self.auxiliary is None else self._foreseen(self.auxiliary, outputs, flat)
         pairs: list[tuple[Tensor, Tensor | None]] = []
         if beyond is not None:
             injected = self._unflat(beyond / scale, ends)
@@ -184,6 +188,14 @@ class Recurrent(nn.Module):
         new = [part.detach() for part in ends]
         new_state = new[0] if isinstance(end, Tensor) else type_of(end)(new)
         return Segment(loss.detach(), outputs.detach(), new_state, target, predictor_loss, auxiliary)
+
+    def _foreseen(self, auxiliary: nn.Module, outputs: Tensor, flat: Tensor) -> Tensor:
+        said = auxiliary(outputs[0])
+        if not isinstance(said, Tensor) or said.shape != flat.shape:
+            came = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
+            first = f"the core's first outputs, {tuple(outputs[0].shape)}"
+            raise ValueError(f"auxiliary: expected a tensor of shape {tuple(flat.shape)} from {first}, got {came}")
+        return said
 
     def _predict(self, flat: Tensor) -> Tensor:
         said = self.predictor(flat.detach())

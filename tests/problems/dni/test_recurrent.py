@@ -313,3 +313,16 @@ def test_losses_of_a_head_outside_reach_it():
     labels = torch.randint(2, (3 * 4,))
     net.segment(x.float(), None, lambda out: F.cross_entropy(head(out).flatten(0, 1), labels))
     assert head.weight.grad.abs().sum() > 0 and net.core.weight_hh_l0.grad.abs().sum() > 0
+
+
+def test_outputs_and_what_is_foreseen_are_checked_before_anything_is_written():
+    core, x = nn.LSTM(3, 5), torch.randn(3, 4, 3)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [3, 3, 2, 1])
+    with pytest.raises(TypeError, match="core: expected one tensor of outputs, time first, got PackedSequence"):
+        dni.Recurrent(core, 10).segment(packed, None, lambda y: y.data.square().sum())
+    net = dni.Recurrent(core, 10, auxiliary=nn.Linear(5, 1))
+    with pytest.raises(ValueError, match=r"auxiliary: expected a tensor of shape \(4, 10\) .* got shape \(4, 1\)"):
+        net.segment(x, None, lambda y: y.square().sum())
+    assert all(param.grad is None for param in net.parameters())
+    with pytest.raises(ValueError, match="core: expected outputs time first"):
+        dni.Recurrent(nn.LSTM(3, 5, batch_first=True), 10, auxiliary=True, output_size=5)

@@ -280,3 +280,16 @@ def test_it_is_public():
     assert by_import is dni is l2l.dni
     assert dni.Decoupled.__module__ == "l2l_fast.problems.dni.decoupled"
     assert all(hasattr(dni, name) for name in dni.__all__) and dni.__all__ == sorted(dni.__all__)
+
+
+def test_predictors_made_under_autocast_are_those_made_outside():
+    def made():
+        torch.manual_seed(0)
+        chain = [torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)]
+        return dni.Decoupled(chain, torch.randn(2, 4), num_classes=3)
+
+    plain = made()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = made()
+    for (name, a), (_, b) in zip(plain.named_parameters(), inside.named_parameters(), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b), name
