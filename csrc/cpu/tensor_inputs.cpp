@@ -13,11 +13,9 @@ namespace l2l {
 namespace {
 
 constexpr int kInputs = kDefaultInputs;
+constexpr double kMemory = 0.9;  // of the alignment
 // gain, mu, nu, lam
 constexpr double kLow[kNominalRows] = {-INFINITY, -0.8, -0.8, -0.5}, kHigh[kNominalRows] = {INFINITY, 1.0, 0.8, 1.0};
-
-// As torch.clamp: a NaN stays one.
-double clamp(double low, double high, double x) { return x < low ? low : x > high ? high : x; }
 
 // What tells of time alone.
 struct Timed {
@@ -41,7 +39,7 @@ struct Timed {
 
 double aligned(const double* sums, double before) {
   const double cosine = -sums[4] / std::max(std::sqrt(sums[1]) * std::sqrt(sums[3]), 1e-290);
-  return 0.9 * before + (1.0 - 0.9) * clamp(-1.0, 1.0, cosine);
+  return kMemory * before + (1.0 - kMemory) * std::clamp(cosine, -1.0, 1.0);
 }
 
 double numel(const double* sums) { return std::max(sums[5], 1.0); }
@@ -53,7 +51,7 @@ void inputs_of(const double* sums, const Timed& timed, int64_t age, int64_t fan_
                float* out) {
   const double count = numel(sums), vector = fan_in == 0 ? 1.0 : 0.0, matrix = 1.0 - vector;
   const double fan = fan_in == 0 ? 0.0 : std::log(static_cast<double>(fan_in) / 32.0) / 2.0;
-  const double size = clamp(-4.0, 4.0, std::log(std::sqrt(sums[0] / count) * 10.0 + 1e-3));
+  const double size = std::clamp(std::log(std::sqrt(sums[0] / count) * 10.0 + 1e-3), -4.0, 4.0);
   const double direction = std::max(sums[3] / count, age == 1 ? 1.0 : 0.0);
   const double found[] = {vector,
                           vector * timed.of[1],
@@ -62,7 +60,7 @@ void inputs_of(const double* sums, const Timed& timed, int64_t age, int64_t fan_
                           vector * size / 3.0,
                           3.0 * alignment,
                           std::log(direction + 1e-4) / 4.0 + 0.5,
-                          clamp(-9.0, 9.0, (log_q(sums[2], count) - all_q) / 2.0) / 3.0};
+                          std::clamp((log_q(sums[2], count) - all_q) / 2.0, -9.0, 9.0) / 3.0};
   static_assert(std::size(decltype(timed.of){}) + std::size(found) == kInputs);
   out = std::copy(std::begin(timed.of), std::end(timed.of), out);
   std::copy(std::begin(found), std::end(found), out);
@@ -73,10 +71,10 @@ void nominal_of(const double* weights, const float* inputs, float* out) {
   double found[kNominalRows] = {};
   for (int r = 0; weights && r < kNominalRows; r++) {
     for (int i = 0; i < kInputs; i++) found[r] += weights[r * kInputs + i] * static_cast<double>(inputs[i]);
-    found[r] = clamp(kLow[r], kHigh[r], found[r]);
+    found[r] = std::clamp(found[r], kLow[r], kHigh[r]);
   }
   std::copy(std::begin(found), std::end(found), out);
-  out[kNominalRows] = static_cast<float>(0.5 * std::exp(clamp(kLowestGain, kHighestGain, found[0])));
+  out[kNominalRows] = static_cast<float>(0.5 * std::exp(std::clamp<double>(found[0], kLowestGain, kHighestGain)));
 }
 
 }  // namespace

@@ -32,15 +32,18 @@ def sums_of(
     """
     device = params[0].device if params else torch.device("cpu")
     wide = [state.dtype is torch.float64 for _, _, state in moving]
-    sums = torch.empty(len(moving), 6, dtype=torch.float64, device=device)
-    for kind in set(wide):  # float64 goes another way
-        chosen = [k for k, each in enumerate(wide) if each == kind]
-        part_params, grads, states = (list(x) for x in zip(*(moving[k] for k in chosen), strict=True))
-        found = operators.tensor_sums(part_params, grads, states, config, maximize, [ages[k] for k in chosen])
-        if len(chosen) == len(wide):
-            sums = found
-        else:
-            sums[chosen] = found
+
+    def of(chosen: Sequence[int]) -> Tensor:
+        own_params, grads, states = (list(each) for each in zip(*(moving[k] for k in chosen), strict=True))
+        return operators.tensor_sums(own_params, grads, states, config, maximize, [ages[k] for k in chosen])
+
+    if len(set(wide)) == 1:
+        sums = of(range(len(moving)))
+    else:  # float64 goes another way; or there is nothing
+        sums = torch.empty(len(moving), 6, dtype=torch.float64, device=device)
+        for kind in set(wide):
+            chosen = [k for k, each in enumerate(wide) if each == kind]
+            sums[chosen] = of(chosen)
     if reduce is None:
         return sums
     rows = {id(param): k for k, param in enumerate(params)}

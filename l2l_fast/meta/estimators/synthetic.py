@@ -249,9 +249,9 @@ class _Course:
         """The synthetic gradients at theta_t, discounted; none where there is nothing to come, or nothing known."""
         found: dict[_Tensor, _Predicted] = {}
         known = self._known(t)
-        speaking = {id(each): not each.is_zero() for each in {id(k.predictor): k.predictor for k in known}.values()}
+        silent = {predictor for predictor in {tensor.predictor for tensor in known} if predictor.is_zero()}
         for tensor in known:
-            if not speaking[id(tensor.predictor)]:
+            if tensor.predictor in silent:
                 continue
             state = self.optimizer.state_of(tensor.param)
             theta = torch.empty_like(tensor.moments.grad)

@@ -161,7 +161,7 @@ class Recurrent(nn.Module):
         beyond = None if going is False else self._predict(flat).detach()
         if isinstance(going, Tensor) and beyond is not None:
             beyond = torch.where(going[:, None], beyond, torch.zeros_like(beyond))
-        auxiliary = None if beyond is None or self.auxiliary is None else self._foreseen(self.auxiliary, outputs, flat)
+        auxiliary = None if beyond is None else self._foresee(outputs[0], flat)
         pairs: list[tuple[Tensor, Tensor | None]] = []
         if beyond is not None:
             injected = self._unflat(beyond / scale, ends)
@@ -189,20 +189,14 @@ class Recurrent(nn.Module):
         new_state = new[0] if isinstance(end, Tensor) else type_of(end)(new)
         return Segment(loss.detach(), outputs.detach(), new_state, target, predictor_loss, auxiliary)
 
-    def _foreseen(self, auxiliary: nn.Module, outputs: Tensor, flat: Tensor) -> Tensor:
-        said = auxiliary(outputs[0])
-        if not isinstance(said, Tensor) or said.shape != flat.shape:
-            came = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
-            first = f"the core's first outputs, {tuple(outputs[0].shape)}"
-            raise ValueError(f"auxiliary: expected a tensor of shape {tuple(flat.shape)} from {first}, got {came}")
-        return said
+    def _foresee(self, first: Tensor, flat: Tensor) -> Tensor | None:
+        """What the auxiliary task says after the first step, if there is one."""
+        if self.auxiliary is None:
+            return None
+        return _checked("auxiliary", self.auxiliary(first), flat, f" from the first outputs, {tuple(first.shape)}")
 
     def _predict(self, flat: Tensor) -> Tensor:
-        said = self.predictor(flat.detach())
-        if not isinstance(said, Tensor) or said.shape != flat.shape:
-            came = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
-            raise ValueError(f"predictor: expected a tensor of shape {tuple(flat.shape)}, got {came}")
-        return said
+        return _checked("predictor", self.predictor(flat.detach()), flat)
 
     def _flat(self, parts: list[Tensor]) -> Tensor:
         """The state as ``[batch, state_size]``."""
@@ -244,3 +238,10 @@ def _going_on(last: bool | Tensor, flat: Tensor) -> bool | Tensor:
             raise ValueError(f"last: expected shape ({len(flat)},), one for every sample, got {tuple(last.shape)}")
         return ~last
     return not flag("last", last)
+
+
+def _checked(name: str, said: Any, flat: Tensor, given: str = "") -> Tensor:
+    if not isinstance(said, Tensor) or said.shape != flat.shape:
+        came = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
+        raise ValueError(f"{name}: expected a tensor of shape {tuple(flat.shape)}{given}, got {came}")
+    return said
