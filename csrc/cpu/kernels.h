@@ -104,10 +104,13 @@ struct Kernels {
   // the step.
   void (*tile_sums)(const Correction&, const float* theta, const float* grad, const float* averages, int count,
                     double* sums);
-  // The step on tile `number` of its tensor, whose state is not float32 (state_io.h) and is updated in place; without
-  // the moving averages. count: coordinates in the tile. seed: of the step for the tensor.
+  // The step on tile `number` of its tensor, whose state is not float32 (state_io.h) and is updated in place. count:
+  // coordinates in the tile. seed: of the step for the tensor. next: the tile that comes next, to be fetched, or null.
+  // Of kinds with moving averages, those with the gradient in them [averages][64] are stored too, and out is the
+  // update.
   void (*stored_step)(const Network&, const TensorStep&, StateType, const float* inputs, void* tile, int count,
-                      uint64_t seed, int64_t number, float* out);
+                      uint64_t seed, int64_t number, const void* next, const float* grad, const float* averages,
+                      float* out);
   // The moving averages [averages][64] of such a tile.
   void (*decode_averages)(const Config&, StateType, const void* tile, float* rows);
   void (*encode_averages)(const Config&, StateType, const float* rows, uint64_t seed, int64_t number, void* tile);

@@ -127,6 +127,8 @@ static void step(const Network& net, const TensorStep& tensor, const float* inpu
     if (new_h == waiting) __builtin_memcpy(new_state + h, waiting, sizeof(float) * kTile * hidden);
     below = new_state + h;
   }
+  for (int r = 0; next_state && r < config.averages(); r++)
+    prefetch_row(next_state + (config.average_row() + r) * kTile);
   read_out(net, below, out);
 }
 
