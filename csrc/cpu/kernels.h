@@ -130,7 +130,6 @@ struct Kernels {
 };
 
 constexpr int kLayerTiles = 8;
-constexpr int kTensorSums = 5;
 constexpr int kSumLanes = 8;  // that they are added up in
 
 namespace baseline { extern const Kernels kernels; }
