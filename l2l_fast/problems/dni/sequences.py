@@ -46,9 +46,7 @@ class CopyTask:
         self.inputs = self.characters + 1
         self.classes = self.characters + self.repeat
 
-    def sample(
-        self, length: int, batch: int, generator: torch.Generator, repeats: int = 1, gap: int = 0
-    ) -> Episode:
+    def sample(self, length: int, batch: int, generator: torch.Generator, repeats: int = 1, gap: int = 0) -> Episode:
         """A minibatch; ``repeats`` other than 1 is for repeat copy; in the published tasks there is no gap.
 
         Raises:

@@ -43,9 +43,7 @@ class Fixed(nn.Module):
 
 
 def chain(dtype=torch.float64, sizes=(5, 7, 6, 4, 3)) -> list[nn.Module]:
-    return [
-        nn.Sequential(nn.Linear(a, b), nn.Tanh()).to(dtype) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-    ]
+    return [nn.Sequential(nn.Linear(a, b), nn.Tanh()).to(dtype) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
 
 
 def batch(dtype=torch.float64, size=8, inputs=5, classes=3) -> tuple[Tensor, Tensor]:
