@@ -99,7 +99,10 @@ def check_new_options(group: Mapping[str, Any], given: Mapping[str, Any]) -> Non
 
 def check_total_steps(value: Any) -> int | None:
     """The number of steps of a run as a plain int, None if it is not known; TypeError or ValueError for others."""
-    return value if value is None else checks.integer("total_steps", value, 1, (1 << 62) - 1)
+    steps = value if value is None else checks.integer("total_steps", value, 1)
+    if steps is not None and steps >= 1 << 62:  # the operators take 64 bits
+        raise ValueError(f"total_steps: expected a number below 2^62, got {steps}")
+    return steps
 
 
 def check_state_dtype(group: Mapping[str, Any], network: CoordinatewiseLSTM) -> torch.dtype:
