@@ -49,10 +49,10 @@ def _run(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             on_trial=None if arguments.quiet else _show_trial,
         )
+    write_json(arguments.json, result.to_json())  # first: what took hours must not hang on a terminal
     if arguments.json != STDOUT:
         say(comparisons.table(result))
         say(comparisons.verdict(result)[1])
-    write_json(arguments.json, result.to_json())
     draw(
         [result],
         arguments.plot,

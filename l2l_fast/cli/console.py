@@ -50,7 +50,11 @@ class _Unbreakable:
 
     def write(self, text: str) -> int:
         with self._alive():
-            return self._stream.write(text)
+            try:
+                return self._stream.write(text)
+            except UnicodeEncodeError:  # a terminal, or a locale, without some character
+                encoding = self._stream.encoding
+                return self._stream.write(text.encode(encoding, "replace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
@@ -111,6 +115,10 @@ def network(path: str, device: torch.device | str = "cpu", option: str = "--opti
                 f"{option}: no such file, and no pretrained optimizer of that name: {path!r}{meant(path, names)}; "
                 f"pretrained are {', '.join(names)}"
             )
+        if os.path.isdir(path):
+            inside = sorted(each.name for each in Path(path).glob("*.safetensors"))
+            hint = f"; there are {', '.join(inside)} in it" if inside else ""
+            raise UserError(f"{option}: expected a file, and this is a folder: {path!r}{hint}")
         return load_best(path, device) if is_checkpoint(path) else trained.load(path, device)
 
 

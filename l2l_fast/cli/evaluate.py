@@ -24,7 +24,7 @@ def _run(arguments: argparse.Namespace) -> int:
         losses = evaluate(net, task, range(arguments.episodes), arguments.horizon, device=arguments.device)
     problems_per_task = task.sample(0, "test").side_by_side
     result = comparisons.Comparison(task, {comparisons.LEARNED: losses}, {}, problems_per_task)
+    write_json(arguments.json, result.to_json())  # first: what was computed must not hang on a terminal
     if arguments.json != STDOUT:
         say(comparisons.table(result))
-    write_json(arguments.json, result.to_json())
     return 0

@@ -237,6 +237,8 @@ def _report(trainer: MetaTrainer) -> None:
     counters = trainer.counters
     if counters.best_loss is not None:
         say(f"best final validation loss {counters.best_loss:.4g}, at episode {counters.best_episode}")
+    elif 0 < trainer.validation.every <= trainer.episode:
+        say("no validation ended with a finite loss: the network is the last one, not the best")
     if counters.stopped:
         say(f"stopped early at episode {trainer.episode}: no better validation for {trainer.patience} times")
     if counters.skipped_updates:

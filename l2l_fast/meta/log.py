@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -57,6 +58,24 @@ class TrainingLog:
                 "take their place; move it away or name another folder"
             )
 
+    def check_same_run(self, settings: dict[str, Any]) -> None:
+        """Raise ValueError unless it is empty or the log of a run with these settings."""
+        self.check_ours()
+        if self.is_empty():
+            return
+        with open(self.path, "rb") as file:
+            line = file.readline()
+        if not line.endswith(b"\n"):
+            return  # torn, and with it all of the log
+        former = {key: value for key, value in json.loads(line).items() if key not in ("event", "torch")}
+        present = json.loads(json.dumps(_plain(settings)))
+        different = sorted(key for key in {*former, *present} if former.get(key) != present.get(key))
+        if different:
+            raise ValueError(
+                f"log: {str(self.path)!r} is that of another run (other {', '.join(different)}), whose lines would be "
+                "dropped; give the one of this run, or a new file"
+            )
+
     def check_ours(self) -> None:
         """Raise ValueError if there is something in it that no run of this package wrote."""
         if self.is_empty():
@@ -74,9 +93,14 @@ class TrainingLog:
         """Add a line."""
         line = json.dumps(_plain(record), allow_nan=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = line.encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            begin = os.fstat(descriptor).st_size
+            written = os.write(descriptor, content)
+            if written != len(content):  # a disk that is full now: the rest would say so, or be torn from its line
+                os.ftruncate(descriptor, begin)
+                raise OSError(errno.ENOSPC, "log: cannot be written: the disk is full", str(self.path))
         finally:
             os.close(descriptor)
 

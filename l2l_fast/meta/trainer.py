@@ -161,7 +161,8 @@ class MetaTrainer(Arguments):
         after the last complete episode: going on, here or from the file, ends as if there had been none.
 
         Raises:
-            ValueError: the log holds another run's lines (resume that run, or give another file), a task has nothing to
+            ValueError: the log holds another run's lines, or ``checkpoint`` is there before the first episode and this
+                trainer did not write it (resume that run, or give another file), a task has nothing to
                 optimise, the learning rate has fallen to 0 already (``decay_to=0``), or the network's weights change
                 whenever they are looked at (a spectral norm in training mode, noise).
         """
@@ -183,6 +184,11 @@ class MetaTrainer(Arguments):
             self._roll_back()
         if self.log is not None and not (self.episode or self._log_is_ours):
             self.log.check_unused()
+        if checkpoint is not None and not self.episode and self._saved is None and os.path.lexists(checkpoint):
+            raise ValueError(
+                f"checkpoint: {str(checkpoint)!r} is there already, and is not of this run; "
+                "MetaTrainer.from_checkpoint goes on with the run that wrote it, another file begins a new one"
+            )
         if self.episode >= episodes or self.counters.stopped:
             why = "stopped early, as patience demands" if self.counters.stopped else "fit counts episodes in all"
             note(f"nothing left to train: {self.episode} episodes are finished ({why})", progress)
@@ -382,12 +388,12 @@ class MetaTrainer(Arguments):
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged, or was written by a run with other settings; the message lists them; or
-                ``log`` is no run's log. Nothing has been changed then.
+                ``log`` is no run's log, or another run's. Nothing has been changed then.
         """
         saved = checkpoints.read(path)
         checkpoints.check_same_run(path, saved, self.settings(), self.net)
         if self.log is not None:
-            self.log.check_ours()
+            self.log.check_same_run(self.settings())
         checkpoints.adam_state(self.net, saved.part("adam"))  # complains before anything is changed
         self.estimator.load_state_dict(saved.part("estimator"))
         checkpoints.restore_adam(self.net, self._adam, saved.part("adam"))

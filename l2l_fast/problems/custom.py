@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .base import Problem, Task
 
@@ -44,7 +46,8 @@ class ModuleProblem(Problem):
     """Wrap a way to make modules and a loss into a problem.
 
     Args:
-        make: ``make(generator) -> nn.Module``, a fresh module at its initial parameters.
+        make: ``make(generator) -> nn.Module``, a fresh module at its initial parameters: one that was returned before,
+            as training has left it, is refused.
         loss: ``loss(module, generator) -> scalar tensor``, differentiable; draws its minibatch itself.
         name: what logs and tables call it.
 
@@ -73,15 +76,44 @@ class ModuleProblem(Problem):
         self._loss = loss
 
     def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> ModuleTask:
+        before = [(parameter, parameter._version, parameter.detach().clone()) for parameter in _given()]
         with _own_randomness(generator, torch.device("cpu")):
             module = self._make(generator, **_split_option(self._make, split))
         if not isinstance(module, nn.Module):
             raise TypeError(f"make must return an nn.Module, got {type(module).__name__}")
+        _check_fresh(module, before)
         return ModuleTask(generator, module.to(device), self._loss, _split_option(self._loss, split), device)
 
     def config(self) -> dict[str, Any]:
         """The name; functions cannot be written to JSON."""
         return {"name": self.name}
+
+
+# Trainable parameters that a `make` gave, by identity, as long as somebody holds them: hardly ever any.
+_GIVEN: dict[int, weakref.ref[nn.Parameter]] = {}
+
+
+def _given() -> list[nn.Parameter]:
+    return [parameter for parameter in (reference() for reference in list(_GIVEN.values())) if parameter is not None]
+
+
+def _check_fresh(module: nn.Module, before: list[tuple[nn.Parameter, int, torch.Tensor]]) -> None:
+    """Raise ValueError if the module has a parameter that was given before and has not been made anew since."""
+    former = {id(parameter): (version, value) for parameter, version, value in before}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad or is_lazy(parameter) or parameter.is_inference() or parameter.is_meta:
+            continue  # shared or, as theta will say, of no use
+        if id(parameter) in former:
+            version, value = former[id(parameter)]
+            same = parameter.shape == value.shape and torch.equal(parameter.detach(), value)
+            if parameter._version == version and same:
+                raise ValueError(
+                    f"make returned a module whose parameter {name!r} it had returned before, as the last task has "
+                    "left it; it must build a fresh module for every call"
+                )
+        else:
+            key = id(parameter)
+            _GIVEN[key] = weakref.ref(parameter, lambda _, key=key: _GIVEN.pop(key, None))  # type: ignore[misc]
 
 
 def _split_option(function: Callable[..., object], split: str) -> dict[str, str]:

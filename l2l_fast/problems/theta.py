@@ -97,10 +97,10 @@ class Theta:
         return loss.detach(), list(grads)
 
     def value(self) -> Tensor:
-        """f at the present theta, without a gradient."""
-        with torch.no_grad():
+        """f at the present theta, detached; the task may take gradients of its own (penalties, inner loops)."""
+        with torch.enable_grad():
             torch.clear_autocast_cache()
-            return self.task()
+            return self.task().detach()
 
     def grads(self) -> dict[str, Tensor | None]:
         """What :meth:`evaluate` left in the parameters, by name."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...networks import writing
 from ...problems import Problem
 from .rules import RULES
 from .running import final_losses, run
@@ -89,7 +90,8 @@ class Trials:
     def _read(self, path: Path) -> None:
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         lines, good = text.splitlines(), [self._header()]
-        if lines and not lines[0].startswith(_HEAD[: len(lines[0])]):
+        torn = len(lines) == 1 and not text.endswith("\n") and _HEAD.startswith(text)  # where a process was killed
+        if text and not torn and not text.startswith(_HEAD):
             raise ValueError(f"cache: {str(path)!r} holds something else than the trials of a search")
         if lines[:1] == good:
             for line in lines[1:]:
@@ -107,7 +109,7 @@ class Trials:
         whole = "\n".join(good) + "\n"
         if text != whole:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(whole, encoding="utf-8")
+            writing.write_atomically(path, whole, "cache")
 
     def _append(self, key: str) -> None:
         if self.path is None:

@@ -9,10 +9,11 @@ import ast
 import difflib
 import hashlib
 import importlib
-import importlib.util
+import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,9 +130,23 @@ def _by_hand(target: str, options: dict[str, Any]) -> tuple[Make, str]:
     def make(parameters: Iterable[nn.Parameter], steps: int) -> Optimizer:
         return found(parameters, **options)
 
-    spec = None if module.startswith("torch.") else importlib.util.find_spec(module)
-    code = Path(spec.origin).read_bytes() if spec and spec.origin and Path(spec.origin).is_file() else b""
-    return make, hashlib.sha256(code).hexdigest() if code else ""
+    return make, _digest_of_code(found, module)
+
+
+def _digest_of_code(found: Any, module: str) -> str:
+    """Of the files that it was looked up in, and that it and what it inherits from are defined in, torch's apart; ""
+    if that is all of it."""
+    names = {module, getattr(found, "__module__", None) or module}
+    names |= {each.__module__ for each in inspect.getmro(found)} if inspect.isclass(found) else set()
+    digest, seen = hashlib.sha256(), False
+    for name in sorted(names):
+        if name.partition(".")[0] in ("torch", "builtins", "typing", "abc"):
+            continue
+        origin = getattr(sys.modules.get(name), "__file__", None)
+        if origin and Path(origin).is_file():
+            digest.update(Path(origin).read_bytes())
+            seen = True
+    return digest.hexdigest() if seen else ""
 
 
 def _find(target: str) -> tuple[Callable[..., Optimizer], str]:

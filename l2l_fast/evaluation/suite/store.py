@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...networks import writing
 from .curves import Run
 
 SHIPPED = Path(__file__).parent / "baselines.jsonl.xz"
@@ -74,7 +75,7 @@ class Store:
             text = self.path.read_text(encoding="utf-8", errors="replace")
             whole = self._read(text, self.path)
             if whole != text:
-                self.path.write_text(whole, encoding="utf-8")
+                writing.write_atomically(self.path, whole)
 
     def get(self, key: Key) -> Run | None:
         """The run of that key, if there is one."""
