@@ -124,7 +124,8 @@ StepBackward step_backward_from(TableBuilder<GatherEntry>& views, const int64_t*
 extern "C" {
 
 // Per tensor: parameter address, dtype, gradient address, dtype, state, new state, record, dims, sizes, parameter
-// strides, gradient strides. options: maximize, in place, mapping, first phase, last phase (0: the plain kernel).
+// strides, gradient strides. options: maximize, in place, mapping, first phase, last phase (0: the plain kernel), tensor
+// cores.
 // scalars: p, output_scale, lr, decay.
 int step(const int64_t* sizes, const float* scalars, const float* phi, const int64_t* options, int64_t tensors,
          const int64_t* stream, const float* extra, float* out, float* means, double* sums) {
@@ -147,7 +148,7 @@ int step(const int64_t* sizes, const float* scalars, const float* phi, const int
   call.sums = sums;
   call.first_phase = static_cast<int>(options[3]);
   call.last_phase = static_cast<int>(options[4]);
-  return run_step(call, builder, memory.workspace(), nullptr, static_cast<StepMapping>(options[2]));
+  return run_step(call, builder, memory.workspace(), nullptr, static_cast<StepMapping>(options[2]), options[5] != 0);
 }
 
 // A network with normalized inputs. The stream as of `step`, and behind every tensor's strides its age and the
