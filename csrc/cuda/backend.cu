@@ -75,7 +75,8 @@ void step(const StepCall& call) {
   CallMemory memory(call.phi);
   check_launch(run_step({scalars, call.problems, call.total, call.extra, call.out, call.means, call.sums, nullptr,
                          plain ? 0 : call.first_phase, plain ? 0 : call.last_phase},
-                        builder, memory.workspace(), c10::cuda::getCurrentCUDAStream()),
+                        builder, memory.workspace(), c10::cuda::getCurrentCUDAStream(), StepMapping::automatic,
+                        tensor_cores_wanted()),
                in_place ? "step_" : "step", call.config);
 }
 

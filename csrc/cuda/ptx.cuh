@@ -22,12 +22,6 @@ __device__ __forceinline__ float rcp(float x) {
 }
 
 #if L2L_CUDA_ARCH >= 800
-// To the nearest number of 11 significant bits, as the bits of a float.
-__device__ __forceinline__ unsigned to_tf32(float x) {
-  unsigned y;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-  return y;
-}
 // d += a b, of 16 x 8, 16 x 8 and 8 x 8 numbers, by all lanes of a warp. With g = lane / 4, t = lane % 4 a lane has
 // rows g, g + 8, g, g + 8 in columns t, t, t + 4, t + 4 of a; rows t, t + 4 in column g of b; columns 2t, 2t + 1 of row
 // g, then of row g + 8, of d. Of a and b the lowest 13 bits are not read.

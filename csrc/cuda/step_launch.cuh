@@ -73,7 +73,8 @@ LaunchStatus launch_step(const Scalars& scalars, const std::vector<int64_t>& wor
 }
 
 // On tensor cores, for sizes that has_tensor_step names. `served` becomes false, and nothing is launched, where the
-// kernels have no code for tensor cores: the device, or the oldest architecture of the build that it runs, is below 8.0.
+// kernels have no code for tensor cores: the device, or the oldest architecture of the build that it runs, is
+// below 8.0.
 inline LaunchStatus launch_tensor_step(const StepScalars& scalars, const std::vector<int64_t>& words,
                                        StepMapping mapping, cudaStream_t stream, bool& served) {
   if (scalars.tiles == 0) return cudaSuccess;

@@ -1,6 +1,6 @@
 // Products of float32 matrices on tensor cores, whose operands have 11 significant bits (TF32): every number is split
-// into a large and a small part, x = large + small up to 2^-22 of it, and of the product of two such sums the three
-// largest terms are taken. What is left out is below 2^-21 of the product.
+// into a large and a small part, x = large + small up to 2^-21 of it (2^-22 where both are rounded), and of the product
+// of two such sums the three largest terms are taken; the fourth is below 2^-22 of the product.
 //
 // Rows are coordinates, columns gates (the product is [coordinates x inputs] [inputs x gates]), so that a NaN of one
 // coordinate stays in its row. Columns are so ordered that a lane ends up with the four gates of its units and
@@ -12,37 +12,21 @@
 // of a group have: gates i and f, or g and o, of unit 4 p + g / 2.
 #pragma once
 
-#include "../core/cell.h"
 #include "compat.cuh"
 #include "ptx.cuh"
 
 namespace l2l {
 
-// phi in shared memory for these products. Of every layer first the weights, [groups of units][pairs of groups of
-// inputs][large parts, small parts][lanes]: a lane's four numbers of one multiplication for gates i and f and one for g
-// and o; then the biases, [units]. Behind the layers the read-out, weight_out and bias_out. Counted in quadruples.
-template <int H, int Features>
-struct TensorWeights {
-  static constexpr int kGroups = H / 4;
-  // Groups of inputs from below; of the first layer's there is an empty one if need be, for their number to be even.
-  static constexpr int kFirst = 1 + (kGroups + 1) % 2;
-  L2L_HOST_DEVICE static constexpr int below(int layer) { return layer == 0 ? kFirst : kGroups; }
-  L2L_HOST_DEVICE static constexpr int pairs(int layer) { return (below(layer) + kGroups) / 2; }
-  // From one group of units to the next.
-  L2L_HOST_DEVICE static constexpr int group(int layer) { return pairs(layer) * 2 * 32; }
-  L2L_HOST_DEVICE static constexpr int biases(int layer) { return kGroups * group(layer); }
-  L2L_HOST_DEVICE static constexpr int layer(int layer) {
-    return layer == 0 ? 0 : biases(0) + H + (layer - 1) * (biases(1) + H);
-  }
-  L2L_HOST_DEVICE static constexpr int quadruples(int layers) { return layer(layers) + (H + 1 + 3) / 4; }
-  static_assert(H % 4 == 0 && Features <= 4, "units in groups of four, features in one group");
-};
-
 #if L2L_CUDA_ARCH >= 800
 
+// To the nearest number of 11 significant bits, ties away from zero: what cvt.rna.tf32.f32 does, which is several
+// instructions more for the sake of what is not finite. The largest numbers become inf, some NaN become -0.
+__device__ __forceinline__ unsigned nearest_tf32(float x) { return (__float_as_uint(x) + 0x1000u) & 0xffffe000u; }
+
+// The small part is cut by the multiplication, which does not read its lowest 13 bits. That of a NaN is NaN.
 __device__ __forceinline__ void split(float x, unsigned& large, unsigned& small) {
-  large = ptx::to_tf32(x);
-  small = ptx::to_tf32(x - __uint_as_float(large));
+  large = nearest_tf32(x);
+  small = __float_as_uint(x - __uint_as_float(large));
 }
 
 // A lane's part of N groups of inputs for its C coordinates.
@@ -79,62 +63,39 @@ __device__ __forceinline__ void multiply_add(float (&acc)[2][C / 2][4], const un
 
 // The pre-activations of one unit of the lane, from its biases and all inputs; weights: of the group, the lane's first.
 // Coordinate c has gates i, f in acc[0][c / 2][c % 2 * 2 ...] and g, o in acc[1].
+//
+// Tensor cores cut sums where float32 rounds them, so errors add up. The products with small parts have sums of their
+// own, which are small, and what is added last is added by rounding.
 template <int C, int Below, int Own>
 __device__ __forceinline__ void unit_products(const uint4* weights, const float4& bias, const Inputs<Below, C>& x,
                                               const Inputs<Own, C>& h, float (&acc)[2][C / 2][4]) {
+  float rest[2][C / 2][4] = {};
 #pragma unroll
-  for (int i = 0; i < C / 2; i++) {
-    acc[0][i][0] = acc[0][i][2] = bias.x;
-    acc[0][i][1] = acc[0][i][3] = bias.y;
-    acc[1][i][0] = acc[1][i][2] = bias.z;
-    acc[1][i][1] = acc[1][i][3] = bias.w;
-  }
+  for (int k = 0; k < 2; k++)
+#pragma unroll
+    for (int i = 0; i < C / 2; i++)
+#pragma unroll
+      for (int n = 0; n < 4; n++) acc[k][i][n] = 0.f;
 #pragma unroll
   for (int q = 0; q < Below + Own; q += 2) {
     const uint4 large = weights[32 * q], small = weights[32 * q + 32];
-    const unsigned(&below)[C] = q < Below ? x.large[q] : h.large[q - Below];
-    const unsigned(&above)[C] = q + 1 < Below ? x.large[q + 1] : h.large[q + 1 - Below];
-    const unsigned(&small_below)[C] = q < Below ? x.small[q] : h.small[q - Below];
-    const unsigned(&small_above)[C] = q + 1 < Below ? x.small[q + 1] : h.small[q + 1 - Below];
-    multiply_add<C>(acc, small_below, small_above, large);
-    multiply_add<C>(acc, below, above, small);
+    const unsigned (&below)[C] = q < Below ? x.large[q] : h.large[q - Below];
+    const unsigned (&above)[C] = q + 1 < Below ? x.large[q + 1] : h.large[q + 1 - Below];
+    const unsigned (&small_below)[C] = q < Below ? x.small[q] : h.small[q - Below];
+    const unsigned (&small_above)[C] = q + 1 < Below ? x.small[q + 1] : h.small[q + 1 - Below];
     multiply_add<C>(acc, below, above, large);
+    multiply_add<C>(rest, small_below, small_above, large);
+    multiply_add<C>(rest, below, above, small);
   }
-}
-
-// The weight by which input `column` of the groups, of those from below and of the layer's own, goes into a gate.
-template <int H>
-__device__ __forceinline__ float weight_of(const Config& config, const float* phi, int layer, int below, int column,
-                                           int row) {
-  const int inputs = config.inputs(layer), own = column - 4 * below;
-  if (own >= 0) return phi[config.weight_hh(layer) + row * H + own];
-  return column < inputs ? phi[config.weight_ih(layer) + row * inputs + column] : 0.f;
-}
-
-// All threads of the block take part; a barrier must follow.
-template <int H, int Features>
-__device__ __forceinline__ void pack_tensor_network(const Config& config, const float* phi, float4* packed) {
-  using Weights = TensorWeights<H, Features>;
-  for (int l = 0; l < config.layers; l++) {
-    const int below = Weights::below(l), pairs = Weights::pairs(l);
-    unsigned* const weights = reinterpret_cast<unsigned*>(packed + Weights::layer(l));
-    for (int i = static_cast<int>(threadIdx.x); i < 4 * 32 * Weights::kGroups * pairs;
-         i += static_cast<int>(blockDim.x)) {
-      const int number = i % 4, lane = i / 4 % 32, block = i / 128;  // block: of a group of units and a pair
-      const int group = block / pairs, pair = block - group * pairs;
-      const int unit = 4 * group + lane / 8, gate = number / 2 * 2 + lane / 4 % 2;
-      const int column = 8 * pair + number % 2 * 4 + lane % 4;
-      const float w = gate_scale(gate) * weight_of<H>(config, phi, l, below, column, gate * H + unit);
-      split(w, weights[256 * block + i % 128], weights[256 * block + 128 + i % 128]);
+#pragma unroll
+  for (int i = 0; i < C / 2; i++)
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+      acc[0][i][n] += rest[0][i][n] + (n % 2 ? bias.y : bias.x);
+      acc[1][i][n] += rest[1][i][n] + (n % 2 ? bias.w : bias.z);
     }
-    float* const biases = reinterpret_cast<float*>(packed + Weights::layer(l) + Weights::biases(l));
-    for (int i = static_cast<int>(threadIdx.x); i < kGates * H; i += static_cast<int>(blockDim.x))
-      biases[i] = gate_scale(i % kGates) * phi[config.bias(l) + i % kGates * H + i / kGates];
-  }
-  float* const out = reinterpret_cast<float*>(packed + Weights::layer(config.layers));
-  for (int i = static_cast<int>(threadIdx.x); i <= H; i += static_cast<int>(blockDim.x))
-    out[i] = read_out_scale(config, i) * phi[config.weight_out() + i];
 }
+
 #endif
 
 }  // namespace l2l

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "step.cuh"
-#include "tensor_products.cuh"
+#include "tensor_weights.cuh"
 
 namespace l2l {
 
@@ -59,7 +59,7 @@ __device__ __forceinline__ void tensor_layer(const uint4* weights, const float4*
     float y[C];
 #pragma unroll
     for (int i = 0; i < C; i++) {
-      const float(&first)[4] = acc[0][i / 2], (&second)[4] = acc[1][i / 2];
+      const float (&first)[4] = acc[0][i / 2], (&second)[4] = acc[1][i / 2];
       const int at = i % 2 * 2;
       y[i] = cell_step<DeviceMath>(first[at], first[at + 1], second[at], second[at + 1], cell[i]);
     }
@@ -185,8 +185,7 @@ __global__ void __launch_bounds__(kStepThreads, 3)
   float* const parked = features + kTensorFeatures * 8 * C + lane * C;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kWarps;
   int64_t part = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
-  for (; part < s.tiles * kParts; part += stride)
-    tensor_step_part<H, C>(s, table, packed, features, parked, part);
+  for (; part < s.tiles * kParts; part += stride) tensor_step_part<H, C>(s, table, packed, features, parked, part);
 #endif
 }
 

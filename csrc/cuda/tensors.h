@@ -8,8 +8,10 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -30,6 +32,18 @@ inline void check_launch(const LaunchStatus& status, const char* name, const Con
   if (status == cudaSuccess) return;
   cudaGetLastError();  // so that it is not reported again by the next call
   TORCH_CHECK(false, "l2l_fast::", name, ": ", launch_failure(status, config));
+}
+
+// Whether L2L_FAST_TENSOR_CORES asks for the step on tensor cores: 1; 0, empty or unset: no. Read once.
+inline bool tensor_cores_wanted() {
+  static const bool wanted = [] {
+    const char* text = std::getenv("L2L_FAST_TENSOR_CORES");
+    const std::string value = text ? text : "";
+    TORCH_CHECK_VALUE(value.empty() || value == "0" || value == "1", "L2L_FAST_TENSOR_CORES: expected 0 or 1, got '",
+                      value, "'");
+    return value == "1";
+  }();
+  return wanted;
 }
 
 inline Dtype dtype_of(const at::Tensor& tensor) {

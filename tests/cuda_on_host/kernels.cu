@@ -124,9 +124,8 @@ StepBackward step_backward_from(TableBuilder<GatherEntry>& views, const int64_t*
 extern "C" {
 
 // Per tensor: parameter address, dtype, gradient address, dtype, state, new state, record, dims, sizes, parameter
-// strides, gradient strides. options: maximize, in place, mapping, first phase, last phase (0: the plain kernel), tensor
-// cores.
-// scalars: p, output_scale, lr, decay.
+// strides, gradient strides. options: maximize, in place, mapping, first phase, last phase (0: the plain kernel),
+// tensor cores. scalars: p, output_scale, lr, decay.
 int step(const int64_t* sizes, const float* scalars, const float* phi, const int64_t* options, int64_t tensors,
          const int64_t* stream, const float* extra, float* out, float* means, double* sums) {
   const Config config = config_from(sizes, scalars);
