@@ -14,8 +14,8 @@ Assumptions of the estimate:
 - shared memory serves a wavefront a clock: one for 4 bytes of each lane, 4 for 16 bytes; 2 of these where pairs of
   lanes share their addresses (``wavefronts`` in multiprocessor.py). Machine code does not say which loads these are:
   the sources do, see step_mix and backward_mix. Accesses to global memory, which take the same path, are not counted;
-- tensor cores multiply at the data sheet's dense rate, on an H100 at the share of it that mma.sync was measured to reach
-  (see GPUS);
+- tensor cores multiply at the data sheet's dense rate, on an H100 at the share of it that mma.sync was measured to
+  reach (see GPUS);
 - pipes overlap, so that the slowest of issue, FP32, tensor cores, special functions, shared memory and memory decides;
 - memory moves at the data sheet's rate; caches serve what the kernel has just written and the weights.
 
@@ -86,8 +86,8 @@ def step_mix(kernel: Kernel, layers: int) -> Mix:
     return count([tiles], [Nest(1, (first_layer, Nest(layers - 1, (units,))))], 1 / coordinates)
 
 
-def tensor_step_mix(kernel: Kernel, layers: int) -> Mix:
-    """Per coordinate of tensor_step_kernel<H, C, ...>: a warp has 8 C coordinates. Lanes read adjacent weights."""
+def mma_step_mix(kernel: Kernel, layers: int) -> Mix:
+    """Per coordinate of mma_step_kernel<H, C, ...>: a warp has 8 C coordinates. Lanes read adjacent weights."""
     hidden, coordinates = (int(n) for n in re.findall(r"\d+", kernel.name)[:2])
     groups = Nest(hidden / 4, wide=1.0)
     parts = max(loops_of(kernel), key=lambda loop: loop.arithmetic)
@@ -195,8 +195,8 @@ ANALYSED = {
     f"step_kernel<{HIDDEN}, 4,": Analysed(step_mix, LAYERS, 4980, 652.0),
     f"step_kernel<{HIDDEN}, 1,": Analysed(step_mix, LAYERS, 4980, 652.0),
     # Three products for each; the first layer's 22 inputs filled up to 24.
-    f"tensor_step_kernel<{HIDDEN}, 4,": Analysed(tensor_step_mix, LAYERS, 20, 652.0, others=520, tensor=3 * 80 * 64),
-    f"tensor_step_kernel<{HIDDEN}, 2,": Analysed(tensor_step_mix, LAYERS, 20, 652.0, others=520, tensor=3 * 80 * 64),
+    f"mma_step_kernel<{HIDDEN}, 4,": Analysed(mma_step_mix, LAYERS, 20, 652.0, others=520, tensor=3 * 80 * 64),
+    f"mma_step_kernel<{HIDDEN}, 2,": Analysed(mma_step_mix, LAYERS, 20, 652.0, others=520, tensor=3 * 80 * 64),
     # bfloat16 and int8 states.
     f"stored_step_kernel<{HIDDEN}, 4, 2, 1>": Analysed(step_mix, LAYERS, 4980, 332.0),
     f"stored_step_kernel<{HIDDEN}, 4, 2, 2>": Analysed(step_mix, LAYERS, 4980, 173.5),
@@ -257,8 +257,8 @@ def threads_and_shared(kernel: Kernel) -> tuple[int, int]:
     numbers = [int(n) for n in re.findall(r"\d+", kernel.name)]
     if kernel.name.startswith("step_kernel"):
         return 128, packed_bytes(numbers[0], LAYERS)
-    if kernel.name.startswith("tensor_step_kernel"):
-        return 128, tensor_bytes(*numbers[:2], LAYERS)
+    if kernel.name.startswith("mma_step_kernel"):
+        return 128, mma_bytes(*numbers[:2], LAYERS)
     if kernel.name.startswith("stored_step_kernel"):
         hidden, coordinates, features = numbers[:3]
         weights = packed_bytes(hidden, LAYERS, features=features, read_outs=2 if features == 5 else 1)
@@ -297,7 +297,7 @@ def packed_bytes(hidden: int, layers: int, features: int = 2, read_outs: int = 1
     return 16 * (quadruples + -(-read_outs * (hidden + 1) // 4))
 
 
-def tensor_bytes(hidden: int, coordinates: int, layers: int) -> int:
+def mma_bytes(hidden: int, coordinates: int, layers: int) -> int:
     """phi in shared memory as tensor cores read it, and what four warps of a block keep there."""
     groups = hidden // 4
     first, others = (groups + 2) // 2, groups  # pairs of groups of inputs

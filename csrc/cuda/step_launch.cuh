@@ -2,8 +2,8 @@
 #pragma once
 
 #include "launch.cuh"
+#include "mma_step.cuh"
 #include "nominal_step.cuh"
-#include "tensor_step.cuh"
 
 namespace l2l {
 
@@ -16,7 +16,7 @@ constexpr int wide_coordinates(int hidden) { return hidden <= 20 ? 4 : 2; }
 // Tiles per multiprocessor from which the wide mapping is faster: two warps on each of four schedulers.
 constexpr int kWideTiles = 16;
 // The same of the kernels on tensor cores: the three blocks that a multiprocessor holds of the wide one.
-constexpr int kTensorWideTiles = 6;
+constexpr int kMmaWideTiles = 6;
 
 // A step kernel and the dynamic shared memory of its blocks.
 template <int TableBytes, class Scalars>
@@ -72,25 +72,25 @@ LaunchStatus launch_step(const Scalars& scalars, const std::vector<int64_t>& wor
   });
 }
 
-// On tensor cores, for sizes that has_tensor_step names. `served` becomes false, and nothing is launched, where the
+// On tensor cores, for sizes that has_mma_step names. `served` becomes false, and nothing is launched, where the
 // kernels have no code for tensor cores: the device, or the oldest architecture of the build that it runs, is
 // below 8.0.
-inline LaunchStatus launch_tensor_step(const StepScalars& scalars, const std::vector<int64_t>& words,
-                                       StepMapping mapping, cudaStream_t stream, bool& served) {
+inline LaunchStatus launch_mma_step(const StepScalars& scalars, const std::vector<int64_t>& words, StepMapping mapping,
+                                    cudaStream_t stream, bool& served) {
   if (scalars.tiles == 0) return cudaSuccess;
-  const cudaError_t error = choose_mapping(scalars.tiles, kTensorWideTiles, mapping);
+  const cudaError_t error = choose_mapping(scalars.tiles, kMmaWideTiles, mapping);
   if (error != cudaSuccess) return error;
   const bool large = !scalars.table.device && words.size() * 8 > kSmallTable;
   return dispatch_hidden(scalars.config.hidden, [&](auto hidden) -> LaunchStatus {
     constexpr int H = decltype(hidden)::value;
-    if constexpr (!has_tensor_step(H)) {
+    if constexpr (!has_mma_step(H)) {
       return cudaErrorInvalidValue;
     } else {
-      const int quadruples = TensorWeights<H, kTensorFeatures>::quadruples(scalars.config.layers);
+      const int quadruples = MmaWeights<H, kMmaFeatures>::quadruples(scalars.config.layers);
       const auto run = [&](auto coordinates, auto table) -> LaunchStatus {
         constexpr int C = decltype(coordinates)::value, Bytes = decltype(table)::value;
-        const StepInstance<Bytes, StepScalars> instance{&tensor_step_kernel<H, C, Bytes>,
-                                                        static_cast<size_t>(tensor_step_bytes(quadruples, H, C))};
+        const StepInstance<Bytes, StepScalars> instance{&mma_step_kernel<H, C, Bytes>,
+                                                        static_cast<size_t>(mma_step_bytes(quadruples, H, C))};
         int version = 0;
         const LaunchStatus status = compiled_for(instance.kernel, &version);
         served = status == cudaSuccess && version >= 80;
@@ -107,9 +107,9 @@ inline LaunchStatus launch_tensor_step(const StepScalars& scalars, const std::ve
 // tensor_cores: whether they are to be used, where they can.
 inline LaunchStatus launch_step(const StepScalars& scalars, const std::vector<int64_t>& words, StepMapping mapping,
                                 cudaStream_t stream, bool tensor_cores = false) {
-  if (tensor_cores && has_tensor_step(scalars.config.hidden)) {
+  if (tensor_cores && has_mma_step(scalars.config.hidden)) {
     bool served = true;
-    const LaunchStatus status = launch_tensor_step(scalars, words, mapping, stream, served);
+    const LaunchStatus status = launch_mma_step(scalars, words, mapping, stream, served);
     if (served || status != cudaSuccess) return status;
   }
   return launch_step(scalars, words, mapping, stream, [&](auto hidden, auto coordinates, auto table) {

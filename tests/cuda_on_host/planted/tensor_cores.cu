@@ -1,6 +1,6 @@
-// Products on tensor cores by csrc/cuda/tensor_products.cuh, done wrongly: fragments, splitting, lanes that do not
+// Products on tensor cores by csrc/cuda/mma_products.cuh, done wrongly: fragments, splitting, lanes that do not
 // come.
-#include "cuda/tensor_products.cuh"
+#include "cuda/mma_products.cuh"
 #include "planted.h"
 
 namespace {

@@ -1,6 +1,6 @@
 // The step of step.cuh on tensor cores, of plain networks with float32 states, from compute capability 8.0 on.
 //
-// Owns: a warp has 8 C coordinates of a tile, so 64 / (8 C) warps have a tile; a lane as tensor_products.cuh says.
+// Owns: a warp has 8 C coordinates of a tile, so 64 / (8 C) warps have a tile; a lane as mma_products.cuh says.
 // Warps stride over the parts of all tiles. The lanes of a warp are at the same place throughout but where one reads
 // gradients and writes parameters.
 // Registers: large and small parts of a layer's inputs, the gate sums of one unit for C coordinates.
@@ -9,30 +9,30 @@
 // Global memory: every number of the state is read once and written once, by the same lane.
 #pragma once
 
+#include "mma_weights.cuh"
 #include "step.cuh"
-#include "tensor_weights.cuh"
 
 namespace l2l {
 
-constexpr int kTensorFeatures = kGradientFeatures;
+constexpr int kMmaFeatures = kGradientFeatures;
 
 // Sizes with a kernel. Fewer units leave little to multiply, more would not fit the registers.
-constexpr bool has_tensor_step(int hidden) { return hidden >= 8 && hidden <= 20; }
+constexpr bool has_mma_step(int hidden) { return hidden >= 8 && hidden <= 20; }
 
 // Floats of one warp in shared memory: features, then what its lanes park.
-L2L_HOST_DEVICE constexpr int tensor_warp_floats(int hidden, int coordinates) {
-  return kTensorFeatures * 8 * coordinates + hidden / 4 * 32 * coordinates;
+L2L_HOST_DEVICE constexpr int mma_warp_floats(int hidden, int coordinates) {
+  return kMmaFeatures * 8 * coordinates + hidden / 4 * 32 * coordinates;
 }
-constexpr int tensor_step_bytes(int quadruples, int hidden, int coordinates) {
-  return 16 * quadruples + 4 * (kStepThreads / 32) * tensor_warp_floats(hidden, coordinates);
+constexpr int mma_step_bytes(int quadruples, int hidden, int coordinates) {
+  return 16 * quadruples + 4 * (kStepThreads / 32) * mma_warp_floats(hidden, coordinates);
 }
 
-// From here on infinities would make NaN of a coordinate that has none in float32: no sum of finite weights times this
-// overflows that would not have driven its gate to an end.
-constexpr float kLargestTensorInput = 1e30f;
+// An infinite input has no small part, and would become NaN. This drives gates to their ends as well, and its products
+// do not overflow.
+constexpr float kLargestMmaInput = 1e30f;
 
 __device__ __forceinline__ float bounded(float x) {
-  return DeviceMath::max(-kLargestTensorInput, DeviceMath::min(kLargestTensorInput, x));
+  return DeviceMath::max(-kLargestMmaInput, DeviceMath::min(kLargestMmaInput, x));
 }
 
 #if L2L_CUDA_ARCH >= 800
@@ -40,10 +40,10 @@ __device__ __forceinline__ float bounded(float x) {
 // One layer for a warp's coordinates. state, new_state: the layer's rows at the lane's first unit and coordinates, h
 // and then c. The new h goes to `parked`, or the last layer's to the update.
 template <int H, int C, int Below>
-__device__ __forceinline__ void tensor_layer(const uint4* weights, const float4* biases, int stride,
-                                             const Inputs<Below, C>& x, const float* state, float* new_state,
-                                             float* parked, const float* out, float (&u)[C]) {
-  Inputs<H / 4, C> h;
+__device__ __forceinline__ void mma_layer(const uint4* weights, const float4* biases, int stride,
+                                          const MmaInputs<Below, C>& x, const float* state, float* new_state,
+                                          float* parked, const float* out, float (&u)[C]) {
+  MmaInputs<H / 4, C> h;
 #pragma unroll
   for (int q = 0; q < H / 4; q++) {
     float values[C];
@@ -81,43 +81,43 @@ __device__ __forceinline__ void tensor_layer(const uint4* weights, const float4*
 
 // All layers for a warp's coordinates. u: what the lane's units give to the update of its coordinates.
 template <int H, int C>
-__device__ __forceinline__ void tensor_layers(const Config& config, const float4* packed, const float* features,
-                                              float* parked, int lane, const float* state, float* new_state,
-                                              float (&u)[C]) {
-  using Weights = TensorWeights<H, kTensorFeatures>;
+__device__ __forceinline__ void mma_layers(const Config& config, const float4* packed, const float* features,
+                                           float* parked, int lane, const float* state, float* new_state,
+                                           float (&u)[C]) {
+  using Weights = MmaWeights<H, kMmaFeatures>;
   const int t = lane % 4;
   const float* const out = reinterpret_cast<const float*>(packed + Weights::layer(config.layers)) + t;
   const auto layer_at = [&](int l) { return packed + Weights::layer(l); };
   const auto weights_at = [&](int l) { return reinterpret_cast<const uint4*>(layer_at(l)) + lane; };
   {
-    Inputs<Weights::kFirst, C> x{};
+    MmaInputs<Weights::kFirst, C> x{};
     float values[C] = {};
-    if (t < kTensorFeatures) load_lanes<C>(features + t * 8 * C + lane / 4 * C, values);
+    if (t < kMmaFeatures) load_lanes<C>(features + t * 8 * C + lane / 4 * C, values);
     x.set(0, values);
-    tensor_layer<H, C>(weights_at(0), layer_at(0) + Weights::biases(0) + t, Weights::group(0), x, state, new_state,
-                       parked, config.layers == 1 ? out : nullptr, u);
+    mma_layer<H, C>(weights_at(0), layer_at(0) + Weights::biases(0) + t, Weights::group(0), x, state, new_state, parked,
+                    config.layers == 1 ? out : nullptr, u);
   }
 #pragma unroll 1
   for (int l = 1; l < config.layers; l++) {
     state += 2 * H * kTile;
     new_state += 2 * H * kTile;
-    Inputs<H / 4, C> x;
+    MmaInputs<H / 4, C> x;
 #pragma unroll
     for (int q = 0; q < H / 4; q++) {
       float values[C];
       load_lanes<C>(parked + q * 32 * C, values);
       x.set(q, values);
     }
-    tensor_layer<H, C>(weights_at(l), layer_at(l) + Weights::biases(1) + t, Weights::group(1), x, state, new_state,
-                       parked, l + 1 == config.layers ? out : nullptr, u);
+    mma_layer<H, C>(weights_at(l), layer_at(l) + Weights::biases(1) + t, Weights::group(1), x, state, new_state, parked,
+                    l + 1 == config.layers ? out : nullptr, u);
   }
 }
 
 // One part of a tile. Lanes with t < C also have a coordinate of their own, C g + t, whose gradient they read and whose
 // parameter they write.
 template <int H, int C>
-__device__ __forceinline__ void tensor_step_part(const StepScalars& s, const Table<StepEntry>& table,
-                                                 const float4* packed, float* features, float* parked, int64_t part) {
+__device__ __forceinline__ void mma_step_part(const StepScalars& s, const Table<StepEntry>& table, const float4* packed,
+                                              float* features, float* parked, int64_t part) {
   constexpr int kPart = 8 * C, kParts = kTile / kPart;
   const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
   const int first = static_cast<int>(part % kParts) * kPart + lane / 4 * C;  // the lane's first coordinate in the tile
@@ -130,10 +130,10 @@ __device__ __forceinline__ void tensor_step_part(const StepScalars& s, const Tab
       float g = own < entry.numel ? table.read(entry.grad, own) : 0.f;
       if (s.maximize) g = -g;
       if (entry.record) global(entry.record)[own] = g;
-      float x[kTensorFeatures];
+      float x[kMmaFeatures];
       features_of<DeviceMath>(s.features, g, x);
 #pragma unroll
-      for (int k = 0; k < kTensorFeatures; k++) features[k * kPart + lane / 4 * C + t] = bounded(x[k]);
+      for (int k = 0; k < kMmaFeatures; k++) features[k * kPart + lane / 4 * C + t] = bounded(x[k]);
     }
     __syncwarp();
   }
@@ -141,8 +141,8 @@ __device__ __forceinline__ void tensor_step_part(const StepScalars& s, const Tab
   {
     const StepEntry& entry = table.find(global_tile, first_tile);
     const int64_t offset = ((global_tile - first_tile) * (2 * s.config.layers * H) + t) * kTile + first;
-    tensor_layers<H, C>(s.config, packed, features, parked, lane, global(entry.state) + offset,
-                        global(entry.new_state) + offset, u);
+    mma_layers<H, C>(s.config, packed, features, parked, lane, global(entry.state) + offset,
+                     global(entry.new_state) + offset, u);
   }
 #pragma unroll
   for (int i = 0; i < C; i++) {
@@ -152,7 +152,7 @@ __device__ __forceinline__ void tensor_step_part(const StepScalars& s, const Tab
   float update = u[0];
 #pragma unroll
   for (int i = 1; i < C; i++) update = t == i ? u[i] : update;
-  using Weights = TensorWeights<H, kTensorFeatures>;
+  using Weights = MmaWeights<H, kMmaFeatures>;
   update += reinterpret_cast<const float*>(packed + Weights::layer(s.config.layers))[H];
   // Looked up once more, so as not to hold registers all the while.
   const StepEntry& target = table.find(global_tile, first_tile);
@@ -167,25 +167,24 @@ __device__ __forceinline__ void tensor_step_part(const StepScalars& s, const Tab
 }
 #endif
 
-// On a device below 8.0 there is nothing to run: launch_tensor_step asks what the kernel was compiled for.
+// On a device below 8.0 there is nothing to run: launch_mma_step asks what the kernel was compiled for.
 template <int H, int C, int TableBytes>
 __global__ void __launch_bounds__(kStepThreads, 3)
-    tensor_step_kernel(const __grid_constant__ StepArguments<TableBytes> arguments) {
+    mma_step_kernel(const __grid_constant__ StepArguments<TableBytes> arguments) {
 #if L2L_CUDA_ARCH >= 800
   L2L_DYNAMIC_SHARED(float4, packed);
   const StepScalars& s = arguments.scalars;
-  pack_tensor_network<H, kTensorFeatures>(s.config, s.phi, packed);
+  pack_mma_network<H, kMmaFeatures>(s.config, s.phi, packed);
   __syncthreads();
   const Table<StepEntry> table(s.table, arguments.table.words);
   constexpr int kParts = kTile / (8 * C), kWarps = kStepThreads / 32;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  float* const features =
-      reinterpret_cast<float*>(packed + TensorWeights<H, kTensorFeatures>::quadruples(s.config.layers)) +
-      warp * tensor_warp_floats(H, C);
-  float* const parked = features + kTensorFeatures * 8 * C + lane * C;
+  float* const features = reinterpret_cast<float*>(packed + MmaWeights<H, kMmaFeatures>::quadruples(s.config.layers)) +
+                          warp * mma_warp_floats(H, C);
+  float* const parked = features + kMmaFeatures * 8 * C + lane * C;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kWarps;
   int64_t part = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
-  for (; part < s.tiles * kParts; part += stride) tensor_step_part<H, C>(s, table, packed, features, parked, part);
+  for (; part < s.tiles * kParts; part += stride) mma_step_part<H, C>(s, table, packed, features, parked, part);
 #endif
 }
 

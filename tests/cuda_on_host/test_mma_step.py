@@ -30,11 +30,20 @@ from .kernels import (
     to_bits,
 )
 from .library import Library
-from .test_kernels import assert_close, blocked, expected_step, inside, logical, random_gradient, random_phi, random_state
+from .test_kernels import (
+    assert_close,
+    blocked,
+    expected_step,
+    inside,
+    logical,
+    random_gradient,
+    random_phi,
+    random_state,
+)
 
 TOLERANCE = 2e-6
 DEVICE = "sm_80,multiprocessors=1"  # for the fixture `kernels`
-KERNEL = "tensor_step_kernel"
+KERNEL = "mma_step_kernel"
 
 
 def ran_on_tensor_cores(kernels: Kernels) -> bool:

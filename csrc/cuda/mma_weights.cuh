@@ -1,9 +1,9 @@
-// phi in shared memory as tensor_products.cuh reads it: split, and in the order of fragments.
+// phi in shared memory as mma_products.cuh reads it: split, and in the order of fragments.
 #pragma once
 
 #include "../core/cell.h"
 #include "../core/packed_layout.h"
-#include "tensor_products.cuh"
+#include "mma_products.cuh"
 
 namespace l2l {
 
@@ -11,7 +11,7 @@ namespace l2l {
 // inputs][large parts, small parts][lanes]: a lane's four numbers of one multiplication for gates i and f and one for g
 // and o; then the biases, [units]. Behind the layers the read-out, weight_out and bias_out. Counted in quadruples.
 template <int H, int Features>
-struct TensorWeights {
+struct MmaWeights {
   static constexpr int kGroups = H / 4;
   // Groups of inputs from below; of the first layer's there is an empty one if need be, for their number to be even.
   static constexpr int kFirst = 1 + (kGroups + 1) % 2;
@@ -39,8 +39,8 @@ __device__ __forceinline__ float weight_of(const Config& config, const float* ph
 
 // All threads of the block take part; a barrier must follow.
 template <int H, int Features>
-__device__ __forceinline__ void pack_tensor_network(const Config& config, const float* phi, float4* packed) {
-  using Weights = TensorWeights<H, Features>;
+__device__ __forceinline__ void pack_mma_network(const Config& config, const float* phi, float4* packed) {
+  using Weights = MmaWeights<H, Features>;
   for (int l = 0; l < config.layers; l++) {
     const int below = Weights::below(l), pairs = Weights::pairs(l);
     unsigned* const weights = reinterpret_cast<unsigned*>(packed + Weights::layer(l));

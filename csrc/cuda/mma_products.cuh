@@ -31,7 +31,7 @@ __device__ __forceinline__ void split(float x, unsigned& large, unsigned& small)
 
 // A lane's part of N groups of inputs for its C coordinates.
 template <int N, int C>
-struct Inputs {
+struct MmaInputs {
   unsigned large[N][C], small[N][C];
 
   __device__ __forceinline__ void set(int q, const float (&x)[C]) {
@@ -67,8 +67,8 @@ __device__ __forceinline__ void multiply_add(float (&acc)[2][C / 2][4], const un
 // Tensor cores cut sums where float32 rounds them, so errors add up. The products with small parts have sums of their
 // own, which are small, and what is added last is added by rounding.
 template <int C, int Below, int Own>
-__device__ __forceinline__ void unit_products(const uint4* weights, const float4& bias, const Inputs<Below, C>& x,
-                                              const Inputs<Own, C>& h, float (&acc)[2][C / 2][4]) {
+__device__ __forceinline__ void unit_products(const uint4* weights, const float4& bias, const MmaInputs<Below, C>& x,
+                                              const MmaInputs<Own, C>& h, float (&acc)[2][C / 2][4]) {
   float rest[2][C / 2][4] = {};
 #pragma unroll
   for (int k = 0; k < 2; k++)
