@@ -87,7 +87,8 @@ def step_mix(kernel: Kernel, layers: int) -> Mix:
 
 
 def mma_step_mix(kernel: Kernel, layers: int) -> Mix:
-    """Per coordinate of mma_step_kernel<H, C, ...>: a warp has 8 C coordinates. Lanes read adjacent weights."""
+    """Per coordinate of mma_step_kernel<H, C, ...> or mma_stored_step_kernel: a warp has 8 C coordinates. Lanes read
+    adjacent weights."""
     hidden, coordinates = (int(n) for n in re.findall(r"\d+", kernel.name)[:2])
     groups = Nest(hidden / 4, wide=1.0)
     parts = max(loops_of(kernel), key=lambda loop: loop.arithmetic)
@@ -197,6 +198,10 @@ ANALYSED = {
     # Three products for each; the first layer's 22 inputs filled up to 24.
     f"mma_step_kernel<{HIDDEN}, 4,": Analysed(mma_step_mix, LAYERS, 20, 652.0, others=520, tensor=3 * 80 * 64),
     f"mma_step_kernel<{HIDDEN}, 2,": Analysed(mma_step_mix, LAYERS, 20, 652.0, others=520, tensor=3 * 80 * 64),
+    # By eight inputs: three products for features and the h below, two for the layer's own, which has no small parts.
+    f"mma_stored_step_kernel<{HIDDEN}, 4>": Analysed(
+        mma_step_mix, LAYERS, 20, 332.0, others=520, tensor=80 * 8 * (3 + 2 * 2 + 3 * 3 + 2 * 2)
+    ),
     # bfloat16 and int8 states.
     f"stored_step_kernel<{HIDDEN}, 4, 2, 1>": Analysed(step_mix, LAYERS, 4980, 332.0),
     f"stored_step_kernel<{HIDDEN}, 4, 2, 2>": Analysed(step_mix, LAYERS, 4980, 173.5),
@@ -257,7 +262,7 @@ def threads_and_shared(kernel: Kernel) -> tuple[int, int]:
     numbers = [int(n) for n in re.findall(r"\d+", kernel.name)]
     if kernel.name.startswith("step_kernel"):
         return 128, packed_bytes(numbers[0], LAYERS)
-    if kernel.name.startswith("mma_step_kernel"):
+    if kernel.name.startswith(("mma_step_kernel", "mma_stored_step_kernel")):
         return 128, mma_bytes(*numbers[:2], LAYERS)
     if kernel.name.startswith("stored_step_kernel"):
         hidden, coordinates, features = numbers[:3]

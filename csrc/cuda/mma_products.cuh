@@ -29,14 +29,19 @@ __device__ __forceinline__ void split(float x, unsigned& large, unsigned& small)
   small = __float_as_uint(x - __uint_as_float(large));
 }
 
-// A lane's part of N groups of inputs for its C coordinates.
-template <int N, int C>
+// A lane's part of N groups of inputs for its C coordinates. Exact: they have no small parts, as numbers of bfloat16.
+template <int N, int C, bool Exact = false>
 struct MmaInputs {
   unsigned large[N][C], small[N][C];
 
   __device__ __forceinline__ void set(int q, const float (&x)[C]) {
 #pragma unroll
-    for (int i = 0; i < C; i++) split(x[i], large[q][i], small[q][i]);
+    for (int i = 0; i < C; i++) {
+      if constexpr (Exact)
+        large[q][i] = __float_as_uint(x[i]), small[q][i] = 0;
+      else
+        split(x[i], large[q][i], small[q][i]);
+    }
   }
 };
 
@@ -66,9 +71,9 @@ __device__ __forceinline__ void multiply_add(float (&acc)[2][C / 2][4], const un
 //
 // Tensor cores cut sums where float32 rounds them, so errors add up. The products with small parts have sums of their
 // own, which are small, and what is added last is added by rounding.
-template <int C, int Below, int Own>
+template <int C, int Below, int Own, bool Exact>
 __device__ __forceinline__ void unit_products(const uint4* weights, const float4& bias, const MmaInputs<Below, C>& x,
-                                              const MmaInputs<Own, C>& h, float (&acc)[2][C / 2][4]) {
+                                              const MmaInputs<Own, C, Exact>& h, float (&acc)[2][C / 2][4]) {
   float rest[2][C / 2][4] = {};
 #pragma unroll
   for (int k = 0; k < 2; k++)
@@ -84,7 +89,7 @@ __device__ __forceinline__ void unit_products(const uint4* weights, const float4
     const unsigned (&small_below)[C] = q < Below ? x.small[q] : h.small[q - Below];
     const unsigned (&small_above)[C] = q + 1 < Below ? x.small[q + 1] : h.small[q + 1 - Below];
     multiply_add<C>(acc, below, above, large);
-    multiply_add<C>(rest, small_below, small_above, large);
+    if (!Exact || q < Below) multiply_add<C>(rest, small_below, small_above, large);
     multiply_add<C>(rest, below, above, small);
   }
 #pragma unroll

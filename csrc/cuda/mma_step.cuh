@@ -37,23 +37,40 @@ __device__ __forceinline__ float bounded(float x) {
 
 #if L2L_CUDA_ARCH >= 800
 
-// One layer for a warp's coordinates. state, new_state: the layer's rows at the lane's first unit and coordinates, h
-// and then c. The new h goes to `parked`, or the last layer's to the update.
-template <int H, int C, int Below>
+// The rows of a float32 state as a lane goes through them: at its coordinates, of one of its units.
+template <int H, int C>
+struct MmaRows {
+  static constexpr bool kExact = false;
+  const float* state;
+  float* new_state;
+
+  __device__ __forceinline__ void load_h(int q, float (&h)[C]) const { load_lanes<C>(state + 4 * q * kTile, h); }
+  __device__ __forceinline__ void load_c(float (&c)[C]) const { load_lanes<C>(state + H * kTile, c); }
+  __device__ __forceinline__ void store(const float (&h)[C], const float (&c)[C]) const {
+    store_lanes<C>(new_state + H * kTile, c);
+    store_lanes<C>(new_state, h);
+  }
+  __device__ __forceinline__ void next_unit() { state += 4 * kTile, new_state += 4 * kTile; }
+  __device__ __forceinline__ void next_layer() { state += 2 * H * kTile, new_state += 2 * H * kTile; }
+};
+
+// One layer for a warp's coordinates. rows: at the lane's first unit of the layer. The new h goes to `parked`, or the
+// last layer's to the update.
+template <int H, int C, int Below, class Rows>
 __device__ __forceinline__ void mma_layer(const uint4* weights, const float4* biases, int stride,
-                                          const MmaInputs<Below, C>& x, const float* state, float* new_state,
-                                          float* parked, const float* out, float (&u)[C]) {
-  MmaInputs<H / 4, C> h;
+                                          const MmaInputs<Below, C>& x, Rows rows, float* parked, const float* out,
+                                          float (&u)[C]) {
+  MmaInputs<H / 4, C, Rows::kExact> h;
 #pragma unroll
   for (int q = 0; q < H / 4; q++) {
     float values[C];
-    load_lanes<C>(state + 4 * q * kTile, values);
+    rows.load_h(q, values);
     h.set(q, values);
   }
 #pragma unroll 1
   for (int p = 0; p < H / 4; p++) {
     float cell[C];
-    load_lanes<C>(state + H * kTile, cell);
+    rows.load_c(cell);
     float acc[2][C / 2][4];
     unit_products<C>(weights, *biases, x, h, acc);
     float y[C];
@@ -63,8 +80,7 @@ __device__ __forceinline__ void mma_layer(const uint4* weights, const float4* bi
       const int at = i % 2 * 2;
       y[i] = cell_step<DeviceMath>(first[at], first[at + 1], second[at], second[at + 1], cell[i]);
     }
-    store_lanes<C>(new_state + H * kTile, cell);
-    store_lanes<C>(new_state, y);
+    rows.store(y, cell);
     if (out) {
 #pragma unroll
       for (int i = 0; i < C; i++) u[i] += *out * y[i];
@@ -74,16 +90,14 @@ __device__ __forceinline__ void mma_layer(const uint4* weights, const float4* bi
     }
     weights += stride;
     biases += 4;
-    state += 4 * kTile;
-    new_state += 4 * kTile;
+    rows.next_unit();
   }
 }
 
 // All layers for a warp's coordinates. u: what the lane's units give to the update of its coordinates.
-template <int H, int C>
+template <int H, int C, class Rows>
 __device__ __forceinline__ void mma_layers(const Config& config, const float4* packed, const float* features,
-                                           float* parked, int lane, const float* state, float* new_state,
-                                           float (&u)[C]) {
+                                           float* parked, int lane, Rows rows, float (&u)[C]) {
   using Weights = MmaWeights<H, kMmaFeatures>;
   const int t = lane % 4;
   const float* const out = reinterpret_cast<const float*>(packed + Weights::layer(config.layers)) + t;
@@ -94,13 +108,12 @@ __device__ __forceinline__ void mma_layers(const Config& config, const float4* p
     float values[C] = {};
     if (t < kMmaFeatures) load_lanes<C>(features + t * 8 * C + lane / 4 * C, values);
     x.set(0, values);
-    mma_layer<H, C>(weights_at(0), layer_at(0) + Weights::biases(0) + t, Weights::group(0), x, state, new_state, parked,
+    mma_layer<H, C>(weights_at(0), layer_at(0) + Weights::biases(0) + t, Weights::group(0), x, rows, parked,
                     config.layers == 1 ? out : nullptr, u);
   }
 #pragma unroll 1
   for (int l = 1; l < config.layers; l++) {
-    state += 2 * H * kTile;
-    new_state += 2 * H * kTile;
+    rows.next_layer();
     MmaInputs<H / 4, C> x;
 #pragma unroll
     for (int q = 0; q < H / 4; q++) {
@@ -108,23 +121,23 @@ __device__ __forceinline__ void mma_layers(const Config& config, const float4* p
       load_lanes<C>(parked + q * 32 * C, values);
       x.set(q, values);
     }
-    mma_layer<H, C>(weights_at(l), layer_at(l) + Weights::biases(1) + t, Weights::group(1), x, state, new_state, parked,
+    mma_layer<H, C>(weights_at(l), layer_at(l) + Weights::biases(1) + t, Weights::group(1), x, rows, parked,
                     l + 1 == config.layers ? out : nullptr, u);
   }
 }
 
 // One part of a tile. Lanes with t < C also have a coordinate of their own, C g + t, whose gradient they read and whose
-// parameter they write.
-template <int H, int C>
-__device__ __forceinline__ void mma_step_part(const StepScalars& s, const Table<StepEntry>& table, const float4* packed,
-                                              float* features, float* parked, int64_t part) {
+// parameter they write. rows_of(entry, number of the tile, the lane's first coordinate in it, its first unit).
+template <int H, int C, class Entry, class RowsOf>
+__device__ __forceinline__ void mma_step_part(const StepScalars& s, const Table<Entry>& table, const float4* packed,
+                                              float* features, float* parked, int64_t part, const RowsOf& rows_of) {
   constexpr int kPart = 8 * C, kParts = kTile / kPart;
   const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
   const int first = static_cast<int>(part % kParts) * kPart + lane / 4 * C;  // the lane's first coordinate in the tile
   const int64_t global_tile = part / kParts;
   int64_t first_tile;
   {
-    const StepEntry& entry = table.find(global_tile, first_tile);
+    const Entry& entry = table.find(global_tile, first_tile);
     const int64_t own = (global_tile - first_tile) * kTile + first + t;
     if (t < C) {
       float g = own < entry.numel ? table.read(entry.grad, own) : 0.f;
@@ -139,10 +152,8 @@ __device__ __forceinline__ void mma_step_part(const StepScalars& s, const Table<
   }
   float u[C] = {};
   {
-    const StepEntry& entry = table.find(global_tile, first_tile);
-    const int64_t offset = ((global_tile - first_tile) * (2 * s.config.layers * H) + t) * kTile + first;
-    mma_layers<H, C>(s.config, packed, features, parked, lane, global(entry.state) + offset,
-                     global(entry.new_state) + offset, u);
+    const Entry& entry = table.find(global_tile, first_tile);
+    mma_layers<H, C>(s.config, packed, features, parked, lane, rows_of(entry, global_tile - first_tile, first, t), u);
   }
 #pragma unroll
   for (int i = 0; i < C; i++) {
@@ -155,7 +166,7 @@ __device__ __forceinline__ void mma_step_part(const StepScalars& s, const Table<
   using Weights = MmaWeights<H, kMmaFeatures>;
   update += reinterpret_cast<const float*>(packed + Weights::layer(s.config.layers))[H];
   // Looked up once more, so as not to hold registers all the while.
-  const StepEntry& target = table.find(global_tile, first_tile);
+  const Entry& target = table.find(global_tile, first_tile);
   const int64_t own = (global_tile - first_tile) * kTile + first + t;
   if (t < C && own < target.numel) {
     const View view = target.param;
@@ -165,18 +176,13 @@ __device__ __forceinline__ void mma_step_part(const StepScalars& s, const Table<
   }
   __syncwarp();
 }
-#endif
 
-// On a device below 8.0 there is nothing to run: launch_mma_step asks what the kernel was compiled for.
-template <int H, int C, int TableBytes>
-__global__ void __launch_bounds__(kStepThreads, 3)
-    mma_step_kernel(const __grid_constant__ StepArguments<TableBytes> arguments) {
-#if L2L_CUDA_ARCH >= 800
-  L2L_DYNAMIC_SHARED(float4, packed);
-  const StepScalars& s = arguments.scalars;
+// A block's share of all parts.
+template <int H, int C, class Entry, class RowsOf>
+__device__ __forceinline__ void mma_step_parts(const StepScalars& s, const Table<Entry>& table, float4* packed,
+                                               const RowsOf& rows_of) {
   pack_mma_network<H, kMmaFeatures>(s.config, s.phi, packed);
   __syncthreads();
-  const Table<StepEntry> table(s.table, arguments.table.words);
   constexpr int kParts = kTile / (8 * C), kWarps = kStepThreads / 32;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   float* const features = reinterpret_cast<float*>(packed + MmaWeights<H, kMmaFeatures>::quadruples(s.config.layers)) +
@@ -184,7 +190,23 @@ __global__ void __launch_bounds__(kStepThreads, 3)
   float* const parked = features + kMmaFeatures * 8 * C + lane * C;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kWarps;
   int64_t part = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
-  for (; part < s.tiles * kParts; part += stride) mma_step_part<H, C>(s, table, packed, features, parked, part);
+  for (; part < s.tiles * kParts; part += stride)
+    mma_step_part<H, C>(s, table, packed, features, parked, part, rows_of);
+}
+#endif
+
+// On a device below 8.0 there is nothing to run: launch_mma_kernel asks what the kernel was compiled for.
+template <int H, int C, int TableBytes>
+__global__ void __launch_bounds__(kStepThreads, 3)
+    mma_step_kernel(const __grid_constant__ StepArguments<TableBytes> arguments) {
+#if L2L_CUDA_ARCH >= 800
+  L2L_DYNAMIC_SHARED(float4, packed);
+  const StepScalars& s = arguments.scalars;
+  const Table<StepEntry> table(s.table, arguments.table.words);
+  mma_step_parts<H, C>(s, table, packed, [&](const StepEntry& entry, int64_t tile, int first, int unit) {
+    const int64_t offset = (tile * (2 * s.config.layers * H) + unit) * kTile + first;
+    return MmaRows<H, C>{global(entry.state) + offset, global(entry.new_state) + offset};
+  });
 #endif
 }
 

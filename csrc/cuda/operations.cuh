@@ -73,9 +73,9 @@ inline LaunchStatus run_normalized_step(const NormalizedStepScalars& scalars,
 // The step in place where states are not float32, of a plain network or one with averages.
 inline LaunchStatus run_stored_step(const NormalizedStepScalars& scalars, StateType type,
                                     const TableBuilder<StoredStepEntry>& builder, const Workspace& workspace,
-                                    cudaStream_t stream) {
+                                    cudaStream_t stream, bool tensor_cores = false) {
   return run_step_with_biases(scalars, builder, workspace, stream, [&](const auto& filled, const auto& words) {
-    return launch_stored_step(filled, type, words, stream);
+    return launch_stored_step(filled, type, words, stream, tensor_cores);
   });
 }
 

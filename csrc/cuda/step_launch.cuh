@@ -2,7 +2,7 @@
 #pragma once
 
 #include "launch.cuh"
-#include "mma_step.cuh"
+#include "mma_stored_step.cuh"
 #include "nominal_step.cuh"
 
 namespace l2l {
@@ -72,9 +72,23 @@ LaunchStatus launch_step(const Scalars& scalars, const std::vector<int64_t>& wor
   });
 }
 
-// On tensor cores, for sizes that has_mma_step names. `served` becomes false, and nothing is launched, where the
-// kernels have no code for tensor cores: the device, or the oldest architecture of the build that it runs, is
-// below 8.0.
+// A kernel on tensor cores, whose warps have 8 C coordinates. `served` becomes false, and nothing is launched, where it
+// has no code for them: the device, or the oldest architecture of the build that it runs, is below 8.0.
+template <int C, int TableBytes, class Scalars>
+LaunchStatus launch_mma_kernel(const StepInstance<TableBytes, Scalars>& instance, const Scalars& scalars,
+                               const std::vector<int64_t>& words, cudaStream_t stream, bool& served) {
+  int version = 0;
+  const LaunchStatus status = compiled_for(instance.kernel, &version);
+  served = status == cudaSuccess && version >= 80;
+  return served ? launch_step_kernel<kStepThreads / 32 * 8 * C>(instance, scalars, words, stream) : status;
+}
+
+template <int H, int C>
+size_t mma_shared_bytes(int layers) {
+  return static_cast<size_t>(mma_step_bytes(MmaWeights<H, kMmaFeatures>::quadruples(layers), H, C));
+}
+
+// On tensor cores, for sizes that has_mma_step names.
 inline LaunchStatus launch_mma_step(const StepScalars& scalars, const std::vector<int64_t>& words, StepMapping mapping,
                                     cudaStream_t stream, bool& served) {
   if (scalars.tiles == 0) return cudaSuccess;
@@ -86,20 +100,32 @@ inline LaunchStatus launch_mma_step(const StepScalars& scalars, const std::vecto
     if constexpr (!has_mma_step(H)) {
       return cudaErrorInvalidValue;
     } else {
-      const int quadruples = MmaWeights<H, kMmaFeatures>::quadruples(scalars.config.layers);
       const auto run = [&](auto coordinates, auto table) -> LaunchStatus {
         constexpr int C = decltype(coordinates)::value, Bytes = decltype(table)::value;
         const StepInstance<Bytes, StepScalars> instance{&mma_step_kernel<H, C, Bytes>,
-                                                        static_cast<size_t>(mma_step_bytes(quadruples, H, C))};
-        int version = 0;
-        const LaunchStatus status = compiled_for(instance.kernel, &version);
-        served = status == cudaSuccess && version >= 80;
-        return served ? launch_step_kernel<kStepThreads / 32 * 8 * C>(instance, scalars, words, stream) : status;
+                                                        mma_shared_bytes<H, C>(scalars.config.layers)};
+        return launch_mma_kernel<C>(instance, scalars, words, stream, served);
       };
       const std::integral_constant<int, kSmallTable> small_table;
       const std::integral_constant<int, kLargeTable> large_table;
       if (mapping == StepMapping::narrow && !large) return run(std::integral_constant<int, 2>{}, small_table);
       return run(std::integral_constant<int, 4>{}, large_table);
+    }
+  });
+}
+
+// The same where states are bfloat16.
+inline LaunchStatus launch_mma_stored_step(const NormalizedStepScalars& scalars, const std::vector<int64_t>& words,
+                                           cudaStream_t stream, bool& served) {
+  if (scalars.tiles == 0) return cudaSuccess;
+  return dispatch_hidden(scalars.config.hidden, [&](auto hidden) -> LaunchStatus {
+    constexpr int H = decltype(hidden)::value, C = 4;
+    if constexpr (!has_mma_step(H)) {
+      return cudaErrorInvalidValue;
+    } else {
+      const StepInstance<kLargeTable, NormalizedStepScalars> instance{&mma_stored_step_kernel<H, C>,
+                                                                      mma_shared_bytes<H, C>(scalars.config.layers)};
+      return launch_mma_kernel<C>(instance, scalars, words, stream, served);
     }
   });
 }
@@ -151,8 +177,15 @@ constexpr int largest_stored_hidden(bool normalized) { return normalized ? 16 : 
 
 // States that are not float32: the wide mapping alone, in which one warp has all of a tile.
 inline LaunchStatus launch_stored_step(const NormalizedStepScalars& scalars, StateType type,
-                                       const std::vector<int64_t>& words, cudaStream_t stream) {
+                                       const std::vector<int64_t>& words, cudaStream_t stream,
+                                       bool tensor_cores = false) {
   if (scalars.config.layers == 0) return launch_nominal_step<true>(scalars, words, stream);
+  const bool plain = scalars.config.averages() == 0;
+  if (tensor_cores && plain && type == StateType::bfloat16 && has_mma_step(scalars.config.hidden)) {
+    bool served = true;
+    const LaunchStatus status = launch_mma_stored_step(scalars, words, stream, served);
+    if (served || status != cudaSuccess) return status;
+  }
   if (scalars.tiles == 0) return cudaSuccess;
   return dispatch_hidden(scalars.config.hidden, [&](auto hidden) {
     constexpr int H = decltype(hidden)::value, C = wide_coordinates(H);

@@ -8,15 +8,14 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include <cstdlib>
 #include <map>
 #include <mutex>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "../ops/backend.h"
 #include "operations.cuh"
+#include "switches.h"
 
 namespace l2l {
 
@@ -34,14 +33,14 @@ inline void check_launch(const LaunchStatus& status, const char* name, const Con
   TORCH_CHECK(false, "l2l_fast::", name, ": ", launch_failure(status, config));
 }
 
-// Whether L2L_FAST_TENSOR_CORES asks for the step on tensor cores: 1; 0, empty or unset: no. Read once.
+// Whether the step on tensor cores is asked for. Read once.
 inline bool tensor_cores_wanted() {
   static const bool wanted = [] {
-    const char* text = std::getenv("L2L_FAST_TENSOR_CORES");
-    const std::string value = text ? text : "";
-    TORCH_CHECK_VALUE(value.empty() || value == "0" || value == "1", "L2L_FAST_TENSOR_CORES: expected 0 or 1, got '",
-                      value, "'");
-    return value == "1";
+    try {
+      return environment_switch("L2L_FAST_TENSOR_CORES");
+    } catch (const std::invalid_argument& error) {
+      TORCH_CHECK_VALUE(false, error.what());
+    }
   }();
   return wanted;
 }

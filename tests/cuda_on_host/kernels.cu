@@ -175,7 +175,7 @@ int normalized_step(const int64_t* sizes, const float* constants, const float* s
 
 // A step in place where states are not float32. The stream: parameter, dtype, gradient, dtype, state, seed, record,
 // dims, sizes, strides of the parameter, strides of the gradient, age, addresses of inputs and nominal vector. options:
-// maximize, state type, whether it is a network with normalized inputs (sizes and constants as for each).
+// maximize, state type, whether it is a network with normalized inputs (sizes and constants as for each), tensor cores.
 int stored_step(const int64_t* sizes, const float* constants, const float* scalars, const float* phi,
                 const int64_t* options, int64_t tensors, const int64_t* stream) {
   const Config config = options[2] ? normalized_config(sizes, constants) : config_from(sizes, constants);
@@ -191,7 +191,8 @@ int stored_step(const int64_t* sizes, const float* constants, const float* scala
   Memory memory;
   const NormalizedStepScalars call{{config, {}, phi, 0, scalars[0], scalars[1], options[0] != 0, true, TableRef{}},
                                    nullptr};
-  return run_stored_step(call, static_cast<StateType>(options[1]), builder, memory.workspace(), nullptr);
+  return run_stored_step(call, static_cast<StateType>(options[1]), builder, memory.workspace(), nullptr,
+                         options[3] != 0);
 }
 
 // Per tensor: numel, record tile, state, gradient of the end state, gradient of the start state. Per step and for
