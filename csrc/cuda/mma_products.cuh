@@ -23,7 +23,8 @@ namespace l2l {
 // instructions more for the sake of what is not finite. The largest numbers become inf, some NaN become -0.
 __device__ __forceinline__ unsigned nearest_tf32(float x) { return (__float_as_uint(x) + 0x1000u) & 0xffffe000u; }
 
-// The small part is cut by the multiplication, which does not read its lowest 13 bits. That of a NaN is NaN.
+// The small part is cut by the multiplication, which does not read its lowest 13 bits (CUTLASS relies on it, too). The
+// small part of a NaN is NaN.
 __device__ __forceinline__ void split(float x, unsigned& large, unsigned& small) {
   large = nearest_tf32(x);
   small = __float_as_uint(x - __uint_as_float(large));

@@ -175,7 +175,7 @@ inline LaunchStatus launch_normalized_step(const NormalizedStepScalars& scalars,
 // shared memory than some architectures have.
 constexpr int largest_stored_hidden(bool normalized) { return normalized ? 16 : 20; }
 
-// States that are not float32: the wide mapping alone, in which one warp has all of a tile.
+// States that are not float32: the wide mapping alone, in which one warp has all of a tile (on tensor cores half).
 inline LaunchStatus launch_stored_step(const NormalizedStepScalars& scalars, StateType type,
                                        const std::vector<int64_t>& words, cudaStream_t stream,
                                        bool tensor_cores = false) {
