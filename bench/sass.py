@@ -14,7 +14,9 @@ Assumptions of the estimate:
 - shared memory serves a wavefront a clock: one for 4 bytes of each lane, 4 for 16 bytes; 2 of these where pairs of
   lanes share their addresses (``wavefronts`` in multiprocessor.py). Machine code does not say which loads these are:
   the sources do, see step_mix and backward_mix. Accesses to global memory, which take the same path, are not counted;
-- pipes overlap, so that the slowest of issue, FP32, special functions, shared memory and memory decides;
+- tensor cores multiply at the data sheet's dense rate, on an H100 at the share of it that mma.sync was measured to
+  reach (see GPUS);
+- pipes overlap, so that the slowest of issue, FP32, tensor cores, special functions, shared memory and memory decides;
 - memory moves at the data sheet's rate; caches serve what the kernel has just written and the weights.
 
 Needs nvcc, and cuobjdump (pip install nvidia-cuda-cuobjdump).
@@ -45,7 +47,7 @@ CELLS = 5  # of the averaging cells, in the shared memory of their kernels
 
 
 class Gpu(NamedTuple):
-    """Rates per multiprocessor and clock. bytes: of device memory."""
+    """Rates per multiprocessor and clock. bytes: of device memory; tensor: multiply-adds of TF32 numbers."""
 
     name: str
     architecture: str
@@ -53,6 +55,7 @@ class Gpu(NamedTuple):
     gigahertz: float
     gigabytes: float
     fp32: int
+    tensor: float
     special: int = 16
     issue: int = 128
 
@@ -61,10 +64,13 @@ class Gpu(NamedTuple):
         return self.gigabytes / self.processors / self.gigahertz
 
 
+# TF32, from the data sheets: 156 and 494.7 TFLOPS without sparsity, 512 and 1,024 multiply-adds per multiprocessor and
+# clock. On an H100 that takes wgmma: mma.sync reaches 62.9 % of the peak (Luo et al. 2024, arXiv:2402.13499).
 GPUS = (
-    Gpu("A100-80", "80", 108, 1.41, 2040.0, 64),
-    Gpu("H100-SXM", "90", 132, 1.75, 3350.0, 128),
+    Gpu("A100-80", "80", 108, 1.41, 2040.0, 64, 512),
+    Gpu("H100-SXM", "90", 132, 1.75, 3350.0, 128, 0.629 * 1024),
 )
+HMMA = 16 * 8 * 8 / 32  # multiply-adds of a lane in mma.m16n8k8
 
 
 def step_mix(kernel: Kernel, layers: int) -> Mix:
@@ -78,6 +84,15 @@ def step_mix(kernel: Kernel, layers: int) -> Mix:
         first_layer = Nest(hidden / 2)  # unrolled by two
     tiles = max(loops_of(kernel, coordinates), key=lambda loop: loop.arithmetic)
     return count([tiles], [Nest(1, (first_layer, Nest(layers - 1, (units,))))], 1 / coordinates)
+
+
+def mma_step_mix(kernel: Kernel, layers: int) -> Mix:
+    """Per coordinate of mma_step_kernel<H, C, ...> or mma_stored_step_kernel: a warp has 8 C coordinates. Lanes read
+    adjacent weights."""
+    hidden, coordinates = (int(n) for n in re.findall(r"\d+", kernel.name)[:2])
+    groups = Nest(hidden / 4, wide=1.0)
+    parts = max(loops_of(kernel), key=lambda loop: loop.arithmetic)
+    return count([parts], [Nest(1, (groups, Nest(layers - 1, (groups,), 1.0)), 1.0)], 32 / (8 * coordinates))
 
 
 def wide_loads(*loads: tuple[int, float]) -> float:
@@ -163,7 +178,8 @@ def backward_mix(kernel: Kernel, layers: int) -> Mix:
 
 class Analysed(NamedTuple):
     """What a kernel does per coordinate (and step). bytes: of device memory, those that no such kernel can avoid;
-    scratch: those of this one beside them; others: multiply-adds of preprocessing and cells, where these weigh."""
+    scratch: those of this one beside them; others: multiply-adds of preprocessing and cells, where these weigh;
+    tensor: multiply-adds on tensor cores, multiples and padding included."""
 
     mix: Callable[[Kernel, int], Mix]
     layers: int
@@ -172,12 +188,20 @@ class Analysed(NamedTuple):
     unit: str = "coordinate"
     scratch: float = 0.0
     others: float = 0.0
+    tensor: float = 0.0
 
 
 SEGMENT = "coordinate and step"
 ANALYSED = {
     f"step_kernel<{HIDDEN}, 4,": Analysed(step_mix, LAYERS, 4980, 652.0),
     f"step_kernel<{HIDDEN}, 1,": Analysed(step_mix, LAYERS, 4980, 652.0),
+    # Three products for each; the first layer's 22 inputs filled up to 24.
+    f"mma_step_kernel<{HIDDEN}, 4,": Analysed(mma_step_mix, LAYERS, 20, 652.0, others=520, tensor=3 * 80 * 64),
+    f"mma_step_kernel<{HIDDEN}, 2,": Analysed(mma_step_mix, LAYERS, 20, 652.0, others=520, tensor=3 * 80 * 64),
+    # By eight inputs: three products for features and the h below, two for the layer's own, which has no small parts.
+    f"mma_stored_step_kernel<{HIDDEN}, 4>": Analysed(
+        mma_step_mix, LAYERS, 20, 332.0, others=520, tensor=80 * 8 * (3 + 2 * 2 + 3 * 3 + 2 * 2)
+    ),
     # bfloat16 and int8 states.
     f"stored_step_kernel<{HIDDEN}, 4, 2, 1>": Analysed(step_mix, LAYERS, 4980, 332.0),
     f"stored_step_kernel<{HIDDEN}, 4, 2, 2>": Analysed(step_mix, LAYERS, 4980, 173.5),
@@ -201,20 +225,23 @@ def estimate(kernel: Kernel, gpu: Gpu) -> dict[str, float] | None:
         return None
     multiply_adds, floor_bytes = found.multiply_adds, found.bytes
     counted = found.mix(kernel, found.layers)
-    counts = {op: counted.number(op) for op in (*FP32, "MUFU", "LDS", "LDG", "STG", "STS")}
+    counts = {op: counted.number(op) for op in (*FP32, "HMMA", "MUFU", "LDS", "LDG", "STG", "STS")}
     if not 0.98 * multiply_adds <= counts["FFMA"] <= 1.35 * (multiply_adds + found.others):
         needed = f"{multiply_adds} and some {found.others}"
         raise ValueError(f"{kernel.name}: {counts['FFMA']:.0f} FFMA where {needed} are needed: loops misread")
+    if counts["HMMA"] * HMMA != found.tensor:
+        raise ValueError(f"{kernel.name}: {counts['HMMA']:.0f} HMMA where {found.tensor / HMMA:.0f} are needed")
     total = sum(counted.instructions.values())
     clocks = {
         "issue": total / gpu.issue,
         "fp32": sum(counts[op] for op in FP32) / gpu.fp32,
+        "tensor": counts["HMMA"] * HMMA / gpu.tensor,
         "special": counts["MUFU"] / gpu.special,
         "shared": counted.wavefronts / 32,
         "memory": (floor_bytes + found.scratch) / gpu.bytes,
     }
     memory_floor, fp32_floor = floor_bytes / gpu.bytes, multiply_adds / gpu.fp32
-    floor = max(memory_floor, fp32_floor)
+    floor = max(memory_floor, fp32_floor, clocks["tensor"])
     slowest = max(clocks.values())
     nanoseconds = 1 / gpu.gigahertz / gpu.processors
     return {
@@ -235,6 +262,8 @@ def threads_and_shared(kernel: Kernel) -> tuple[int, int]:
     numbers = [int(n) for n in re.findall(r"\d+", kernel.name)]
     if kernel.name.startswith("step_kernel"):
         return 128, packed_bytes(numbers[0], LAYERS)
+    if kernel.name.startswith(("mma_step_kernel", "mma_stored_step_kernel")):
+        return 128, mma_bytes(*numbers[:2], LAYERS)
     if kernel.name.startswith("stored_step_kernel"):
         hidden, coordinates, features = numbers[:3]
         weights = packed_bytes(hidden, LAYERS, features=features, read_outs=2 if features == 5 else 1)
@@ -271,6 +300,14 @@ def packed_bytes(hidden: int, layers: int, features: int = 2, read_outs: int = 1
     """phi in shared memory."""
     quadruples = hidden * (1 + features + hidden + (layers - 1) * (1 + 2 * hidden))
     return 16 * (quadruples + -(-read_outs * (hidden + 1) // 4))
+
+
+def mma_bytes(hidden: int, coordinates: int, layers: int) -> int:
+    """phi in shared memory as tensor cores read it, and what four warps of a block keep there."""
+    groups = hidden // 4
+    first, others = (groups + 2) // 2, groups  # pairs of groups of inputs
+    quadruples = groups * 2 * 32 * (first + (layers - 1) * others) + layers * hidden + -(-(hidden + 1) // 4)
+    return 16 * quadruples + 4 * 4 * (2 * 8 + groups * 32) * coordinates
 
 
 def resident_warps(kernel: Kernel, architecture: str) -> int:
@@ -342,10 +379,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(kernel: Kernel, gpu: Gpu, n: dict[str, float]) -> None:
     unit = next(entry.unit for prefix, entry in ANALYSED.items() if kernel.name.startswith(prefix))
-    mix = ", ".join(f"{op} {n[op]:.0f}" for op in (*FP32, "MUFU", "LDS", "LDG", "STG", "STS"))
+    tensor = ("HMMA",) if n["HMMA"] else ()
+    mix = ", ".join(f"{op} {n[op]:.0f}" for op in (*FP32, *tensor, "MUFU", "LDS", "LDG", "STG", "STS"))
     print(f"\nestimated: {kernel.name} on {gpu.name}, per {unit}: {n['instructions']:.0f} instructions ({mix})")
     print(
-        f"  clocks of one SM: issue {n['issue']:.1f}, FP32 {n['fp32']:.1f}, special {n['special']:.1f}, "
+        f"  clocks of one SM: issue {n['issue']:.1f}, FP32 {n['fp32']:.1f}, "
+        + (f"tensor cores {n['tensor']:.1f}, " if tensor else "")
+        + f"special {n['special']:.1f}, "
         f"shared memory {n['shared']:.1f}, memory {n['memory']:.1f}; "
         f"floors: memory {n['memory_floor']:.1f}, FP32 {n['fp32_floor']:.1f}"
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,42 @@ def test_backends_get_neither_a_lazy_negation_nor_strides_of_phi():
         assert "dense(phi)" in body, name
         if name != "segment_backward":
             assert "resolve_neg()" in body, name
+
+
+SWITCH = "L2L_FAST_TENSOR_CORES"
+PROGRAM = f"""
+#include <cstdio>
+#include "cuda/switches.h"
+int main() {{
+  try {{
+    std::puts(l2l::environment_switch("{SWITCH}") ? "on" : "off");
+  }} catch (const std::invalid_argument& error) {{
+    std::puts(error.what());
+  }}
+}}
+"""
+
+
+def test_tensor_cores_are_off_unless_asked_for(tmp_path):
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    (tmp_path / "switch.cpp").write_text(PROGRAM)
+    program = [str(tmp_path / "switch")]
+    subprocess.run([compiler, "-std=c++17", f"-I{CSRC}", str(tmp_path / "switch.cpp"), "-o", *program], check=True)
+    without = {name: value for name, value in os.environ.items() if name != SWITCH}
+
+    def said(**environment):
+        return subprocess.run(program, env=without | environment, capture_output=True, text=True, check=True).stdout
+
+    assert [said(), said(**{SWITCH: ""}), said(**{SWITCH: "0"}), said(**{SWITCH: "1"})] == ["off\n"] * 3 + ["on\n"]
+    assert said(**{SWITCH: "yes"}) == f"{SWITCH}: expected 0 or 1, got 'yes'\n"
+
+
+def test_only_the_backend_asks_for_tensor_cores():
+    """Whoever else launches a step gets the FP32 kernels by default."""
+    backend, operations = (CSRC / "cuda" / "backend.cu").read_text(), (CSRC / "cuda" / "operations.cuh").read_text()
+    assert backend.count("tensor_cores_wanted()") == 2 == operations.count("bool tensor_cores = false")
+    readers = [path.name for path in SOURCES if path.parent.name == "cuda" and "getenv" in path.read_text()]
+    assert readers == ["switches.h"]
+    assert [path.name for path in SOURCES if SWITCH in path.read_text()] == ["tensors.h"]

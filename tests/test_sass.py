@@ -202,6 +202,7 @@ def test_the_budget_names_what_is_checked():
     assert {key for limits in budget.values() for key in limits} <= keys
     prefixes = ("step_kernel<", "normalized_step_kernel<", "layered_step_kernel<", "backward_kernel<")
     prefixes += ("layered_backward_kernel<", "normalized_backward_kernel<", "stored_step_kernel<")
+    prefixes += ("mma_step_kernel<", "mma_stored_step_kernel<")
     assert all(prefix.startswith(prefixes) for prefix in budget)
 
 

@@ -48,9 +48,9 @@ void stored_step(const StepCall& call) {
   const NormalizedStepScalars scalars{
       {call.config, {}, call.phi.const_data_ptr<float>(), 0, call.lr, call.decay, call.maximize, true, {}}, nullptr};
   CallMemory memory(call.phi);
-  check_launch(
-      run_stored_step(scalars, call.state_type, builder, memory.workspace(), c10::cuda::getCurrentCUDAStream()),
-      "step_", call.config);
+  check_launch(run_stored_step(scalars, call.state_type, builder, memory.workspace(), c10::cuda::getCurrentCUDAStream(),
+                               tensor_cores_wanted()),
+               "step_", call.config);
 }
 
 void step(const StepCall& call) {
@@ -75,7 +75,8 @@ void step(const StepCall& call) {
   CallMemory memory(call.phi);
   check_launch(run_step({scalars, call.problems, call.total, call.extra, call.out, call.means, call.sums, nullptr,
                          plain ? 0 : call.first_phase, plain ? 0 : call.last_phase},
-                        builder, memory.workspace(), c10::cuda::getCurrentCUDAStream()),
+                        builder, memory.workspace(), c10::cuda::getCurrentCUDAStream(), StepMapping::automatic,
+                        tensor_cores_wanted()),
                in_place ? "step_" : "step", call.config);
 }
 

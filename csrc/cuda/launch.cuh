@@ -98,6 +98,27 @@ LaunchStatus resident_blocks(void (*kernel)(P...), int threads, size_t shared_by
   return cudaSuccess;
 }
 
+// The virtual architecture, 80 for 8.0, that the code was compiled for which the current device would run. Asked of the
+// driver once per kernel and device.
+template <class... P>
+cudaError_t compiled_for(void (*kernel)(P...), int* version) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int> known;
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& found = known[{reinterpret_cast<const void*>(kernel), device}];
+  if (found == 0) {
+    cudaFuncAttributes attributes{};
+    const cudaError_t asked = cudaFuncGetAttributes(&attributes, kernel);
+    if (asked != cudaSuccess) return asked;
+    found = attributes.ptxVersion;
+  }
+  *version = found;
+  return cudaSuccess;
+}
+
 // Why a launch failed, for people. status: not cudaSuccess.
 inline std::string launch_failure(const LaunchStatus& status, const Config& config) {
   if (status.shared_needed == 0) return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);

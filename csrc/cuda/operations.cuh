@@ -29,14 +29,16 @@ std::vector<int64_t> place_table(const TableBuilder<Entry>& builder, const Works
 }
 
 // One launch: the step for all entries. `call` has everything but features, tiles and table; the plain kernel does it
-// if no phases are given (last_phase is 0), which is for plain networks only.
+// if no phases are given (last_phase is 0), which is for plain networks only; on tensor cores if these are asked for
+// and there is such a kernel for the network and the device.
 inline LaunchStatus run_step(LayeredScalars call, const TableBuilder<StepEntry>& builder, const Workspace& workspace,
-                             cudaStream_t stream, StepMapping mapping = StepMapping::automatic) {
+                             cudaStream_t stream, StepMapping mapping = StepMapping::automatic,
+                             bool tensor_cores = false) {
   if (builder.entries().empty()) return cudaSuccess;
   call.step.features = make_features(call.step.config);
   call.step.tiles = builder.entries().back().end_tile;
   const std::vector<int64_t> words = place_table(builder, workspace, call.step.table);
-  if (call.last_phase == 0) return launch_step(call.step, words, mapping, stream);
+  if (call.last_phase == 0) return launch_step(call.step, words, mapping, stream, tensor_cores);
   return launch_layered_step(call, words, workspace.allocate, stream);
 }
 
@@ -86,9 +88,9 @@ inline LaunchStatus run_tensor_sums(SumsScalars scalars, const TableBuilder<Sums
 // The step in place where states are not float32, of a plain network or one with averages.
 inline LaunchStatus run_stored_step(const NormalizedStepScalars& scalars, StateType type,
                                     const TableBuilder<StoredStepEntry>& builder, const Workspace& workspace,
-                                    cudaStream_t stream) {
+                                    cudaStream_t stream, bool tensor_cores = false) {
   return run_step_with_biases(scalars, builder, workspace, stream, [&](const auto& filled, const auto& words) {
-    return launch_stored_step(filled, type, words, stream);
+    return launch_stored_step(filled, type, words, stream, tensor_cores);
   });
 }
 

@@ -15,6 +15,7 @@
 
 #include "../ops/backend.h"
 #include "operations.cuh"
+#include "switches.h"
 
 namespace l2l {
 
@@ -30,6 +31,18 @@ inline void check_launch(const LaunchStatus& status, const char* name, const Con
   if (status == cudaSuccess) return;
   cudaGetLastError();  // so that it is not reported again by the next call
   TORCH_CHECK(false, "l2l_fast::", name, ": ", launch_failure(status, config));
+}
+
+// Whether the step on tensor cores is asked for. Read once.
+inline bool tensor_cores_wanted() {
+  static const bool wanted = [] {
+    try {
+      return environment_switch("L2L_FAST_TENSOR_CORES");
+    } catch (const std::invalid_argument& error) {
+      TORCH_CHECK_VALUE(false, error.what());
+    }
+  }();
+  return wanted;
 }
 
 inline Dtype dtype_of(const at::Tensor& tensor) {

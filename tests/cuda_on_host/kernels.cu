@@ -124,8 +124,8 @@ StepBackward step_backward_from(TableBuilder<GatherEntry>& views, const int64_t*
 extern "C" {
 
 // Per tensor: parameter address, dtype, gradient address, dtype, state, new state, record, dims, sizes, parameter
-// strides, gradient strides. options: maximize, in place, mapping, first phase, last phase (0: the plain kernel).
-// scalars: p, output_scale, lr, decay.
+// strides, gradient strides. options: maximize, in place, mapping, first phase, last phase (0: the plain kernel),
+// tensor cores. scalars: p, output_scale, lr, decay.
 int step(const int64_t* sizes, const float* scalars, const float* phi, const int64_t* options, int64_t tensors,
          const int64_t* stream, const float* extra, float* out, float* means, double* sums) {
   const Config config = config_from(sizes, scalars);
@@ -147,7 +147,7 @@ int step(const int64_t* sizes, const float* scalars, const float* phi, const int
   call.sums = sums;
   call.first_phase = static_cast<int>(options[3]);
   call.last_phase = static_cast<int>(options[4]);
-  return run_step(call, builder, memory.workspace(), nullptr, static_cast<StepMapping>(options[2]));
+  return run_step(call, builder, memory.workspace(), nullptr, static_cast<StepMapping>(options[2]), options[5] != 0);
 }
 
 // A network with normalized inputs. The stream as of `step`, and behind every tensor's strides its age and the
@@ -175,7 +175,7 @@ int normalized_step(const int64_t* sizes, const float* constants, const float* s
 
 // A step in place where states are not float32. The stream: parameter, dtype, gradient, dtype, state, seed, record,
 // dims, sizes, strides of the parameter, strides of the gradient, age, addresses of inputs and nominal vector. options:
-// maximize, state type, whether it is a network with normalized inputs (sizes and constants as for each).
+// maximize, state type, whether it is a network with normalized inputs (sizes and constants as for each), tensor cores.
 int stored_step(const int64_t* sizes, const float* constants, const float* scalars, const float* phi,
                 const int64_t* options, int64_t tensors, const int64_t* stream) {
   const Config config = options[2] ? normalized_config(sizes, constants) : config_from(sizes, constants);
@@ -191,7 +191,8 @@ int stored_step(const int64_t* sizes, const float* constants, const float* scala
   Memory memory;
   const NormalizedStepScalars call{{config, {}, phi, 0, scalars[0], scalars[1], options[0] != 0, true, TableRef{}},
                                    nullptr};
-  return run_stored_step(call, static_cast<StateType>(options[1]), builder, memory.workspace(), nullptr);
+  return run_stored_step(call, static_cast<StateType>(options[1]), builder, memory.workspace(), nullptr,
+                         options[3] != 0);
 }
 
 // Sums over tensors' coordinates. Per tensor: parameter, dtype, gradient, dtype, state, its type, age, dims, sizes,

@@ -152,6 +152,7 @@ class Kernels:
         maximize: bool = False,
         in_place: bool = True,
         mapping: int = AUTOMATIC,
+        tensor_cores: bool = False,
     ) -> None:
         """``records``: an address per tensor."""
         stream: list[int] = []
@@ -164,7 +165,7 @@ class Kernels:
             config.sizes(),
             np.array([config.p, config.output_scale, lr, decay], np.float32),
             self.library.array(phi.astype(np.float32)),
-            np.array([maximize, in_place, mapping, 0, 0], np.int64),
+            np.array([maximize, in_place, mapping, 0, 0, tensor_cores], np.int64),
             len(params),
             np.array(stream, np.int64),
             *(None, None, None, None),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from itertools import product
 
 import numpy as np
 
@@ -48,14 +49,15 @@ def exercise(kernels: Kernels, full: bool) -> str:
         numels = [int(np.prod(shape)) for shape in shapes]
         tiles = [-(-numel // TILE) for numel in numels]
         states = [rng.uniform(-1, 1, (n, config.rows, TILE)).astype(np.float32) for n in tiles]
-        for mapping in (NARROW, WIDE):
+        for mapping, tensor_cores in product((NARROW, WIDE), (False, True)):
             values = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
             params = [Tensor(library, v, BFLOAT16, offset=1) for v in values]
             grads = [Tensor(library, v, FLOAT16, permutation=tuple(reversed(range(v.ndim)))) for v in values]
             held = [library.array(state) for state in states]
             record = library.array(np.zeros(sum(tiles) * TILE, np.float32))
             addresses = [record.pointer + 4 * TILE * sum(tiles[:k]) for k in range(len(tiles))]
-            kernels.step(config, phi, params, grads, held, records=addresses, mapping=mapping)
+            options = {"records": addresses, "mapping": mapping, "tensor_cores": tensor_cores}
+            kernels.step(config, phi, params, grads, held, **options)
             for result in [*params, *held, record]:
                 digest.update(result.numpy().tobytes())
         records = [rng.standard_normal(sum(tiles) * TILE).astype(np.float32) for _ in range(4)]

@@ -55,7 +55,7 @@ def test_results_do_not_depend_on_the_schedule() -> None:
 def barriers() -> list[tuple[str, int]]:
     """Every __syncthreads of the kernels: file and its place among those of the file."""
     found = []
-    for name in ("backward_walk.cuh", "normalized_backward.cuh", "reduce.cuh", "step.cuh"):
+    for name in ("backward_walk.cuh", "mma_step.cuh", "normalized_backward.cuh", "reduce.cuh", "step.cuh"):
         text = (REPOSITORY / "csrc" / "cuda" / name).read_text()
         found += [(name, k) for k in range(len(re.findall(r"__syncthreads\(\);", text)))]
     return found

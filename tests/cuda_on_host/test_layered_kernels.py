@@ -93,7 +93,7 @@ class Case:
             sizes_of(c, self.groups),
             np.array([c.p, c.output_scale, lr, decay], np.float32),
             self.library.array(self.phi),
-            np.array([False, in_place, AUTOMATIC, first, last], np.int64),
+            np.array([False, in_place, AUTOMATIC, first, last, False], np.int64),
             len(self.numels),
             np.array(stream, np.int64),
             self.library.array(self.extra) if c.extra_inputs else None,

@@ -94,7 +94,7 @@ class Both:
             *net.arguments(),
             np.array([lr, decay], np.float32),
             library.array(net.phi),
-            np.array([maximize, TYPES[kind], True], np.int64),
+            np.array([maximize, TYPES[kind], True, False], np.int64),
             len(targets),
             np.array(stream, np.int64),
         )

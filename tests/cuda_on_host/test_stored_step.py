@@ -23,8 +23,17 @@ NUMELS = [1, 63, 64, 65, 700, 0, 129]
 class Case:
     """Tensors in a network, plain or normalized, with states of a type, over some steps."""
 
-    def __init__(self, kernels: Kernels, kind: str, sizes: tuple[int, int], normalized: bool, seed: int = 0) -> None:
+    def __init__(
+        self,
+        kernels: Kernels,
+        kind: str,
+        sizes: tuple[int, int],
+        normalized: bool,
+        seed: int = 0,
+        tensor_cores: bool = False,
+    ) -> None:
         self.kernels, self.library, self.kind, self.normalized = kernels, kernels.library, kind, normalized
+        self.tensor_cores = tensor_cores
         self.rng = np.random.default_rng(seed)
         self.dtype = state_types.STATE_DTYPES[kind]
         preprocess = "normalized" if normalized else "log_sign"
@@ -52,7 +61,7 @@ class Case:
             *network,
             np.array([0.5, 0.99], np.float32),
             self.library.array(self.phi),
-            np.array([maximize, TYPES[self.kind], self.normalized], np.int64),
+            np.array([maximize, TYPES[self.kind], self.normalized, self.tensor_cores], np.int64),
             len(params),
             np.array(stream, np.int64),
         )
@@ -94,6 +103,7 @@ class Case:
                     NormalizedKernels(self.library).step(net, params, grads, held, ages, *common, **options)
                 else:
                     plain = Config(*self.config.arguments[0][:2])
+                    options["tensor_cores"] = self.tensor_cores and self.kind == "bfloat16"
                     self.kernels.step(plain, self.phi, params, grads, held, **options)
                 rows = [torch.from_numpy(array.numpy().reshape(-1, self.config.rows, 64)) for array in held]
                 states = [
@@ -121,6 +131,26 @@ def test_a_step_decodes_computes_in_float32_and_encodes(kernels, kind, sizes, no
     assert np.isnan(case.params[4]).any() and sum(np.isnan(x).sum() for x in case.params) <= 2
     rows = np.swapaxes(case.decoded([case.states[4]])[0], 1, 2).reshape(-1, case.config.rows)[:700]
     assert 0 < np.isnan(rows).any(axis=1).sum() <= 2
+
+
+@pytest.mark.parametrize("sizes", [(20, 2), (8, 1)])
+def test_on_tensor_cores_too(kernels, sizes) -> None:
+    """Against the float32 kernel on tensor cores, bit for bit: stored numbers have no small parts to lack."""
+    case = Case(kernels, "bfloat16", sizes, normalized=False, tensor_cores=True)
+    for step in range(3):
+        case.step(BFLOAT16 if step == 2 else FLOAT32, maximize=step == 1)
+        assert sum("mma_" in line for line in kernels.library.launch_log()[-2:]) == 2
+    case.step(bad=True)
+    case.step()
+    assert 0 < sum(np.isnan(x).sum() for x in case.params) <= 2
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("int8", (8, 1)), ("bfloat16", (4, 1))])
+def test_what_tensor_cores_do_not_serve_stays_with_the_other_kernel(kernels, kind, sizes) -> None:
+    case = Case(kernels, kind, sizes, normalized=False, tensor_cores=True)
+    for _ in range(2):
+        case.step()
+    assert not any("mma_" in line for line in kernels.library.launch_log()[-2:])
 
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])

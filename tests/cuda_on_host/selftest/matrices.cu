@@ -84,6 +84,28 @@ CASE(mma_tf32) {
       }
 }
 
+// What is below the 11 significant bits of an operand is not read; what is below the last bit of the largest term, or
+// of the sum, is cut off; a row of a and a column of b reach nothing but that row and that column of d.
+CASE(mma_tf32_as_the_hardware_does_it) {
+  std::vector<float> a(128, 0.f), b(64, 0.f);
+  a[0] = __uint_as_float(0x3f800fffu);  // 1, and bits that are not read
+  b[0] = __uint_as_float(0xbf801fffu);
+  for (size_t k = 0; k < 8; ++k)
+    a[8 + k] = 0x1p-24f, b[8 * k + 1] = 1.f;  // row 1, column 1: eight times less than a bit
+  a[2 * 8] = 3.f, b[2] = 0x1p-23f;            // row 2, column 2: three bits
+  a[4 * 8] = 1.75f, b[3] = 0x1p-23f;          // row 4, column 3: a bit and three quarters
+  a[3 * 8 + 5] = NAN, b[5 * 8 + 4] = INFINITY;
+  DeviceVector<float> da(a), db(b), dd(128);
+  LAUNCH(multiply_tf32, 1, 32, 0, da.data(), db.data(), dd.data());
+  const auto d = dd.host();
+  EXPECT(d[0] == 0.f);
+  EXPECT(d[8 + 1] == 1.f);
+  EXPECT(d[2 * 8 + 2] == 1.f + 0x3p-23f);
+  EXPECT(d[4 * 8 + 3] == 1.f + 0x1p-23f);
+  for (size_t i = 0; i < 16; ++i)
+    for (size_t j = 0; j < 8; ++j) EXPECT(isfinite(d[i * 8 + j]) == (i != 3 && j != 4));
+}
+
 // a 16 x 16 by rows and b 16 x 8 by rows, through shared memory and ldmatrix: a as four matrices, b transposed as two.
 template <class T>
 __global__ void multiply_16bit(const T* a, const T* b, float* d) {

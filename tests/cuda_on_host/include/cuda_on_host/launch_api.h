@@ -8,6 +8,7 @@
 
 #include "host_api.h"
 #include "interface.h"
+#include "qualifiers.h"
 #include "vector_types.h"
 
 enum cudaLaunchAttributeID {
@@ -131,7 +132,11 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribu
 
 template <class... P>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(P...)) {
-  return cuda_on_host::function_attributes(attributes, reinterpret_cast<const void*>(kernel));
+  const cudaError_t error = cuda_on_host::function_attributes(attributes, reinterpret_cast<const void*>(kernel));
+  // Of the device's architecture at most; of a lower one where device code was compiled for that alone.
+  if (error == cudaSuccess && attributes->ptxVersion > CUDA_ON_HOST_ARCH / 10)
+    attributes->ptxVersion = CUDA_ON_HOST_ARCH / 10;
+  return error;
 }
 
 template <class... P>

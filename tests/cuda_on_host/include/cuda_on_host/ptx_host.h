@@ -95,7 +95,30 @@ struct Fp16 : Bf16 {
   }
 };
 
-// d += a b, accumulated in float in order of k (the order on a GPU is unspecified).
+// The sum of the terms as tensor cores form it, of which the PTX ISA promises little: the exact terms are brought to
+// the exponent of the largest, where what lies below a float's last bit is cut off, and so is what the sum has below
+// its own (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"; GPUs from 8.0 on keep a bit or more beyond
+// it, so this errs by as much as any does, or more).
+template <size_t N>
+inline float cut_sum(const double (&terms)[N]) {
+  double largest = 0, sum = 0;
+  bool finite = true;
+  for (double term : terms) {
+    finite = finite && std::isfinite(term);
+    largest = std::fmax(largest, std::fabs(term));
+    sum += term;
+  }
+  if (!finite || largest == 0) return static_cast<float>(sum);
+  int exponent;
+  std::frexp(largest, &exponent);
+  const double unit = std::ldexp(1.0, exponent - 24);
+  sum = 0;
+  for (double term : terms) sum += std::trunc(term / unit) * unit;
+  const float nearest = static_cast<float>(sum);
+  return std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.f) : nearest;
+}
+
+// d += a b.
 template <class Format>
 inline void mma_m16n8(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
   const Fragments mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
@@ -103,8 +126,11 @@ inline void mma_m16n8(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   const int group = static_cast<int>(lane_index() >> 2), pair = static_cast<int>(lane_index() & 3u);
   for (int i = 0; i < 4; ++i) {
     const int row = group + (i >> 1) * 8, column = 2 * pair + (i & 1);
+    double terms[Format::depth + 1];
+    terms[Format::depth] = d[i];
     for (int k = 0; k < Format::depth; ++k)
-      d[i] = std::fma(element_of_a<Format>(slots, row, k), element_of_b<Format>(slots, k, column), d[i]);
+      terms[k] = static_cast<double>(element_of_a<Format>(slots, row, k)) * element_of_b<Format>(slots, k, column);
+    d[i] = cut_sum(terms);
   }
 }
 
