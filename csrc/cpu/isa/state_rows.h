@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../kernels.h"
-#include "simd.h"
+#include "wide.h"
 
 namespace l2l {
 namespace L2L_ISA {

@@ -70,35 +70,47 @@ struct Int8Cells {
 };
 
 // One step of all layers: inputs [inputs(0)][64], out [read_outs][64].
-static void stored_step(const Network& net, const TensorStep& tensor, StateType type, const float* inputs, void* tile,
-                        int count, uint64_t seed, int64_t number, float* out) {
+template <class Products>
+static L2L_ALWAYS_INLINE void stored_step_with(const Network& net, const TensorStep& tensor, StateType type,
+                                               const float* inputs, void* tile, int count, uint64_t seed,
+                                               int64_t number, float* out) {
   const Config& config = net.config;
   const TileLayout layout(config, type);
-  const int hidden = config.hidden;
+  const int hidden = config.hidden, lanes = computed_lanes(count);
   alignas(64) float h[kMaxHidden * kTile], rows[2][kMaxHidden * kTile];
+  typename Products::Buffer x_buffer, h_buffer;
   Draws draws(seed, number);
   const float* below = inputs;
   for (int l = 0; l < config.layers; l++) {
     float* new_h = rows[l & 1];
-    const LayerForward f{net.layer[l].forward, l == 0 ? tensor.bias : nullptr, hidden, below, config.inputs(l), h,
-                         hidden, nullptr, nullptr, new_h, count, nullptr, nullptr};
+    const float* x = Products::operands(below, config.inputs(l), lanes, x_buffer);
+    const auto layer = [&](auto& cells) __attribute__((always_inline)) {
+      const float* old_h = Products::operands(h, hidden, lanes, h_buffer);
+      forward_units<Products>({net.layer[l].forward, l == 0 ? tensor.bias : nullptr, hidden, x, config.inputs(l), old_h,
+                               hidden, nullptr, nullptr, new_h, count, nullptr, nullptr},
+                              cells);
+    };
     if (type == StateType::int8) {
       int8_t* codes = (int8_t*)tile + config.h_row(l) * kTile;
       const bool any_nan = has_nan_code(codes, 2 * hidden);
       for (int j = 0; j < hidden; j++) decode_codes_row(codes + j * kTile, 1.f / 127.f, any_nan, h + j * kTile);
       Int8Cells cells{codes, codes + hidden * kTile, (int8_t*)tile + layout.exponents + l * hidden, new_h, draws,
                       l * hidden, count, any_nan, {}};
-      forward_units(f, cells);
+      layer(cells);
     } else {
       uint16_t* codes = (uint16_t*)tile + config.h_row(l) * kTile;
       for (int j = 0; j < hidden; j++) decode_bfloat16_row(codes + j * kTile, h + j * kTile);
-      Bfloat16Cells cells{codes, codes, codes + hidden * kTile, new_h, draws, l * hidden,
-                           computed_lanes(count), {}};
-      forward_units(f, cells);
+      Bfloat16Cells cells{codes, codes, codes + hidden * kTile, new_h, draws, l * hidden, lanes, {}};
+      layer(cells);
     }
     below = new_h;
   }
   read_out(net, below, out);
+}
+
+static void stored_step(const Network& net, const TensorStep& tensor, StateType type, const float* inputs, void* tile,
+                        int count, uint64_t seed, int64_t number, float* out) {
+  stored_step_with<FloatProducts>(net, tensor, type, inputs, tile, count, seed, number, out);
 }
 
 // The moving averages of a tile, [averages][64].
