@@ -256,10 +256,12 @@ def step(
     extra: Tensor | None = None,
     tensor_inputs: Tensor | None = None,
     nominal: Tensor | None = None,
+    precision: str = "float32",
 ) -> tuple[Tensor, LogicalState]:
     """``update, new_logical_state = phi(grad, logical_state)`` (equation 1 and section 2.1), differentiable in
     everything, any number of times. Arguments and results as :func:`lstm_step`, with the weights of ``net``."""
-    return lstm_step(grad, logical_state, net.phi(), net.config, num_problems, extra, tensor_inputs, nominal)
+    options = (num_problems, extra, tensor_inputs, nominal)
+    return lstm_step(grad, logical_state, net.phi(), net.config, *options, precision=precision)
 
 
 @takes_groups()
