@@ -19,7 +19,7 @@ from tests.helpers import phi_of, random_network, random_state, relative_error, 
 INSTRUCTION_SETS = l2l._C.isa_available()
 SIZES = (0, 1, 15, 16, 17, 32, 33, 63, 64, 65, 300)
 # One layer of any number of units and inputs, whose operands are those of the oracle bit for bit; then whatever else.
-ONE_LAYER = {hidden: {"hidden_size": hidden, "num_layers": 1, "preprocess": "identity"} for hidden in (4, 5, 19, 20, 63)}
+ONE_LAYER = {size: {"hidden_size": size, "num_layers": 1, "preprocess": "identity"} for size in (4, 5, 19, 20, 63)}
 DEEPER = {
     "2x20": {"hidden_size": 20, "num_layers": 2},
     "3x5": {"hidden_size": 5, "num_layers": 3},

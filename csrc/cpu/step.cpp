@@ -141,8 +141,7 @@ void step_averages(const StepCall& call, const PackedNetwork& net, const Tiles& 
 void step_stored_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& tiles,
                        const Coordinates& coordinates) {
   const Kernels& kernel = coordinates.kernel();
-  const auto step_tile =
-      call.precision == Precision::bfloat16 ? kernel.bfloat16.stored_step : kernel.stored_step;
+  const auto step_tile = call.precision == Precision::bfloat16 ? kernel.bfloat16.stored_step : kernel.stored_step;
   const Config& config = call.config;
   const StateType type = call.state_type;
   const int64_t stride = TileLayout(config, type).bytes;

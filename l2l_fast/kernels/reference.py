@@ -256,6 +256,7 @@ def step(
     extra: Tensor | None = None,
     tensor_inputs: Tensor | None = None,
     nominal: Tensor | None = None,
+    *,
     precision: str = "float32",
 ) -> tuple[Tensor, LogicalState]:
     """``update, new_logical_state = phi(grad, logical_state)`` (equation 1 and section 2.1), differentiable in

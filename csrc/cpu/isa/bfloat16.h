@@ -51,8 +51,9 @@ struct Bfloat16Products {
 
   // Rows of pairs; beside the last of an odd number there are zeros.
   static L2L_ALWAYS_INLINE const float* operands(const float* rows, int count, int lanes, Buffer& buffer) {
-    alignas(64) static constexpr uint16_t kInterleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    alignas(64) static constexpr uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512i interleave = _mm512_load_si512(kInterleave);
     for (int k = 0; k < count; k += 2)
       for (int lane = 0; lane < lanes; lane += kLanes) {
