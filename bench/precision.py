@@ -118,12 +118,12 @@ def error(found: Tensor, expected: Tensor) -> str:
 
 def tasks() -> Iterator[tuple[str, Networks, l2l.problems.Problem, int, range]]:
     """The tasks that a shipped optimizer was trained for, in number and length as time allows."""
-    counts = {"quadratic": 50, "quadratic-gaussian": 50, "mnist-mlp": 20, "neural-art": 5, "fashion-conv": 5}
+    counts = {"quadratic": 50, "quadratic-gaussian": 50, "mnist-mlp": 100, "neural-art": 5, "fashion-conv": 5}
     counts["general"] = 10
     for name, count in counts.items():
         net = l2l.load_pretrained(name)
         record = record_of(net) or {}
-        config = dict(record["problem"])
+        config = {key: value for key, value in record["problem"].items() if key != "training_scales"}
         if config.get("data") == "mnist-60k":
             config["data"] = "mnist-10k-embedded"
         try:

@@ -131,7 +131,6 @@ class LearnedOptimizer(Optimizer):
             raise TypeError(f"tensor_features: expected a function, got {type(tensor_features).__name__}")
         self._tensor_features = tensor_features
         self._precision = precision
-        check_precision(precision)
         self._segment: Segment | None = None
         self._registry = Registry()
         self._kept = Kept(process_group)
