@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 import l2l_fast as l2l
 from l2l_fast.kernels import operators, reference, state_types
 from l2l_fast.kernels.state import Averages
+from l2l_fast.optim.checks import check_precision
 from tests.helpers import phi_of, random_network, random_state, relative_error, structured_gradient
 
 # The steps with bfloat16 products are all that the last one has of its own (tests/conftest.py leaves it out).
@@ -373,6 +375,13 @@ def test_optimizer_refuses_what_it_does_not_have():
     with pytest.raises(ValueError, match="precision: expected 'float32' for a network whose"):
         optimizer.step()
     assert not param.any() and not optimizer.state
+
+
+def test_it_is_of_the_cpu():
+    elsewhere = SimpleNamespace(device=torch.device("cuda", 1), dtype=torch.float32, grad=None, shape=(3,))
+    check_precision("float32", {"params": [elsewhere]}, random_network())
+    with pytest.raises(ValueError, match="precision: 'bfloat16' is of the CPU; expected 'float32' for .* cuda:1"):
+        check_precision("bfloat16", {"params": [elsewhere]}, random_network())
 
 
 def test_float64_gradients_are_refused_in_time():
