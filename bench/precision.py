@@ -31,8 +31,9 @@ from l2l_fast.problems.theta import Theta
 MARKS = (1, 10, 100)
 
 
-def show_speed(numel: int, rounds: int) -> None:
+def show_speed(numel: int, rounds: int, threads_each: tuple[int, ...], clock: str) -> None:
     """Of ``LearnedOptimizer.step()``: medians over rounds that take one sample of each."""
+    now = time.thread_time if clock == "cpu" else time.perf_counter
     networks = {
         "2x20": (l2l.CoordinatewiseLSTM(), "float32"),
         "2x20, state int8": (l2l.CoordinatewiseLSTM(), "int8"),
@@ -40,8 +41,8 @@ def show_speed(numel: int, rounds: int) -> None:
         "general": (l2l.load_pretrained("general"), "float32"),
     }
     sets = [name for name in l2l._C.isa_available() if name != "baseline"]
-    cases = [("2x20", threads, isa) for threads in (1, 2) for isa in sets[::-1]]
-    cases += [(name, 2, sets[-1]) for name in networks if name != "2x20"]
+    cases = [("2x20", threads, isa) for threads in threads_each for isa in sets[::-1]]
+    cases += [(name, threads_each[-1], sets[-1]) for name in networks if name != "2x20"]
     print(f"ns per coordinate of LearnedOptimizer.step(), {numel:,} coordinates, medians of {rounds} rounds in turn")
     for name, threads, isa in cases:
         torch.set_num_threads(threads)
@@ -60,9 +61,9 @@ def show_speed(numel: int, rounds: int) -> None:
         times: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
         for _ in range(rounds):
             for precision, optimizer in optimizers.items():
-                begin = time.perf_counter()
+                begin = now()
                 optimizer.step()
-                times[precision].append((time.perf_counter() - begin) / count * 1e9)
+                times[precision].append((now() - begin) / count * 1e9)
         wide, narrow = (median(times[precision]) for precision in PRECISIONS)
         least = min(times["float32"]) / min(times["bfloat16"])
         print(
@@ -168,9 +169,11 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=("all", "speed", "errors", "losses"), default="all")
     parser.add_argument("--numel", type=int, default=1_000_000, help="coordinates of speed")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread's, on a busy machine")
     options = parser.parse_args()
     if options.what in ("all", "speed"):
-        show_speed(options.numel, options.rounds)
+        threads_each = (1,) if options.clock == "cpu" else (1, 2)
+        show_speed(options.numel, options.rounds, threads_each, options.clock)
     if options.what in ("all", "errors"):
         torch.set_num_threads(1)
         show_errors()
