@@ -88,7 +88,7 @@ struct Bfloat16Products {
       weights += 4;
     };
     for (int k = 0; k < x_rows; k++) accumulate(f.x + lane + (long)k * kTile);
-    _Pragma("GCC unroll 2") for (int k = 0; k < h_rows; k++) accumulate(f.h + lane + (long)k * kTile);
+    for (int k = 0; k < h_rows; k++) accumulate(f.h + lane + (long)k * kTile);
   }
 
   // cell_step of core/cell.h.
