@@ -1,9 +1,10 @@
 // The step with bfloat16 products: inputs and weights of the two matrix products of a layer are rounded to the nearest
 // bfloat16 (to even), what they are multiplied to is added up in float32, and so is the bias. All else is float32.
 //
-// Where the processor has it (L2L_BFLOAT16_DOT), a dot product of pairs does two multiply-adds in the time of one, in an
-// order and with a rounding of its own; there the cell is cheaper, too, to what is left of the accuracy. Elsewhere the rounded operands are multiplied as
-// floats: as slow as float32, but a network that was chosen on one machine runs on another.
+// Where the processor has it (L2L_BFLOAT16_DOT), a dot product of pairs does two multiply-adds in the time of one, in
+// an order and with a rounding of its own; there the cell is cheaper, too, to what is left of the accuracy. Elsewhere
+// the rounded operands are multiplied as floats: as slow as float32, but a network that was chosen on one machine runs
+// on another.
 #pragma once
 
 #include "stored_step.h"
