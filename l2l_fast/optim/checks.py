@@ -142,7 +142,9 @@ def check_precision(
             f"or several outputs, got {precision!r}"
         )
     if network.config.num_layers == 0:
-        raise ValueError(f"precision: expected 'float32' for a network without layers, no products, got {precision!r}")
+        raise ValueError(
+            f"precision: expected 'float32' for a network without layers, which has no products, got {precision!r}"
+        )
     for k, param in enumerate(group["params"]):
         if param.device.type not in ("cpu", "meta"):
             raise ValueError(
