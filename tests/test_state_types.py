@@ -31,6 +31,10 @@ def network(config: Config, scale: float = 3.0) -> torch.Tensor:
     return (scale * l2l.CoordinatewiseLSTM(**options).phi()).detach()
 
 
+# NaNs whose bits are nearly all ones: rounding up would carry out of them.
+ALL_ONES = torch.tensor([-1, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+
+
 def coordinates(tiles: torch.Tensor, numel: int) -> torch.Tensor:
     return tiles.transpose(1, 2).reshape(-1, tiles.shape[1])[:numel]
 
@@ -77,13 +81,24 @@ def test_what_is_not_a_number_stays_in_its_coordinate(isa, kind):
         torch.manual_seed(step)
         grad = torch.randn(numel)
         bad = grad.clone()
-        bad[7] = torch.nan
+        bad[7] = (torch.nan, *ALL_ONES)[step % 3]
         for param, state, g in zip(params, states, (grad, bad), strict=True):
             operators.step_([param], [g], [state], phi, config, 1.0, 0.0, False, seeds=[step])
     others = torch.arange(numel) != 7
     assert params[1][7].isnan() and bool(params[1][others].isfinite().all())
     # Its neighbours lose at most the part of the row's step that its own number chose.
     assert torch.allclose(params[0][others], params[1][others], atol=0.05)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_rounding_does_not_make_a_number_of_what_is_none(isa, kind, name):
+    config, dtype = PLAIN[name], state_types.STATE_DTYPES[kind]
+    state, grad = state_types.zeros(64, config, dtype), ALL_ONES.repeat(32)
+    common = {"ages": [1], "tensor_inputs": torch.randn(1, 3)} if config.averages else {}
+    operators.step_([torch.zeros(64)], [grad], [state], network(config), config, 1.0, 0.0, False, seeds=[1], **common)
+    rows = state_types.decode(state, config)
+    assert bool(rows.isnan().all()), rows.isnan().float().mean((0, 2))
 
 
 @pytest.mark.parametrize("kind", ROUNDED)

@@ -93,9 +93,7 @@ def test_bfloat16_states_of_small_tensors(isa):
     for n in (*SIZES, WHOLE):
         param, state = torch.zeros(n), zeros(n, net.config, torch.bfloat16)
         for t in range(3):
-            ops.step_(
-                [param], [grad[:n]], [state], phi_of(net), net.config, 1.0, 0.0, False, seeds=[seed_of(0, t + 1)]
-            )
+            ops.step_([param], [grad[:n]], [state], phi_of(net), net.config, 1.0, 0.0, False, seeds=[seed_of(0, t + 1)])
         found[n] = param
     for n in SIZES:
         assert torch.equal(found[n], found[WHOLE][:n]), n

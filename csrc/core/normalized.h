@@ -16,6 +16,7 @@ constexpr int kAverages = 4;  // m1, m2, r1, r2
 constexpr int kNormalizedFeatures = 5;
 constexpr int kNormalizedReadOuts = 2;  // gain, correction
 constexpr int kLogRatio = 4;            // which feature it is
+constexpr int kTensorSums = 5;          // over a tensor's coordinates: of theta^2, g^2, q^2, d^2 and g d
 
 constexpr float kLargestGradient = 0x1p125f, kSmallestRoot = 1e-30f, kSmallestNormal = 0x1p-126f;
 constexpr float kFeatureBound = 5.f, kDirectionBound = 20.f, kLowestGain = -8.f, kHighestGain = 3.f;

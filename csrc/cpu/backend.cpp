@@ -28,14 +28,13 @@ at::Tensor vector_math(c10::string_view function, const at::Tensor& x) {
   return out;
 }
 
-constexpr Backend kCpu{1, [](const Config&) {}, &cpu_step, &cpu_step_backward, &cpu_segment_backward};
+constexpr Backend kCpu{1, [](const Config&) {}, &cpu_step, &cpu_step_backward, &cpu_segment_backward, &cpu_tensor_sums};
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(l2l_fast, CPU, m) {
   register_backend(m, at::kCPU, kCpu);
   m.impl("_vector_math", &vector_math);
-  m.impl("_tensor_sums", &tensor_sums);
   m.impl("_tensor_inputs", &tensor_inputs);
 }
 

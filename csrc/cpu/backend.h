@@ -1,4 +1,4 @@
-// The CPU's three functions, see ops/backend.h.
+// The CPU's four functions, see ops/backend.h.
 #pragma once
 
 #include "../ops/backend.h"
@@ -8,17 +8,12 @@ namespace l2l {
 void cpu_step(const StepCall& call);
 void cpu_step_backward(const StepBackwardCall& call);
 void cpu_segment_backward(const SegmentCall& call);
+void cpu_tensor_sums(const SumsCall& call);
 
 // Back-propagation layer by layer over all tiles, for networks whose coordinates communicate, or with extra inputs or
 // several outputs.
 void layered_step_backward(const StepBackwardCall& call);
 void layered_segment_backward(const SegmentCall& call);
-
-// Sums over the coordinates of every tensor and their number [tensors, 6], float64, see tensor_sums in
-// l2l_fast/kernels/normalized.py.
-at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorList states, at::IntArrayRef sizes,
-                       c10::string_view preprocess, at::ArrayRef<double> constants, bool maximize,
-                       at::IntArrayRef ages);
 
 // Inputs, nominal and alignments of tensors, see l2l_fast/kernels/tensor_inputs.py.
 std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> tensor_inputs(

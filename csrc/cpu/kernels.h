@@ -100,7 +100,8 @@ struct Bfloat16Kernels {
   void (*step)(const Network&, const TensorStep&, const float* inputs, const float* state, float* new_state, int count,
                const float* next_state, float* out);
   void (*stored_step)(const Network&, const TensorStep&, StateType, const float* inputs, void* tile, int count,
-                      uint64_t seed, int64_t number, float* out);
+                      uint64_t seed, int64_t number, const void* next, const float* grad, const float* averages,
+                      float* out);
 };
 
 struct Kernels {
@@ -128,10 +129,13 @@ struct Kernels {
   // the step.
   void (*tile_sums)(const Correction&, const float* theta, const float* grad, const float* averages, int count,
                     double* sums);
-  // The step on tile `number` of its tensor, whose state is not float32 (state_io.h) and is updated in place; without
-  // the moving averages. count: coordinates in the tile. seed: of the step for the tensor.
+  // The step on tile `number` of its tensor, whose state is not float32 (state_io.h) and is updated in place. count:
+  // coordinates in the tile. seed: of the step for the tensor. next: the tile that comes next, to be fetched, or null.
+  // Of kinds with moving averages, those with the gradient in them [averages][64] are stored too, and out is the
+  // update.
   void (*stored_step)(const Network&, const TensorStep&, StateType, const float* inputs, void* tile, int count,
-                      uint64_t seed, int64_t number, float* out);
+                      uint64_t seed, int64_t number, const void* next, const float* grad, const float* averages,
+                      float* out);
   // The moving averages [averages][64] of such a tile.
   void (*decode_averages)(const Config&, StateType, const void* tile, float* rows);
   void (*encode_averages)(const Config&, StateType, const float* rows, uint64_t seed, int64_t number, void* tile);
@@ -152,7 +156,6 @@ struct Kernels {
 };
 
 constexpr int kLayerTiles = 8;
-constexpr int kTensorSums = 5;
 constexpr int kSumLanes = 8;  // that they are added up in
 
 namespace baseline { extern const Kernels kernels; }

@@ -81,11 +81,13 @@ class Coordinates {
   std::vector<StridedView> grads_, params_;
 };
 
-// The state that is read behind that of a tile, or null.
-const float* next_tile(const StepCall& call, const Tiles::Place& place, int64_t stride) {
+// The state that is read behind that of a tile, or null. state: where a tensor has its own, `bytes` a tile.
+template <class State>
+const void* next_tile(const StepCall& call, const Tiles::Place& place, int64_t bytes, State StepTensor::* state) {
   const StepTensor& tensor = call.tensors[place.tensor];
-  if (place.tile + 1 < tiles_for(tensor.grad.numel())) return tensor.state + (place.tile + 1) * stride;
-  return place.tensor + 1 < call.tensors.size() ? call.tensors[place.tensor + 1].state : nullptr;
+  if (place.tile + 1 < tiles_for(tensor.grad.numel()))
+    return reinterpret_cast<const char*>(tensor.*state) + (place.tile + 1) * bytes;
+  return place.tensor + 1 < call.tensors.size() ? call.tensors[place.tensor + 1].*state : nullptr;
 }
 
 // Tile by tile: nothing is exchanged between coordinates.
@@ -102,7 +104,7 @@ void step_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& til
       const TensorStep& step = coordinates.step_of(place);
       float* new_state = tensor.new_state + place.tile * stride;
       step_tile(net.network(), step, x, tensor.state + place.tile * stride, new_state, place.count,
-                next_tile(call, place, stride), out);
+                static_cast<const float*>(next_tile(call, place, 4 * stride, &StepTensor::state)), out);
       if (call.config.averages() > 0)
         kernel.update(net.network(), step, g, new_state + call.config.average_row() * kTile, x, out);
     }
@@ -154,11 +156,8 @@ void step_stored_tiles(const StepCall& call, const PackedNetwork& net, const Til
     {
       FlushDenormals flush;
       const TensorStep& step = coordinates.step_of(place);
-      step_tile(net.network(), step, type, x, stored, place.count, tensor.seed, place.tile, out);
-      if (config.averages() > 0) {
-        kernel.update(net.network(), step, g, averages, x, out);
-        kernel.encode_averages(config, type, averages, tensor.seed, place.tile, stored);
-      }
+      step_tile(net.network(), step, type, x, stored, place.count, tensor.seed, place.tile,
+                next_tile(call, place, stride, &StepTensor::stored), g, averages, out);
     }
     coordinates.write(place, out);
   });

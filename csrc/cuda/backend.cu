@@ -156,7 +156,26 @@ void segment_backward(const SegmentCall& call) {
       "segment_backward", call.config);
 }
 
-constexpr Backend kCuda{16, &check_cuda_config, &step, &step_backward, &segment_backward};
+void tensor_sums(const SumsCall& call) {
+  const c10::cuda::CUDAGuard guard(call.tensors.front().param.device());
+  TableBuilder<SumsEntry> builder;
+  builder.reserve(call.tensors.size());
+  int64_t slices = 0;
+  for (const SumsTensor& tensor : call.tensors) {
+    const int64_t numel = tensor.param.numel();
+    const TileLayout layout(call.config, tensor.type);
+    builder.add({slices += slices_of(numel), numel, slice_of(numel), view_of(builder, tensor.param),
+                 view_of(builder, tensor.grad), static_cast<const unsigned char*>(tensor.state) + layout.averages,
+                 layout.bytes, tensor.before(call.config), tensor.type != StateType::float32,
+                 make_correction(call.config, tensor.age).of[2]});
+  }
+  const SumsScalars scalars{0, {}, call.config.rates.of[2], call.maximize ? -1. : 1., nullptr, call.out};
+  CallMemory memory(call.tensors.front().param);
+  check_launch(run_tensor_sums(scalars, builder, memory.workspace(), c10::cuda::getCurrentCUDAStream()), "_tensor_sums",
+               call.config);
+}
+
+constexpr Backend kCuda{16, &check_cuda_config, &step, &step_backward, &segment_backward, &tensor_sums};
 
 }  // namespace
 

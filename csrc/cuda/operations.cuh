@@ -8,6 +8,7 @@
 #include "gather.cuh"
 #include "layered_launch.cuh"
 #include "step_launch.cuh"
+#include "tensor_sums.cuh"
 
 namespace l2l {
 
@@ -66,6 +67,20 @@ inline LaunchStatus run_normalized_step(const NormalizedStepScalars& scalars,
   return run_step_with_biases(scalars, builder, workspace, stream, [&](const auto& filled, const auto& words) {
     return launch_normalized_step(filled, words, mapping, stream);
   });
+}
+
+// Sums over every tensor's coordinates, in two launches. `scalars` has rate, sign and out.
+inline LaunchStatus run_tensor_sums(SumsScalars scalars, const TableBuilder<SumsEntry>& builder,
+                                    const Workspace& workspace, cudaStream_t stream) {
+  if (builder.entries().empty()) return cudaSuccess;
+  scalars.slices = builder.entries().back().end_tile;
+  const std::vector<int64_t> words = place_table(builder, workspace, scalars.table);
+  if (scalars.slices > 0) {
+    const size_t bytes = sizeof(double) * kTensorSums * static_cast<size_t>(scalars.slices);
+    scalars.partial = static_cast<double*>(workspace.allocate(bytes));
+    if (!scalars.partial) return cudaErrorMemoryAllocation;
+  }
+  return launch_tensor_sums(scalars, words, stream);
 }
 
 // The step in place where states are not float32, of a plain network or one with averages.

@@ -327,8 +327,27 @@ StateType state_type_of(const at::Tensor& state, const char* name, int64_t index
   return dtype == at::kFloat ? StateType::float32 : dtype == at::kChar ? StateType::int8 : StateType::bfloat16;
 }
 
-void check_state_of(const Config& config, const at::Tensor& state, int64_t numel, int64_t index) {
-  check_state(config, state, tiles_for(numel), 1, "states", index, state_type_of(state, "states", index));
+void check_tensor_sums(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,
+                       at::IntArrayRef ages, int64_t alignment) {
+  const auto as_many = [&](const char* name, size_t found) {
+    TORCH_CHECK_VALUE(found == params.size(), name, ": expected ", params.size(), " as of params, got ", found);
+  };
+  as_many("grads", grads.size());
+  as_many("states", states.size());
+  as_many("ages", ages.size());
+  for (size_t k = 0; k < params.size(); k++) {
+    const auto index = static_cast<int64_t>(k);
+    check_coordinates(params[k], "params", index);
+    check_coordinates(grads[k], "grads", index);
+    TORCH_CHECK_VALUE(grads[k].sizes() == params[k].sizes(), label("grads", index), ": expected shape ",
+                      params[k].sizes(), ", got ", grads[k].sizes());
+    check_state(config, states[k], tiles_for(params[k].numel()), alignment, "states", index,
+                state_type_of(states[k], "states", index));
+    for (const auto& [name, tensor] : {std::pair("params", &params[k]), {"grads", &grads[k]}, {"states", &states[k]}})
+      TORCH_CHECK_VALUE(tensor->device() == params[0].device(), label(name, index), ": expected device ",
+                        params[0].device(), " as params[0], got ", tensor->device());
+    TORCH_CHECK_VALUE(ages[k] >= 1, "ages: expected at least 1, got ", ages[k]);
+  }
 }
 
 StateType StepArguments::state_type() const {

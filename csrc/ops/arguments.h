@@ -71,8 +71,9 @@ struct StepArguments {
 // TypeError if no type has this dtype.
 StateType state_type_of(const at::Tensor& state, const char* name, int64_t index);
 
-// TypeError / ValueError unless states[index] is the contiguous state, of any type, of so many coordinates.
-void check_state_of(const Config& config, const at::Tensor& state, int64_t numel, int64_t index);
+// TypeError / ValueError unless it all fits together, of a network with averages.
+void check_tensor_sums(const Config& config, at::TensorList params, at::TensorList grads, at::TensorList states,
+                       at::IntArrayRef ages, int64_t alignment);
 
 // What the default inputs of tensors are made of, see l2l_fast/kernels/tensor_inputs.py.
 struct TensorInputsArguments {

@@ -1,4 +1,4 @@
-// What a device has to provide: three functions on plain structs. The operators parse and check their arguments once,
+// What a device has to provide: four functions on plain structs. The operators parse and check their arguments once,
 // for every device (arguments.h), allocate what they return, and fill these. A new device is one file that defines a
 // Backend and registers it.
 #pragma once
@@ -94,12 +94,33 @@ struct SegmentCall {
   int length() const { return static_cast<int>(steps.size()) - 1; }
 };
 
+// Of one tensor before a step, perhaps without coordinates.
+struct SumsTensor {
+  at::Tensor param, grad;  // any strides, no lazy negations
+  const void* state;       // its tiles, of `type`
+  StateType type;
+  int64_t age;  // >= 1, of the step
+
+  // Of its averages as they are. After no steps all are zero, and so is all that is made of them.
+  Correction before(const Config& config) const { return age > 1 ? make_correction(config, age - 1) : Correction{}; }
+};
+
+// Sums over the coordinates of every tensor and their number [tensors][kTensorSums + 1], see tensor_sums in
+// l2l_fast/kernels/normalized.py.
+struct SumsCall {
+  Config config;  // with averages
+  std::vector<SumsTensor> tensors;
+  bool maximize;
+  double* out;
+};
+
 struct Backend {
   int64_t alignment;                    // bytes that states have to be aligned to
   void (*check_config)(const Config&);  // ValueError if it is not compiled for this device
   void (*step)(const StepCall&);        // at least one tensor
   void (*step_backward)(const StepBackwardCall&);
   void (*segment_backward)(const SegmentCall&);  // at least one tensor
+  void (*tensor_sums)(const SumsCall&);          // at least one tensor
 };
 
 // The operators on this backend: what a TORCH_LIBRARY_IMPL(l2l_fast, <device>, m) consists of.

@@ -190,6 +190,28 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> segment_backward(
   return {grad_phi, grad_start_states};
 }
 
+at::Tensor tensor_sums(at::TensorList params, at::TensorList grads, at::TensorList states, at::IntArrayRef sizes,
+                       c10::string_view preprocess, at::ArrayRef<double> constants, bool maximize,
+                       at::IntArrayRef ages) {
+  const Config config = make_config({sizes, preprocess, constants});
+  TORCH_CHECK_VALUE(config.averages() > 0, "preprocess: expected 'normalized', got '", preprocess, "'");
+  const at::Device device = params.empty() ? at::Device(at::kCPU) : params[0].device();
+  const Backend* const backend = backends[static_cast<size_t>(device.type())];
+  TORCH_CHECK_NOT_IMPLEMENTED(backend, "params[0]: no kernels for device ", device);
+  check_tensor_sums(config, params, grads, states, ages, backend->alignment);
+  const auto count = static_cast<int64_t>(params.size());
+  at::Tensor out = at::empty({count, kSumColumns}, at::TensorOptions().dtype(at::kDouble).device(device));
+  if (count == 0) return out;
+  static_assert(kSumColumns == kTensorSums + 1);
+  SumsCall call{config, {}, maximize, out.mutable_data_ptr<double>()};
+  call.tensors.reserve(params.size());
+  for (size_t k = 0; k < params.size(); k++)
+    call.tensors.push_back({params[k].resolve_neg(), grads[k].resolve_neg(), states[k].const_data_ptr(),
+                            state_type_of(states[k], "states", static_cast<int64_t>(k)), ages[k]});
+  backend->tensor_sums(call);
+  return out;
+}
+
 }  // namespace
 
 void register_backend(torch::Library& m, at::DeviceType device, const Backend& backend) {
@@ -198,6 +220,7 @@ void register_backend(torch::Library& m, at::DeviceType device, const Backend& b
   m.impl("step_backward", &step_backward);
   m.impl("step_", &step_);
   m.impl("segment_backward", &segment_backward);
+  m.impl("_tensor_sums", &tensor_sums);
 }
 
 }  // namespace l2l

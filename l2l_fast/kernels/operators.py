@@ -284,13 +284,13 @@ def tensor_sums(
     ages: Sequence[int],
 ) -> Tensor:
     """What :func:`l2l_fast.kernels.normalized.tensor_sums` gives of every tensor of a step that :func:`step_` takes
-    next: ``[tensors, 6]``, float64, on their device. On the CPU the same for any number of threads.
+    next: ``[tensors, 6]``, float64, on their device; the same from run to run, and for any number of threads.
 
     Args:
         states: as for :func:`step_`, of any type; float64 ones, and those on other devices, go through plain PyTorch.
         ages: of every tensor in the step, 1 in its first.
     """
-    if all(state.is_cpu and state.dtype is not torch.float64 for state in states):
+    if all((state.is_cpu or state.is_cuda) and state.dtype is not torch.float64 for state in states):
         return torch.ops.l2l_fast._tensor_sums(params, grads, states, *config.arguments, maximize, ages)
     rows = []
     for param, grad, state, age in zip(params, grads, states, ages, strict=True):

@@ -165,8 +165,10 @@ def random_bits(seed: int, first: int, tiles: int, rows: int) -> Tensor:
     """The 16 random bits of every number that is rounded: int64 ``[tiles, rows, 64]``, from tile ``first`` on. rows:
     those of c, layer by layer, then the averages."""
     keys = [_mix64((seed + _GOLDEN64 * tile) & _MASK64) for tile in range(first, first + tiles)]
-    lanes = torch.tensor([key & _MASK32 for key in keys]).view(-1, 1) + _GOLDEN32 * torch.arange(TILE)
-    pairs = torch.tensor([key >> 32 for key in keys]).view(-1, 1) + _GOLDEN32 * torch.arange((rows + 1) // 2)
+    # On the CPU whatever the default device is, and so below.
+    low, high = (torch.tensor([key >> shift & _MASK32 for key in keys], device="cpu").view(-1, 1) for shift in (0, 32))
+    lanes = low + _GOLDEN32 * torch.arange(TILE, device="cpu")
+    pairs = high + _GOLDEN32 * torch.arange((rows + 1) // 2, device="cpu")
     draws = _mix32(lanes & _MASK32).unsqueeze(1) ^ _mix32(pairs & _MASK32).unsqueeze(2)
     draws = (draws * 0x7FEB352D) & _MASK32
     draws = draws ^ (draws >> 16)
@@ -187,7 +189,7 @@ def _mix32(x: Tensor) -> Tensor:
 
 
 def _float32(x: float) -> Tensor:
-    return torch.tensor(x, dtype=torch.float32)
+    return torch.tensor(x, dtype=torch.float32, device="cpu")
 
 
 def _exponents_at(config: Config) -> int:

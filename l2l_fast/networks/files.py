@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..kernels import checks
 from ..kernels.config import PLAIN_FIELDS
 from . import effective, shipped
 from .writing import write_atomically as write_atomically
@@ -87,8 +88,10 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Co
 
     Raises:
         FileNotFoundError: there is no such file.
+        TypeError, ValueError: there is no such device.
         ValueError: the file is damaged, or holds something else; the message says what is wrong.
     """
+    device = checks.device("device", device, with_values=False)
     metadata, tensors = read(path)
     try:
         config = _checked_config(metadata)

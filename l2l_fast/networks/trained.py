@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import checks
 from . import files
 from . import lstm as network
 from . import several as networks
@@ -55,8 +56,10 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
 
     Raises:
         FileNotFoundError: there is no such file.
+        TypeError, ValueError: there is no such device.
         ValueError: the file is damaged, or holds something else; the message says what is wrong.
     """
+    device = checks.device("device", device, with_values=False)
     metadata, _ = files.read(path, tensors=False)
     if metadata.get("format") != GROUPS_FORMAT:
         return files.load(path, device)

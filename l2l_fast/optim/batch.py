@@ -162,7 +162,7 @@ def gather(
         shape = shapes.get(numel)
         if shape is None:
             shape = shapes[numel] = (num_tiles(numel), *tile_shape(config, state_dtype))
-        fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.shape == shape
+        fits = type(tiles) is Tensor and tiles.dtype is dtype and tiles.shape == shape and tiles.is_contiguous()
         if not fits or entry.get(NUMEL_KEY) != numel:
             with torch.inference_mode(False):  # a state outlives the mode that its first step is taken in
                 tiles = tiles_of(entry, param, config, dtype)

@@ -111,6 +111,12 @@ def unpack(
     for key, entry in state_dict["state"].items():
         if key not in owners:
             state[key] = entry
+            if isinstance(entry, Mapping) and entry.get(STATE_KEY) is not None:
+                warnings.warn(
+                    f"state_dict: a {STATE_KEY!r} under {key!r}, which is none of the groups' parameters "
+                    f"{list(owners)!r}: whose it was will begin anew",
+                    stacklevel=5,
+                )
             continue
         param, group, network = owners[key]
         entry = sharding.local_entry(modernized(entry), param)

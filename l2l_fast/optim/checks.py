@@ -60,8 +60,12 @@ def truth(name: str, value: Any) -> bool:
     Raises:
         TypeError, ValueError: something else, as for :func:`number`.
     """
+    if isinstance(value, Tensor) and value.dtype is torch.bool and value.numel() == 1:
+        value = bool(value)
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
+    if not isinstance(value, Tensor) and checks.as_float(value) is None:
+        raise TypeError(f"{name}: expected a bool, got {value!r}")
     return bool(number(name, value))
 
 
@@ -83,8 +87,7 @@ def check_new_options(group: Mapping[str, Any], given: Mapping[str, Any]) -> Non
         if number(name, group[name]) < 0:
             raise ValueError(f"{name}: expected a finite number >= 0, got {group[name]}")
     check_total_steps(group["total_steps"])
-    if not isinstance(group["maximize"], bool):
-        raise TypeError(f"maximize: expected a bool, got {group['maximize']!r}")
+    checks.flag("maximize", group["maximize"])
     unknown = sorted(str(key) for key in set(given) - {*OPTIONS, *BOOKKEEPING})
     if unknown:
         warnings.warn(
@@ -96,7 +99,10 @@ def check_new_options(group: Mapping[str, Any], given: Mapping[str, Any]) -> Non
 
 def check_total_steps(value: Any) -> int | None:
     """The number of steps of a run as a plain int, None if it is not known; TypeError or ValueError for others."""
-    return value if value is None else checks.integer("total_steps", value, 1)
+    steps = value if value is None else checks.integer("total_steps", value, 1)
+    if steps is not None and steps >= 1 << 62:  # the operators take 64 bits
+        raise ValueError(f"total_steps: expected a number below 2^62, got {steps}")
+    return steps
 
 
 def check_state_dtype(group: Mapping[str, Any], network: CoordinatewiseLSTM) -> torch.dtype:
@@ -198,7 +204,9 @@ def check_plain(tensor: Tensor, group: Mapping[str, Any], k: int, what: str) -> 
 def _name(group: Mapping[str, Any], k: int) -> str:
     """The k-th parameter of a group, for messages."""
     names = group.get("param_names")
-    return repr(names[k]) if names else f"{k} of its group, of shape {tuple(group['params'][k].shape)}"
+    if names and k < len(names):
+        return repr(names[k])
+    return f"{k} of its group, of shape {tuple(group['params'][k].shape)}"
 
 
 def check_group_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:

@@ -30,7 +30,7 @@ from .checks import (
 )
 from .joint import Kept
 from .profiling import profile_hook_step
-from .registry import Registry, check_network, take_in_renamed
+from .registry import Registry, adopted, check_network, take_in_renamed
 from .segment import Segment
 from .segment_checks import check_recordable
 from .segment_params import StartGradients
@@ -137,7 +137,9 @@ class LearnedOptimizer(Optimizer):
         self._failure: str | None = None
         defaults: dict[str, Any] = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         defaults.update(num_problems=num_problems, total_steps=total_steps, state_dtype=state_dtype)
+        self._adopts = True  # groups of another optimizer
         super().__init__(params, defaults)
+        self._adopts = False
         told = (network.communicates or network.tensor_inputs for network in self.networks)
         if process_group is not None and not any(told):
             warnings.warn(
@@ -147,17 +149,21 @@ class LearnedOptimizer(Optimizer):
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; see :meth:`torch.optim.Optimizer.add_param_group`. Options not given take the defaults."""
+        """Add a group; see :meth:`torch.optim.Optimizer.add_param_group`. Options not given take the defaults. The dict
+        stays as it is: the group is a copy of it."""
         if isinstance(param_group, dict):
+            param_group = dict(param_group)
             if renamed.FORMER in param_group:
                 if renamed.PRESENT in param_group:
                     renamed.refuse_both()
                 renamed.warn(renamed.frames_to_user())
-                param_group = dict(param_group)
                 take_in_renamed(param_group)
             options = {**self.defaults, **param_group}
             if not isinstance(options["network"], dict):
                 check_network(options["network"])
+            elif not self._registry.describes(options["network"]):
+                default = self.defaults["network"] if self._adopts else None
+                param_group["network"] = adopted(options["network"], default)
             check_new_options(options, param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -480,6 +486,7 @@ class LearnedOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch adds it; the constructor, which takes defaults, has no such
         self._segment = None  # a copy starts outside any segment
         take_in_renamed(self.defaults)
         self.defaults.setdefault("num_problems", 1)

@@ -48,6 +48,10 @@ class Registry:
         self.descriptions.append({"id": len(self.descriptions), **identity(network)})
         return self.descriptions[-1]
 
+    def describes(self, description: Any) -> bool:
+        """Whether it is one of these descriptions itself: an equal one may be of another optimizer's network."""
+        return any(description is each for each in self.descriptions)
+
     def network_of(self, group: dict[str, Any]) -> CoordinatewiseLSTM:
         """The network of a parameter group.
 
@@ -78,6 +82,21 @@ def take_in_renamed(group: dict[str, Any]) -> None:
         group[renamed.PRESENT] = group.pop(renamed.FORMER)
 
 
+def adopted(description: Mapping[str, Any], default: CoordinatewiseLSTM | None) -> CoordinatewiseLSTM:
+    """The network of a group that another optimizer had, whose description does not say where that is: ``default``.
+
+    Raises:
+        ValueError: there is none, or it is of other options.
+    """
+    options = {key: value for key, value in description.items() if key not in ("id", "digest")}
+    if default is None or options != identity(default):
+        raise ValueError(
+            "network: expected a network in a new group ({'params': ..., 'network': net}), got a description of one of "
+            f"another optimizer, which does not hold its weights: {dict(description)!r}"
+        )
+    return default
+
+
 def check_network(network: Any) -> None:
     """Raise TypeError or ValueError unless ``network`` is one network that an optimizer can drive."""
     if network is None:
@@ -90,7 +109,8 @@ def check_network(network: Any) -> None:
             f"group; say which parameters each of them moves: LearnedOptimizer([{each}])"
         )
     if not isinstance(network, CoordinatewiseLSTM):
-        raise TypeError(f"network: expected a CoordinatewiseLSTM, got {type(network).__name__}")
+        hint = f"; load_pretrained({network!r}) loads one that is shipped" if isinstance(network, str) else ""
+        raise TypeError(f"network: expected a CoordinatewiseLSTM, got {type(network).__name__}{hint}")
     if network.extra_inputs and not network.has_memory:
         raise ValueError(
             f"network: an optimizer cannot supply its {network.extra_inputs} extra inputs; step it yourself"

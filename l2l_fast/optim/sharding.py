@@ -169,7 +169,7 @@ class Adder:
 
     def __init__(self, mesh: Any) -> None:
         self.mesh = mesh
-        self._token = torch.zeros(())
+        self._token = torch.zeros((), device="cpu")
 
     def __call__(self, x: Tensor) -> Tensor:
         total, self._token = _Added.apply(x, self._token, self.mesh)

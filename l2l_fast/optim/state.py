@@ -38,6 +38,8 @@ AGE_KEY = "lstm_age"
 ALIGNMENT_KEY = "lstm_alignment"
 
 
+_TOO_OLD = 1 << 62  # steps that 64 bits still count, and digits of a checkpoint
+
 # The seeds of their rounding are of a step, so that steps are counted whatever the network is.
 COUNTED = (torch.bfloat16, torch.int8)
 
@@ -80,13 +82,16 @@ def steps_of(entry: Mapping[str, Any], default: int | None = None) -> int:
     if entry.get(STATE_KEY) is None:
         return 0
     value = entry.get(AGE_KEY)
-    if type(value) is int and value >= 0:
+    if type(value) is int and 0 <= value < _TOO_OLD:
         return value
     if value is None and default is not None:
         return default
     age = from_digits(value) if isinstance(value, Tensor) and value.dim() == 1 else as_int(value)
-    if age is None or age < 0:
-        raise ValueError(f"state: expected a number of steps >= 0 as {AGE_KEY!r} beside {STATE_KEY!r}, got {value!r}")
+    if age is None or not 0 <= age < _TOO_OLD:
+        raise ValueError(
+            f"state: expected a number of steps >= 0 as {AGE_KEY!r} beside {STATE_KEY!r}, got {value!r}"
+            + (", which is beyond 2^62" if age is not None and age > 0 else "")
+        )
     return age
 
 
@@ -169,6 +174,8 @@ def from_saved(saved: Any, param: Tensor, config: Config, dtype: torch.dtype) ->
         raise ValueError(f"state_dict: expected {STATE_KEY!r} of shape {shapes[0]}, got {got}")
     if saved.layout != torch.strided or not saved.is_floating_point():
         raise TypeError(f"state_dict: expected a dense real {STATE_KEY!r}, got {saved.dtype}, {saved.layout}")
+    if saved.is_meta and not param.is_meta:
+        raise ValueError(f"state_dict: expected {STATE_KEY!r} with values, got a tensor of the device meta")
     numbers = saved.detach().reshape(numel, rows)
     tiles = state_types.zeros(numel, config, dtype, param.device)
     for begin in range(0, tiles.shape[0], state_types.CHUNK):
@@ -207,11 +214,17 @@ def pack_entry(entry: Any, param: Tensor, config: Config) -> Any:
     if not isinstance(entry, dict):
         return entry
     packed, live = {}, is_live(entry)
+    if live and entry[NUMEL_KEY] != param.numel():
+        raise ValueError(
+            f"state: expected that of the {param.numel()} coordinates of a parameter of shape {tuple(param.shape)}, "
+            f"got one of {entry[NUMEL_KEY]}: the parameter was changed since its last step; del optimizer.state[param] "
+            "begins its state anew"
+        )
     for key, value in entry.items():
         if key == STATE_KEY and live:
             packed[key] = to_saved(value, param, config)
         elif key == ALIGNMENT_KEY and isinstance(value, Tensor):
-            packed[key] = value.detach().clone()
+            packed[key] = value.detach().clone().as_subclass(Tensor)
         elif key == AGE_KEY and as_int(value) is not None:
             packed[key] = as_digits(value)
         elif key in Memory.KEYS and isinstance(value, Tensor):

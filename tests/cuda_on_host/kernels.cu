@@ -194,6 +194,34 @@ int stored_step(const int64_t* sizes, const float* constants, const float* scala
   return run_stored_step(call, static_cast<StateType>(options[1]), builder, memory.workspace(), nullptr);
 }
 
+// Sums over tensors' coordinates. Per tensor: parameter, dtype, gradient, dtype, state, its type, age, dims, sizes,
+// strides of the parameter, strides of the gradient. sizes, constants: see normalized_config. out: [tensors][6].
+int tensor_sums(const int64_t* sizes, const float* constants, int64_t maximize, int64_t tensors, const int64_t* stream,
+                double* out) {
+  const Config config = normalized_config(sizes, constants);
+  TableBuilder<SumsEntry> builder;
+  int64_t slices = 0;
+  for (int64_t k = 0; k < tensors; k++) {
+    const int64_t dims = stream[7];
+    const int64_t* shape = stream + 8;
+    int64_t numel = 1;
+    for (int64_t d = 0; d < dims; d++) numel *= shape[d];
+    const StateType type = static_cast<StateType>(stream[5]);
+    const TileLayout layout(config, type);
+    const int64_t age = stream[6];
+    builder.add({slices += slices_of(numel), numel, slice_of(numel),
+                 view_from(builder, stream, dims, shape, shape + dims),
+                 view_from(builder, stream + 2, dims, shape, shape + 2 * dims),
+                 pointer<unsigned char>(stream[4]) + layout.averages, layout.bytes,
+                 age > 1 ? make_correction(config, age - 1) : Correction{}, type != StateType::float32,
+                 make_correction(config, age).of[2]});
+    stream = shape + 3 * dims;
+  }
+  Memory memory;
+  const SumsScalars scalars{0, {}, config.rates.of[2], maximize ? -1. : 1., nullptr, out};
+  return run_tensor_sums(scalars, builder, memory.workspace(), nullptr);
+}
+
 // Per tensor: numel, record tile, state, gradient of the end state, gradient of the start state. Per step and for
 // theta_T: record in `records`, weight, lr, decay in `coefficients`. averages: none, or an address per step.
 int segment_backward(const int64_t* sizes, const float* scalars, const float* phi, int64_t tensors,

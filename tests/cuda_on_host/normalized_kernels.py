@@ -76,6 +76,26 @@ class NormalizedKernels:
             np.array(stream, np.int64),
         )
 
+    def tensor_sums(
+        self,
+        net: Network,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        states: Sequence[DeviceArray],
+        types: Sequence[int],
+        ages: Sequence[int],
+        maximize: bool = False,
+    ) -> np.ndarray:
+        """``types``: of the states, 0 float32, 1 bfloat16, 2 int8."""
+        stream: list[int] = []
+        for k, (param, grad) in enumerate(zip(params, grads)):
+            stream += [param.array.pointer, param.dtype, grad.array.pointer, grad.dtype, states[k].pointer, types[k]]
+            stream += [ages[k], len(param.shape), *param.shape, *param.strides, *grad.strides]
+        out = self.library.array(np.full((len(ages), 6), np.nan))
+        stream_of_words = np.array(stream, np.int64)
+        self.library.call("tensor_sums", *net.arguments(), int(maximize), len(ages), stream_of_words, out)
+        return out.numpy()
+
     def segment_backward(
         self,
         net: Network,

@@ -134,8 +134,9 @@ static void bfloat16_step(const Network& net, const TensorStep& tensor, const fl
 }
 
 static void bfloat16_stored_step(const Network& net, const TensorStep& tensor, StateType type, const float* inputs,
-                                 void* tile, int count, uint64_t seed, int64_t number, float* out) {
-  stored_step_with<Bfloat16Products>(net, tensor, type, inputs, tile, count, seed, number, out);
+                                 void* tile, int count, uint64_t seed, int64_t number, const void* next,
+                                 const float* grad, const float* averages, float* out) {
+  stored_step_with<Bfloat16Products>(net, tensor, type, inputs, tile, count, seed, number, next, grad, averages, out);
 }
 
 }  // namespace L2L_ISA

@@ -20,17 +20,31 @@ static L2L_ALWAYS_INLINE vf load_bfloat16(const uint16_t* p) {
   return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
 }
 static L2L_ALWAYS_INLINE void store_high_halves(uint16_t* p, const vu* x) {
-  for (int v = 0; v < 4; v++)
-    _mm256_storeu_si256((__m256i*)(p + 16 * v), _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)x[v], 16)));
+  alignas(64) static constexpr uint16_t kOdd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                    33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  const __m512i odd = _mm512_load_si512(kOdd);
+  for (int v = 0; v < 4; v += 2)
+    _mm512_storeu_si512(p + 16 * v, _mm512_permutex2var_epi16((__m512i)x[v], odd, (__m512i)x[v + 1]));
+}
+// Packing goes by quarters of the registers: the order of the sixteen that come out.
+static L2L_ALWAYS_INLINE __m512i in_order(__m512i packed) {
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), packed);
 }
 static L2L_ALWAYS_INLINE void store_codes_of_h(int8_t* p, const vf* x) {
-  for (int v = 0; v < 4; v++)
-    _mm_storeu_si128((__m128i*)(p + 16 * v), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32((__m512)x[v])));
+  const auto whole = [&](int i) L2L_LAMBDA { return _mm512_cvtps_epi32((__m512)x[i]); };
+  const __m512i low = _mm512_packs_epi32(whole(0), whole(1)), high = _mm512_packs_epi32(whole(2), whole(3));
+  _mm512_storeu_si512(p, in_order(_mm512_packs_epi16(low, high)));
 }
 static L2L_ALWAYS_INLINE void store_codes_of_c(int8_t* p, const vf* x) {
-  for (int v = 0; v < 4; v++)
-    _mm_storeu_si128((__m128i*)(p + 16 * v),
-                     _mm_xor_si128(_mm512_cvtepi32_epi8(_mm512_cvttps_epi32((__m512)x[v])), _mm_set1_epi8((char)0x80)));
+  const auto whole = [&](int i) L2L_LAMBDA { return _mm512_cvttps_epi32((__m512)x[i]); };
+  const __m512i low = _mm512_packus_epi32(whole(0), whole(1)), high = _mm512_packus_epi32(whole(2), whole(3));
+  const __m512i bytes = in_order(_mm512_packus_epi16(low, high));
+  _mm512_storeu_si512(p, _mm512_xor_si512(bytes, _mm512_set1_epi8((char)0x80)));
+}
+// Where x is infinite or not a number, itself, and a NaN quiet; else the other.
+static L2L_ALWAYS_INLINE vu unless_finite(vf x, vu other) {
+  const __mmask16 special = _mm512_fpclass_ps_mask((__m512)x, 0x01 | 0x80 | 0x08 | 0x10);
+  return (vu)_mm512_mask_mul_ps((__m512)other, special, (__m512)x, _mm512_set1_ps(1.f));
 }
 static L2L_ALWAYS_INLINE uint32_t largest_lane(vu x) { return _mm512_reduce_max_epu32((__m512i)x); }
 static L2L_ALWAYS_INLINE vu larger(vu a, vu b) { return (vu)_mm512_max_epu32((__m512i)a, (__m512i)b); }
@@ -108,30 +122,33 @@ static L2L_ALWAYS_INLINE uint32_t largest_lane(vu x) {
 }
 #endif
 
+#if L2L_LANES != 16
+static L2L_ALWAYS_INLINE vu unless_finite(vf x, vu other) {
+  const vu bits = (vu)x, magnitude = bits & 0x7fffffffu;
+  const vu finite = (vu)((vi)magnitude < (int32_t)kInfinity), number = (vu)(x == x);
+  return (finite & other) | (~finite & (bits | (~number & 0x400000u)));
+}
+#endif
+
 constexpr int kRowVectors = kTile / kLanes;
 
 static L2L_ALWAYS_INLINE void decode_bfloat16_row(const uint16_t* from, float* to) {
   L2L_UNROLL for (int v = 0; v < kRowVectors; v++) store(to + v * kLanes, load_bfloat16(from + v * kLanes));
 }
 
-static L2L_ALWAYS_INLINE void encode_bfloat16_row(const float* from, uint16_t* to) {
+static L2L_ALWAYS_INLINE void encode_bfloat16_row(const Wide<kRowVectors>& row, uint16_t* to) {
   vu x[kRowVectors];
   L2L_UNROLL for (int v = 0; v < kRowVectors; v++) {
-    const vu bits = (vu)load(from + v * kLanes);
-    const vu number = (vu)((vf)bits == (vf)bits);
-    x[v] = (number & (bits + 0x7fffu + ((bits >> 16) & 1u))) | (~number & (bits | 0x400000u));
+    const vu bits = (vu)row.v[v];
+    x[v] = unless_finite(row.v[v], bits + 0x7fffu + ((bits >> 16) & 1u));
   }
   store_high_halves(to, x);
 }
 
 // random: 16 bits a lane. Infinities and NaNs stay.
-static L2L_ALWAYS_INLINE void round_bfloat16_row(const float* from, const vu* random, uint16_t* to) {
+static L2L_ALWAYS_INLINE void round_bfloat16_row(const Wide<kRowVectors>& row, const vu* random, uint16_t* to) {
   vu x[kRowVectors];
-  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) {
-    const vu bits = (vu)load(from + v * kLanes);
-    const vu finite = (vu)((vi)(bits & 0x7fffffffu) < (int32_t)kInfinity), number = (vu)((vf)bits == (vf)bits);
-    x[v] = (finite & (bits + random[v])) | (~finite & (bits | (~number & 0x400000u)));
-  }
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) x[v] = unless_finite(row.v[v], (vu)row.v[v] + random[v]);
   store_high_halves(to, x);
 }
 
@@ -149,34 +166,31 @@ static L2L_ALWAYS_INLINE void decode_codes_row(const int8_t* from, float step, b
 }
 
 // Of an h that a cell gave, |h| <= 1 to rounding: there is nothing to be bounded.
-static L2L_ALWAYS_INLINE void encode_h_row(const float* from, int8_t* to) {
+static L2L_ALWAYS_INLINE void encode_h_row(const Wide<kRowVectors>& row, int8_t* to) {
   vf x[kRowVectors];
-  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) x[v] = load(from + v * kLanes) * 127.f;
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) x[v] = row.v[v] * 127.f;
   store_codes_of_h(to, x);
 }
 
-static uint32_t finite_magnitude_of_row(const float* from) {
+static uint32_t finite_magnitude_of_row(const Wide<kRowVectors>& row) {
   uint32_t largest = 0;
   for (int i = 0; i < kTile; i++) {
-    const uint32_t magnitude = finite_magnitude(from[i]);
+    const uint32_t magnitude = finite_magnitude(row.v[i / kLanes][i % kLanes]);
     largest = magnitude > largest ? magnitude : largest;
   }
   return largest;
 }
 
 // Returns the exponent of the row's step.
-static L2L_ALWAYS_INLINE int encode_c_row(const float* from, const vu* random, int8_t* to) {
+static L2L_ALWAYS_INLINE int encode_c_row(const Wide<kRowVectors>& row, const vu* random, int8_t* to) {
   vu magnitudes{};
-  vf x[kRowVectors];
-  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) {
-    x[v] = load(from + v * kLanes);
-    magnitudes = larger(magnitudes, (vu)x[v] & 0x7fffffffu);
-  }
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) magnitudes = larger(magnitudes, (vu)row.v[v] & 0x7fffffffu);
   uint32_t largest = largest_lane(magnitudes);
-  if (largest >= kInfinity) largest = finite_magnitude_of_row(from);
+  if (largest >= kInfinity) largest = finite_magnitude_of_row(row);
   const int e = step_exponent(largest);
   const float inverse = power_of_two(-e);
-  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) x[v] = x[v] * inverse + (vf)(random[v] | 0x43000000u);
+  vf x[kRowVectors];
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) x[v] = row.v[v] * inverse + (vf)(random[v] | 0x43000000u);
   store_codes_of_c(to, x);
   return e;
 }

@@ -155,6 +155,8 @@ static L2L_ALWAYS_INLINE void step_with(const Network& net, const TensorStep& te
     if (waits) __builtin_memcpy(new_state + h, waiting, sizeof(float) * kTile * hidden);
     below = new_state + h;
   }
+  for (int r = 0; next_state && r < config.averages(); r++)
+    prefetch_row(next_state + (config.average_row() + r) * kTile);
   read_out(net, below, out);
 }
 

@@ -110,16 +110,18 @@ class SyntheticGradients(FusedBPTT):
             if not (any(weights) or predicted):
                 optimizer.discard_segment()
             else:
+                learns = self.predictor_lr > 0.0
                 found = optimizer.backward_segment(
                     weights,
                     {tensor.param: each.state for tensor, each in predicted.items() if each.state is not None},
-                    True,
+                    learns,
                     grad_end_params={tensor.param: each.params(tensor.param) for tensor, each in predicted.items()},
-                    return_grad_start_params=True,
+                    return_grad_start_params=learns,
                 )
                 meta_step()
-                assert isinstance(found, StartGradients)  # as asked for
-                course.learn(at, found, predicted, end)
+                if learns:
+                    assert isinstance(found, StartGradients)  # as asked for
+                    course.learn(at, found, predicted, end)
             at = course.chosen(end)
         course.finish()
         return finite_prefix(losses, task.num_problems)

@@ -127,7 +127,7 @@ class Decoupled(nn.Module):
             inputs: the first module's.
             loss_fn: ``loss_fn(output, *targets)``, a scalar.
             targets: what the loss is measured against.
-            labels: int64 ``[batch]``, for conditioned predictors; by default the first of ``targets``.
+            labels: int64 ``[batch]``, for conditioned predictors and no others; by default the first of ``targets``.
 
         Raises:
             TypeError, ValueError: an argument, or what a module gave, is not as described.
@@ -152,12 +152,13 @@ class Decoupled(nn.Module):
                 optimizers[update.index].step()
                 optimizers[update.index].zero_grad()
         """
-        if labels is None and self.num_classes is not None and len(self.stages) > 1:
-            if not targets:
+        if self.num_classes is None:
+            if labels is not None:
+                raise TypeError("labels: expected none, as predictors were made without num_classes, got some")
+        elif labels is not None or len(self.stages) > 1:
+            if labels is None and not targets:
                 raise TypeError("labels: expected classes for the conditioned predictors, got none, and no targets")
-            labels = targets[0]
-        if self.num_classes is not None and len(self.stages) > 1:
-            check_labels(labels, self.num_classes)
+            labels = check_labels(targets[0] if labels is None else labels, self.num_classes)
         return self._updates(inputs, loss_fn, targets, labels)
 
     def _updates(
@@ -177,20 +178,23 @@ class Decoupled(nn.Module):
             yield Update(index, local, error)
 
     def units(self) -> list[list[nn.Parameter]]:
-        """Parameters by the :meth:`updates` that completes their gradients: of module i and the predictor below it."""
+        """Parameters by the :meth:`updates` that completes their gradients: of module i and the predictor below it.
+        What several of these share is with the last of them."""
         below = [[], *(list(stage.predictor.parameters()) for stage in self._chain() if stage.predictor is not None)]
-        return [[*stage.module.parameters(), *under] for stage, under in zip(self._chain(), below, strict=True)]
+        units = [[*stage.module.parameters(), *under] for stage, under in zip(self._chain(), below, strict=True)]
+        last = {id(parameter): index for index, unit in enumerate(units) for parameter in unit}
+        return [
+            list({id(parameter): parameter for parameter in unit if last[id(parameter)] == index}.values())
+            for index, unit in enumerate(units)
+        ]
 
     def module_parameters(self) -> Iterator[nn.Parameter]:
-        """Of the modules alone, for optimizers that treat predictors otherwise."""
-        for stage in self._chain():
-            yield from stage.module.parameters()
+        """Of the modules alone, each once, for optimizers that treat predictors otherwise."""
+        yield from nn.ModuleList(stage.module for stage in self._chain()).parameters()
 
     def predictor_parameters(self) -> Iterator[nn.Parameter]:
-        """Of the predictors alone."""
-        for stage in self._chain():
-            if stage.predictor is not None:
-                yield from stage.predictor.parameters()
+        """Of the predictors alone, each once."""
+        yield from nn.ModuleList(stage.predictor for stage in self._chain() if stage.predictor is not None).parameters()
 
 
 def _checked_modules(modules: Iterable[nn.Module]) -> list[nn.Module]:

@@ -31,6 +31,15 @@ def check_labels(labels: Tensor | None, num_classes: int, batch: int | None = No
     return labels
 
 
+def _check_normalizable(normalized: bool, activity: Tensor) -> None:
+    """ValueError if batch normalization would find one number of each kind, which has no variance."""
+    if normalized and activity.numel() and activity.numel() == activity.shape[1]:
+        raise ValueError(
+            f"activity: expected at least two samples, as batch normalization needs in training, got shape "
+            f"{tuple(activity.shape)}; batch_norm=False takes any"
+        )
+
+
 class Predictor(nn.Module):
     """A perceptron from an activity to the gradient with respect to it; its last layer starts at zero.
 
@@ -54,7 +63,7 @@ class Predictor(nn.Module):
         self.features = positive_int("features", features)
         self.num_classes = _check_classes(num_classes)
         sizes = (self.features + self.num_classes, *widths("hidden", hidden, "layer widths"))
-        batch_norm = flag("batch_norm", batch_norm)
+        self.batch_norm = batch_norm = flag("batch_norm", batch_norm)
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
             # The normalization has a bias of its own.
@@ -67,7 +76,12 @@ class Predictor(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, activity: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Activity ``[batch, features]`` and, with ``num_classes``, labels int64 ``[batch]``: ``[batch, features]``."""
+        """Activity ``[batch, features]`` and, with ``num_classes``, labels int64 ``[batch]``: ``[batch, features]``.
+
+        Raises:
+            TypeError, ValueError: labels are no classes, or a single sample is to be normalized.
+        """
+        _check_normalizable(self.batch_norm and self.training and len(self.hidden) > 0, activity)
         if self.num_classes:
             labels = check_labels(labels, self.num_classes, len(activity))
             activity = torch.cat([activity, F.one_hot(labels, self.num_classes).to(activity.dtype)], 1)
@@ -103,7 +117,8 @@ class ConvPredictor(nn.Module):
         if positive_int("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that pictures keep their size, got {kernel_size}")
         sizes = (self.channels + self.num_classes, *widths("hidden", hidden, "numbers of channels"))
-        batch_norm, around = flag("batch_norm", batch_norm), kernel_size // 2
+        self.batch_norm = batch_norm = flag("batch_norm", batch_norm)
+        around = kernel_size // 2
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
             layers += [nn.Conv2d(fan_in, fan_out, kernel_size, padding=around, bias=not batch_norm)]
@@ -116,7 +131,12 @@ class ConvPredictor(nn.Module):
 
     def forward(self, activity: Tensor, labels: Tensor | None = None) -> Tensor:
         """Activity ``[batch, channels, height, width]`` and, with ``num_classes``, labels int64 ``[batch]``: a tensor
-        of the activity's shape."""
+        of the activity's shape.
+
+        Raises:
+            TypeError, ValueError: labels are no classes, or a single number per channel is to be normalized.
+        """
+        _check_normalizable(self.batch_norm and self.training and len(self.hidden) > 0, activity)
         if self.num_classes:
             labels = check_labels(labels, self.num_classes, len(activity))
             planes = F.one_hot(labels, self.num_classes).to(activity.dtype)[:, :, None, None]

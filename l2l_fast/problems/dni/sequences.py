@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.checks import flag, integer, positive_int, real
+from ...kernels.checks import as_float, flag, integer, positive_int, real
 
 
 class Episode(NamedTuple):
@@ -46,9 +46,7 @@ class CopyTask:
         self.inputs = self.characters + 1
         self.classes = self.characters + self.repeat
 
-    def sample(
-        self, length: int, batch: int, generator: torch.Generator, repeats: int = 1, gap: int = 0
-    ) -> Episode:
+    def sample(self, length: int, batch: int, generator: torch.Generator, repeats: int = 1, gap: int = 0) -> Episode:
         """A minibatch; ``repeats`` other than 1 is for repeat copy; in the published tasks there is no gap.
 
         Raises:
@@ -91,8 +89,15 @@ class Curriculum:
         self._bits: deque[float] = deque(maxlen=positive_int("window", window))
 
     def record(self, bits: float) -> bool:
-        """Take in a minibatch's error in bits per character; whether that made the sequences grow."""
-        self._bits.append(bits)
+        """Take in a minibatch's error in bits per character; whether that made the sequences grow. A NaN does not.
+
+        Raises:
+            TypeError: it is not a number.
+        """
+        number = as_float(bits)
+        if number is None:
+            raise TypeError(f"bits: expected a number, got {bits!r}")
+        self._bits.append(number)
         full = len(self._bits) == self._bits.maxlen
         if not full or not sum(self._bits) / len(self._bits) < self.threshold:
             return False

@@ -43,9 +43,7 @@ class Fixed(nn.Module):
 
 
 def chain(dtype=torch.float64, sizes=(5, 7, 6, 4, 3)) -> list[nn.Module]:
-    return [
-        nn.Sequential(nn.Linear(a, b), nn.Tanh()).to(dtype) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-    ]
+    return [nn.Sequential(nn.Linear(a, b), nn.Tanh()).to(dtype) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
 
 
 def batch(dtype=torch.float64, size=8, inputs=5, classes=3) -> tuple[Tensor, Tensor]:
@@ -265,3 +263,41 @@ def test_it_can_be_copied_pickled_and_loaded_after_a_pass(tmp_path):
     fresh.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
     net.eval(), fresh.eval()
     assert torch.equal(net(x), fresh(x))
+
+
+def test_what_modules_share_is_one_parameter_of_the_last_unit_that_completes_it():
+    torch.manual_seed(0)
+    tied, head, predictor = nn.Linear(4, 4), nn.Linear(4, 3), dni.predictor_for((4,), hidden=(5,))
+    net = dni.Decoupled([tied, nn.Tanh(), tied, head], predictors=[predictor, dni.predictor_for((4,)), predictor])
+    every = [id(each) for each in net.parameters()]
+    for found in ([*net.module_parameters(), *net.predictor_parameters()], [each for u in net.units() for each in u]):
+        assert sorted(map(id, found)) == sorted(every)
+    units = [[id(each) for each in unit] for unit in net.units()]
+    assert not units[0] and {id(each) for each in tied.parameters()} <= {*units[2]}
+    assert {id(each) for each in predictor.parameters()} <= {*units[3]}
+    optimizer = torch.optim.SGD(net.module_parameters(), lr=0.1)  # warns of a parameter that comes twice
+    net.backward(torch.randn(6, 4), F.cross_entropy, torch.randint(3, (6,)))
+    optimizer.step()
+
+
+def test_a_single_sample_cannot_be_normalized():
+    net = dni.Decoupled([nn.Linear(4, 4), nn.Linear(4, 3)], torch.randn(2, 4))
+    with pytest.raises(ValueError, match=r"activity: expected at least two samples, .* got shape \(1, 4\);"):
+        net.backward(torch.randn(1, 4), F.cross_entropy, torch.tensor([0]))
+    assert all(each.grad is None for each in net.parameters())
+    dni.Predictor(4, hidden=(), batch_norm=True)(torch.randn(1, 4))
+    dni.Predictor(4).eval()(torch.randn(1, 4))
+    dni.ConvPredictor(2)(torch.randn(1, 2, 3, 3))
+    with pytest.raises(ValueError, match="activity: expected at least two"):
+        dni.ConvPredictor(2)(torch.randn(1, 2, 1, 1))
+
+
+def test_labels_that_nobody_would_read_are_refused():
+    batch = (torch.randn(6, 4), F.cross_entropy, torch.randint(3, (6,)))
+    net = dni.Decoupled([nn.Linear(4, 4), nn.Linear(4, 3)], torch.randn(2, 4))
+    with pytest.raises(TypeError, match="labels: expected none, as predictors were made without num_classes"):
+        net.backward(*batch, labels=batch[2])
+    alone = dni.Decoupled([nn.Linear(4, 3)], num_classes=3)
+    with pytest.raises(TypeError, match="labels: expected a tensor of classes"):
+        alone.backward(*batch, labels="nonsense")
+    alone.backward(*batch)

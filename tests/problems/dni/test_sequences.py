@@ -64,3 +64,8 @@ def test_wrong_arguments_are_named():
         dni.CopyTask().sample(1, 3, torch.Generator(), gap=-1)
     with pytest.raises(ValueError, match="threshold: expected a finite number > 0, got 0"):
         dni.Curriculum(threshold=0)
+    curriculum = dni.Curriculum(window=1)
+    with pytest.raises(TypeError, match="bits: expected a number, got None"):
+        curriculum.record(None)
+    assert curriculum.record(0.0)
+    assert not curriculum.record(float("nan"))
