@@ -43,7 +43,7 @@ CXX_FLAGS = [
 def sources() -> list[str]:
     kernels = ["baseline"]
     if platform.machine().lower() in ("x86_64", "amd64"):
-        kernels += ["avx2", "avx512"]
+        kernels += ["avx2", "avx512", "avx512bf16"]
     cpu = ["averages", "backend", "backward", "dispatch", "layered_backward", "layered_forward"]
     cpu += ["packing", "parallel", "step", "tensor_inputs", "tensor_steps", "tensor_sums"]
     cpu += [f"isa/{name}" for name in kernels]

@@ -7,6 +7,19 @@
 namespace l2l {
 namespace {
 
+#if defined(__x86_64__)
+// Put together here, by code that every machine can run.
+const Kernels& avx512_with_bfloat16() {
+  static const Kernels kernels = [] {
+    Kernels result = avx512::kernels;
+    result.name = "avx512bf16";
+    result.bfloat16 = avx512bf16::bfloat16;
+    return result;
+  }();
+  return kernels;
+}
+#endif
+
 std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> sets{&baseline::kernels};
 #if defined(__x86_64__)
@@ -14,8 +27,10 @@ std::vector<const Kernels*> supported() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     sets.push_back(&avx2::kernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512vl")) {
       sets.push_back(&avx512::kernels);
+      if (__builtin_cpu_supports("avx512bf16")) sets.push_back(&avx512_with_bfloat16());
+    }
   }
 #endif
   return sets;
@@ -27,7 +42,7 @@ const Kernels* find(const std::string& name, const char* origin) {
     if (name == set->name) return set;
     names += (names.empty() ? "" : ", ") + std::string(set->name);
   }
-  const bool known = name == "avx2" || name == "avx512";
+  const bool known = name == "avx2" || name == "avx512" || name == "avx512bf16";
   throw std::invalid_argument(std::string(origin) + ": instruction set '" + name + "' is " +
                               (known ? "not available on this machine" : "unknown") + "; expected one of: " + names);
 }

@@ -11,9 +11,18 @@
 
 namespace l2l {
 
+// What a layer's forward products read, weights and inputs: floats; floats that are rounded to bfloat16; or pairs of
+// bfloat16 in 32 bits, rows 2k (low half) and 2k + 1 of the inputs and of those before in h, the last beside a zero if
+// their number is odd. Of pairs, too, the bias of a unit is four floats in front of its weights.
+enum class Operands : int { floats, rounded, pairs };
+
+L2L_HOST_DEVICE constexpr int operand_rows(Operands operands, int rows) {
+  return operands == Operands::pairs ? (rows + 1) / 2 : rows;
+}
+
 // One layer's weights in the order in which the kernels read them.
 struct LayerWeights {
-  const float* forward;         // as in packed_layout.h
+  const float* forward;         // as in packed_layout.h, or such operands
   const float* backward_input;  // [ceil(inputs / 4)][4 * hidden][4]: d gates -> d inputs, zero-padded
   const float* backward_h;      // [ceil(hidden / 4)][4 * hidden][4]: d gates -> d previous h, zero-padded
 };
@@ -25,6 +34,12 @@ struct Network {
   const float* weight_out;     // [read_outs][hidden], an update's times output_scale
   const float* bias_out;       // [read_outs], an update's times output_scale
   const float* weight_tensor;  // [hidden][tensor_inputs][4]
+  Operands operands = Operands::floats;
+
+  // Floats of one unit of a layer's forward weights.
+  L2L_HOST_DEVICE long forward_unit(int l) const {
+    return 4L * (1 + operand_rows(operands, config.inputs(l)) + operand_rows(operands, config.hidden));
+  }
 };
 
 // What all coordinates of a tensor have in common in one step. All empty for networks that know nothing of tensors.
@@ -79,6 +94,16 @@ struct LayerBackward {
 // sigmoid_scaled(a) = 1 / (1 + 2^a), tanh_scaled(a) = (2^a - 1) / (2^a + 1): the scale of the pre-activations.
 enum class VectorFunction : int { exp2, sigmoid_scaled, tanh_scaled, log };
 
+// The steps with bfloat16 products, of a network that was packed for these operands; otherwise as in Kernels.
+struct Bfloat16Kernels {
+  Operands operands;
+  void (*step)(const Network&, const TensorStep&, const float* inputs, const float* state, float* new_state, int count,
+               const float* next_state, float* out);
+  void (*stored_step)(const Network&, const TensorStep&, StateType, const float* inputs, void* tile, int count,
+                      uint64_t seed, int64_t number, const void* next, const float* grad, const float* averages,
+                      float* out);
+};
+
 struct Kernels {
   const char* name;
   int lanes;
@@ -124,6 +149,7 @@ struct Kernels {
   void (*layer_backward)(const Network&, int layer, const LayerBackward*, int tiles, double* grad_phi, float* scratch);
   // dh is added to; grad_out [outputs][64].
   void (*read_out_backward)(const Network&, const float* h, const float* grad_out, float* dh, double* grad_phi);
+  Bfloat16Kernels bfloat16;
   // For tests: y = function(x). For the roofline: `repeats` rounds of independent multiply-adds, returns how many.
   void (*vector_function)(VectorFunction, const float* x, float* y, int64_t n);
   int64_t (*multiply_adds)(int64_t repeats, float* sink);
@@ -136,6 +162,7 @@ namespace baseline { extern const Kernels kernels; }
 #if defined(__x86_64__)
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
+namespace avx512bf16 { extern const Bfloat16Kernels bfloat16; }
 #endif
 
 }  // namespace l2l

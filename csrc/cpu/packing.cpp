@@ -1,5 +1,7 @@
 #include "packing.h"
 
+#include <algorithm>
+
 #include "../core/cell.h"
 
 namespace l2l {
@@ -34,15 +36,38 @@ void pack_transposed(const float* from, int hidden, int columns, float* to) {
     }
 }
 
+// The forward weights of a layer, packed as floats, as other operands. from: [hidden][1 + inputs + hidden][4].
+void round_weights(const float* from, const Config& config, int layer, Operands operands, float* to) {
+  const int inputs = config.inputs(layer), hidden = config.hidden;
+  const auto pack = [&](int rows) {
+    const int step = operands == Operands::pairs ? 2 : 1;
+    for (int k = 0; k < rows; k += step, from += step * kGates, to += kGates)
+      for (int g = 0; g < kGates; g++) {
+        const uint32_t low = nearest_bfloat16(from[g]), high = k + 1 < rows ? nearest_bfloat16(from[kGates + g]) : 0;
+        to[g] = operands == Operands::pairs ? float_of(low | high << 16) : decode_bfloat16(low);
+      }
+    if (step == 2 && rows % 2 == 1) from -= kGates;
+  };
+  for (int j = 0; j < hidden; j++) {
+    to = std::copy_n(from, kGates, to);
+    from += kGates;
+    pack(inputs);
+    pack(hidden);
+  }
+}
+
 }  // namespace
 
-PackedNetwork::PackedNetwork(const Config& config, const float* phi, Direction direction) {
+PackedNetwork::PackedNetwork(const Config& config, const float* phi, Direction direction, Operands operands) {
   const int hidden = config.hidden, rows = kGates * hidden;
   const PackedLayout layout(config);
   network_.config = config;
   network_.features = make_features(config);
+  network_.operands = operands;
 
   size_t size = layout.floats(config);
+  if (operands != Operands::floats)
+    for (int l = 0; l < config.layers; l++) size += static_cast<size_t>(hidden) * network_.forward_unit(l);
   if (direction == Direction::backward)
     for (int l = 0; l < config.layers; l++)
       size += static_cast<size_t>(rows) * (round_up_4(config.inputs(l)) + round_up_4(hidden));
@@ -60,6 +85,11 @@ PackedNetwork::PackedNetwork(const Config& config, const float* phi, Direction d
     const int inputs = config.inputs(l);
     float* forward = take(static_cast<size_t>(rows) * layout.unit(l));
     for_each_quadruple(config, l, [&](int at, int g, int from) { forward[kGates * at + g] = scales[g] * phi[from]; });
+    if (operands != Operands::floats) {
+      float* rounded = take(static_cast<size_t>(hidden) * network_.forward_unit(l));
+      round_weights(forward, config, l, operands, rounded);
+      forward = rounded;
+    }
     network_.layer[l] = {forward, nullptr, nullptr};
     if (direction == Direction::forward) continue;
     float* backward_input = take(static_cast<size_t>(rows) * round_up_4(inputs));

@@ -13,7 +13,8 @@ enum class Direction { forward, backward };
 // Owns the packed weights that its Network points to.
 class PackedNetwork {
  public:
-  PackedNetwork(const Config& config, const float* phi, Direction direction);
+  // operands: of the forward products, in the direction forward.
+  PackedNetwork(const Config& config, const float* phi, Direction direction, Operands operands = Operands::floats);
   PackedNetwork(const PackedNetwork&) = delete;
   PackedNetwork& operator=(const PackedNetwork&) = delete;
 

@@ -17,8 +17,8 @@ constexpr int64_t kGrain = 2, kAveragesGrain = 128;  // the latter: without laye
 // What comes from a call's tensors and goes to them, tile by tile.
 class Coordinates {
  public:
-  Coordinates(const StepCall& call, const PackedNetwork& net)
-      : call_(call), net_(net.network()), kernel_(kernels()), steps_(net, call.tensors.size()) {
+  Coordinates(const StepCall& call, const PackedNetwork& net, const Kernels& kernel)
+      : call_(call), net_(net.network()), kernel_(kernel), steps_(net, call.tensors.size()) {
     if (net_.config.averages() > 0)
       for (size_t k = 0; k < call.tensors.size(); k++) steps_.set(k, call.tensors[k].common);
     grads_.reserve(call.tensors.size());
@@ -28,6 +28,7 @@ class Coordinates {
     }
   }
 
+  const Kernels& kernel() const { return kernel_; }
   const TensorStep& step_of(const Tiles::Place& place) const { return steps_[place.tensor]; }
 
   // The gradient g [64] and the inputs x [inputs(0)][64] of one tile; lanes beyond the last coordinate are zero.
@@ -91,7 +92,8 @@ const void* next_tile(const StepCall& call, const Tiles::Place& place, int64_t b
 
 // Tile by tile: nothing is exchanged between coordinates.
 void step_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& tiles, const Coordinates& coordinates) {
-  const Kernels& kernel = kernels();
+  const Kernels& kernel = coordinates.kernel();
+  const auto step_tile = call.precision == Precision::bfloat16 ? kernel.bfloat16.step : kernel.step;
   const int64_t stride = tile_floats(call.config);
   tiles.for_each(kGrain, [&](const Tiles::Place& place) {
     alignas(64) float g[kTile], x[(kMaxFeatures + kMaxExtraInputs) * kTile], out[kMaxOutputs * kTile];
@@ -101,8 +103,8 @@ void step_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& til
       const StepTensor& tensor = call.tensors[place.tensor];
       const TensorStep& step = coordinates.step_of(place);
       float* new_state = tensor.new_state + place.tile * stride;
-      kernel.step(net.network(), step, x, tensor.state + place.tile * stride, new_state, place.count,
-                  static_cast<const float*>(next_tile(call, place, 4 * stride, &StepTensor::state)), out);
+      step_tile(net.network(), step, x, tensor.state + place.tile * stride, new_state, place.count,
+                static_cast<const float*>(next_tile(call, place, 4 * stride, &StepTensor::state)), out);
       if (call.config.averages() > 0)
         kernel.update(net.network(), step, g, new_state + call.config.average_row() * kTile, x, out);
     }
@@ -140,7 +142,8 @@ void step_averages(const StepCall& call, const PackedNetwork& net, const Tiles& 
 // The same as step_tiles() with states that are not float32.
 void step_stored_tiles(const StepCall& call, const PackedNetwork& net, const Tiles& tiles,
                        const Coordinates& coordinates) {
-  const Kernels& kernel = kernels();
+  const Kernels& kernel = coordinates.kernel();
+  const auto step_tile = call.precision == Precision::bfloat16 ? kernel.bfloat16.stored_step : kernel.stored_step;
   const Config& config = call.config;
   const StateType type = call.state_type;
   const int64_t stride = TileLayout(config, type).bytes;
@@ -153,8 +156,8 @@ void step_stored_tiles(const StepCall& call, const PackedNetwork& net, const Til
     {
       FlushDenormals flush;
       const TensorStep& step = coordinates.step_of(place);
-      kernel.stored_step(net.network(), step, type, x, stored, place.count, tensor.seed, place.tile,
-                         next_tile(call, place, stride, &StepTensor::stored), g, averages, out);
+      step_tile(net.network(), step, type, x, stored, place.count, tensor.seed, place.tile,
+                next_tile(call, place, stride, &StepTensor::stored), g, averages, out);
     }
     coordinates.write(place, out);
   });
@@ -191,10 +194,13 @@ void step_layers(const StepCall& call, const PackedNetwork& net, const Tiles& ti
 }  // namespace
 
 void cpu_step(const StepCall& call) {
-  const PackedNetwork net(call.config, call.phi.const_data_ptr<float>(), Direction::forward);
+  // Once: operands are packed for these kernels, whoever chooses others meanwhile.
+  const Kernels& kernel = kernels();
+  const Operands operands = call.precision == Precision::bfloat16 ? kernel.bfloat16.operands : Operands::floats;
+  const PackedNetwork net(call.config, call.phi.const_data_ptr<float>(), Direction::forward, operands);
   Tiles tiles;
   for (const StepTensor& tensor : call.tensors) tiles.add(tensor.grad.numel());
-  const Coordinates coordinates(call, net);
+  const Coordinates coordinates(call, net, kernel);
   if (call.config.layers == 0)
     step_averages(call, net, tiles, coordinates);
   else if (call.state_type != StateType::float32)

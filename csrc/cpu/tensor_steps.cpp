@@ -16,7 +16,7 @@ void TensorSteps::set(size_t k, const Common& common) {
   step.inputs = common.inputs;
   float* bias = biases_.data() + k * kGates * config.hidden;
   step.bias = bias;
-  const size_t unit = static_cast<size_t>(kGates) * (1 + config.inputs(0) + config.hidden);
+  const size_t unit = net_.forward_unit(0);
   for (int j = 0; j < config.hidden; j++)
     for (int g = 0; g < kGates; g++) {
       const float* weights = net_.weight_tensor + static_cast<size_t>(kGates) * j * config.tensor_inputs + g;

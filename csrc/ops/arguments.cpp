@@ -134,6 +134,25 @@ void check_phases(const Config& config, const StepArguments& a) {
                     " for a network with averages, got ", a.first_phase, " and ", a.last_phase);
 }
 
+constexpr const char* kPrecisionNames[] = {"float32", "bfloat16"};
+
+void check_precision(const Config& config, const StepArguments& a) {
+  const std::string_view name = a.precision_name;
+  TORCH_CHECK_VALUE(name == kPrecisionNames[0] || name == kPrecisionNames[1],
+                    "precision: expected 'float32' or 'bfloat16', got '", name, "'");
+  if (name == kPrecisionNames[0]) return;
+  TORCH_CHECK_VALUE(a.phi.is_cpu(), "precision: 'bfloat16' is of the CPU; expected 'float32' for phi on ",
+                    a.phi.device());
+  TORCH_CHECK_VALUE(config.layers > 0, "precision: expected 'float32' for a network without layers, which has no ",
+                    "products, got '", name, "'");
+  TORCH_CHECK_VALUE(config.is_plain(), "precision: expected 'float32' for a network with gac_cells, extra_inputs or ",
+                    "several outputs, got '", name, "'");
+  TORCH_CHECK_VALUE(a.first_phase == 0 && a.last_phase == config.layers + 1,
+                    "precision: expected 'float32' for a step of several phases, got '", name, "'");
+  TORCH_CHECK_VALUE(!a.record, "precision: expected 'float32' for a step with `record`, whose backward is of ",
+                    "float32, got '", name, "'");
+}
+
 void check_record(const StepArguments& a) {
   const size_t offsets = a.record ? a.params.size() : 0;
   TORCH_CHECK_VALUE(a.record_tiles.size() == offsets, "record_tiles: expected ", offsets, " offsets, got ",
@@ -335,6 +354,10 @@ StateType StepArguments::state_type() const {
   return states.empty() ? StateType::float32 : state_type_of(states[0], "states", 0);
 }
 
+Precision StepArguments::precision() const {
+  return precision_name == kPrecisionNames[1] ? Precision::bfloat16 : Precision::float32;
+}
+
 void check_step(const Config& config, const StepArguments& a, int64_t alignment) {
   const StateType type = a.state_type();
   if (type != StateType::float32) {
@@ -354,6 +377,7 @@ void check_step(const Config& config, const StepArguments& a, int64_t alignment)
   check_record(a);
   check_problems(a.problems, 0, "params");
   check_phases(config, a);
+  check_precision(config, a);
   int64_t total = 0;
   for (size_t k = 0; k < a.params.size(); k++) {
     const at::Tensor &param = a.params[k], &grad = a.grads[k], &state = a.states[k];

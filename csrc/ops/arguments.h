@@ -60,9 +60,12 @@ struct StepArguments {
   int64_t problems, first_phase, last_phase;
   const CommonArguments& common;
   at::IntArrayRef seeds;
+  std::string_view precision_name;
 
   // Of all states; of float32 if there are none.
   StateType state_type() const;
+  // Of a checked call.
+  Precision precision() const;
 };
 
 // TypeError if no type has this dtype.

@@ -20,6 +20,9 @@ struct Common {
   const float* nominal = nullptr;  // [kNominal], or null for the default
 };
 
+// What the products of a layer's weights are computed with: bfloat16 operands (cpu/isa/bfloat16.h) or float32.
+enum class Precision : int { float32, bfloat16 };
+
 // One tensor of a step; it has coordinates. States and records are tiles.
 struct StepTensor {
   at::Tensor param;  // updated in place; undefined in the functional step
@@ -41,6 +44,7 @@ struct StepCall {
   at::Tensor phi;  // contiguous
   std::vector<StepTensor> tensors;
   StateType state_type = StateType::float32;  // of all tensors; another one only of whole plain steps in place
+  Precision precision = Precision::float32;   // another one only of whole plain steps in place, on the CPU
   int64_t total = 0;                          // coordinates of all tensors: the length of a row of `extra` and `out`
   const float* extra = nullptr;               // [extra][total], or null
   float* out = nullptr;                       // [outputs][total], or null

@@ -102,12 +102,12 @@ void step_(at::TensorList params, at::TensorList grads, at::TensorList states, c
            const std::optional<at::Tensor>& extra, const std::optional<at::Tensor>& out, int64_t num_problems,
            const std::optional<at::Tensor>& means, const std::optional<at::Tensor>& sums, int64_t first_phase,
            int64_t last_phase, bool check_only, at::IntArrayRef ages, const std::optional<at::Tensor>& tensor_inputs,
-           const std::optional<at::Tensor>& nominal, at::IntArrayRef seeds) {
+           const std::optional<at::Tensor>& nominal, at::IntArrayRef seeds, c10::string_view precision) {
   const Config config = make_config({sizes, preprocess, constants});
   const Backend& backend = backend_of(phi, config);
   const CommonArguments common{ages, tensor_inputs, nominal};
   const StepArguments arguments{params, grads, states,       phi,         record,     record_tiles, extra, out,
-                                means,  sums,  num_problems, first_phase, last_phase, common,       seeds};
+                                means,  sums,  num_problems, first_phase, last_phase, common,       seeds, precision};
   check_step(config, arguments, backend.alignment);
   if (check_only) return;
   mark_written(arguments);
@@ -115,6 +115,7 @@ void step_(at::TensorList params, at::TensorList grads, at::TensorList states, c
   StepCall call;
   call.config = config;
   call.state_type = arguments.state_type();
+  call.precision = arguments.precision();
   const bool stored = call.state_type != StateType::float32;
   call.tensors.reserve(params.size());
   for (size_t k = 0; k < params.size(); k++) {

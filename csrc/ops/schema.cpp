@@ -21,7 +21,7 @@ TORCH_LIBRARY(l2l_fast, m) {
   m.def("step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor phi, " L2L_CONFIG
         ", float lr, float weight_decay, bool maximize, Tensor(c!)? record, int[] record_tiles, Tensor? extra, "
         "Tensor(d!)? out, int num_problems, Tensor(e!)? means, Tensor(f!)? sums, int first_phase, int last_phase, "
-        "bool check_only, " L2L_COMMON ", SymInt[] seeds=[]) -> ()");
+        "bool check_only, " L2L_COMMON ", SymInt[] seeds=[], str precision='float32') -> ()");
   m.def(
       "segment_backward(Tensor[] start_states, int[] numels, int[] record_tiles, Tensor[] records, Tensor[] means, "
       "float[] loss_weights, float[] lrs, float[] decays, Tensor phi, " L2L_CONFIG

@@ -141,6 +141,7 @@ def step_(
     tensor_inputs: Tensor | None = None,
     nominal: Tensor | None = None,
     seeds: Sequence[int] = (),
+    precision: str = "float32",
 ) -> None:
     """In-place step of many tensors in one launch, averages over all of them.
 
@@ -170,6 +171,9 @@ def step_(
         check_only: raise what the step would raise, and write nothing.
         ages, tensor_inputs, nominal: see above, of every tensor.
         seeds: of states that are not float32, one 64-bit number per tensor: of the rounding in this step.
+        precision: "float32", or "bfloat16": the products of the layers' weights take operands that are rounded to
+            bfloat16, see :func:`l2l_fast.reference.lstm_step`. On the CPU, for plain networks with layers, in whole
+            steps without ``record``.
     """
     if torch.is_grad_enabled() and any(param.requires_grad for param in params):
         raise RuntimeError("step_ writes to parameters that require grad: call it under torch.no_grad()")
@@ -181,7 +185,8 @@ def step_(
     tensors = (params, grads, states, phi, *config.arguments)
     options = (lr, weight_decay, maximize, record, record_tiles, extra, out, num_problems)
     common = (ages, tensor_inputs, nominal)
-    torch.ops.l2l_fast.step_.default(*tensors, *options, means, sums, first, last, check_only, *common, seeds)
+    rest = (*common, seeds, precision)
+    torch.ops.l2l_fast.step_.default(*tensors, *options, means, sums, first, last, check_only, *rest)
 
 
 def check_apart(params: list[Tensor], grads: list[Tensor], states: list[Tensor]) -> None:

@@ -121,6 +121,7 @@ def lstm_step(
     tensor_inputs: Tensor | None = None,
     nominal: Tensor | None = None,
     add: Callable[[Tensor], Tensor] | None = None,
+    precision: str = "float32",
 ) -> tuple[Tensor, LogicalState]:
     """One step of the coordinatewise LSTM with the weights in the flat vector ``phi``.
 
@@ -138,6 +139,8 @@ def lstm_step(
             none. nominal: ``[5]``, see :mod:`l2l_fast.kernels.normalized`, a constant; None for its default, and for
             all other kinds.
         add: that of :func:`global_average`.
+        precision: "float32": nothing is rounded. "bfloat16": what the products of a layer multiply is, inputs, h and
+            weights, see :func:`rounded_weight`.
 
     Returns:
         The update, of grad's shape and dtype (with several outputs: all of them, ``[num_outputs, *grad.shape]``, the
@@ -163,6 +166,9 @@ def lstm_step(
     held = averages.rows if averages is not None else logical_state[0][0]
     dtype = torch.promote_types(torch.promote_types(grad.dtype, held.dtype), torch.float32)
 
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}")
+    rounds = precision == "bfloat16"
     weights = unpack_phi(phi.to(dtype), config)
     flat = grad.to(dtype).reshape(-1)
     if averages is None:
@@ -177,7 +183,11 @@ def lstm_step(
     for k, ((weight_ih, weight_hh, bias), (h, c)) in enumerate(zip(weights.layers, logical_state, strict=True)):
         if k == 0 and tensor_inputs is not None:
             bias = bias + weights.weight_tensor @ tensor_inputs.detach().to(dtype)
-        gates = product(x, weight_ih.T) + product(h.to(dtype), weight_hh.T) + bias
+        before = h.to(dtype)
+        if rounds:
+            x, before = (each.to(torch.bfloat16).to(dtype) for each in (x, before))
+            weight_ih, weight_hh = rounded_weight(weight_ih), rounded_weight(weight_hh)
+        gates = product(x, weight_ih.T) + product(before, weight_hh.T) + bias
         i, f, g, o = gates.chunk(4, dim=1)
         c = torch.sigmoid(f) * c.to(dtype) + torch.sigmoid(i) * torch.tanh(g)
         h = global_average(torch.sigmoid(o) * torch.tanh(c), config.gac_cells, num_problems, add)
@@ -194,6 +204,16 @@ def lstm_step(
         return (config.output_scale * outputs).reshape(grad.shape).to(grad.dtype), new_state
     update = config.output_scale * outputs[:, :1]
     return torch.cat([update, outputs[:, 1:]], dim=1).T.reshape(config.num_outputs, *grad.shape), new_state
+
+
+def rounded_weight(weight: Tensor) -> Tensor:
+    """A layer's weight ``[4H, in]`` as a step with bfloat16 products has it, in its dtype: the nearest bfloat16 (ties
+    to even) of the weight times log2(e), for the gate g 2 log2(e), as kernels keep it in float32; divided by that
+    again."""
+    log2e = 1 / math.log(2)
+    scale = torch.tensor([-log2e, -log2e, 2 * log2e, -log2e], dtype=torch.float32, device=weight.device)
+    scale = scale.repeat_interleave(weight.shape[0] // 4).unsqueeze(1)
+    return (weight.float() * scale).to(torch.bfloat16).to(weight.dtype) / scale.to(weight.dtype)
 
 
 def split_averages(
@@ -236,10 +256,13 @@ def step(
     extra: Tensor | None = None,
     tensor_inputs: Tensor | None = None,
     nominal: Tensor | None = None,
+    *,
+    precision: str = "float32",
 ) -> tuple[Tensor, LogicalState]:
     """``update, new_logical_state = phi(grad, logical_state)`` (equation 1 and section 2.1), differentiable in
     everything, any number of times. Arguments and results as :func:`lstm_step`, with the weights of ``net``."""
-    return lstm_step(grad, logical_state, net.phi(), net.config, num_problems, extra, tensor_inputs, nominal)
+    options = (num_problems, extra, tensor_inputs, nominal)
+    return lstm_step(grad, logical_state, net.phi(), net.config, *options, precision=precision)
 
 
 @takes_groups()

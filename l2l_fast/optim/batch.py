@@ -23,6 +23,7 @@ from . import joint, sharding
 from .checks import (
     check_devices,
     check_plain,
+    check_precision,
     check_sharding,
     check_state_dtype,
     check_total_steps,
@@ -72,6 +73,7 @@ class Batch(NamedTuple):
     owners: Mapping[int, Tensor] = _EMPTY_OWNERS  # of shards, by their id: the parameters, DTensors
     steps: Sequence[int] = ()  # of the fused tensors after the step, where their states are not float32
     seeds: Sequence[int] = ()  # of the rounding of such states
+    precision: str = "float32"  # of the products of the fused tensors
 
     def moving(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(parameter, gradient, state) of all tensors, the fused ones first."""
@@ -103,10 +105,11 @@ def gather(
     reduce: Reduce | None,
     tensor_features: TensorFeatures | None = None,
     first: int = 0,
+    precision: str = "float32",
 ) -> Batch:
     """What a parameter group does in a step, checked as far as Python sees it; ``state`` is the optimizer's, which is
     only read. tensor_features: see :func:`l2l_fast.optim.tensor_features.common_of`. first: parameters of the groups
-    before it.
+    before it. precision: of the products of the layers' weights.
 
     Raises:
         TypeError, ValueError, NotImplementedError: an option, gradient, parameter or state that does not fit.
@@ -121,6 +124,9 @@ def gather(
     all_exact = False
     if batch.joint:
         batch, all_exact = _with_others(group, batch, state, reduce)
+    if precision != "float32":
+        check_precision(precision, group, network)
+        batch = batch._replace(precision=precision)
     on_cpu, state_dtype = phi.is_cpu, check_state_dtype(group, network)
     rounded = state_dtype is not torch.float32
     params, grads, states, state_of = batch.params, batch.grads, batch.states, state.get

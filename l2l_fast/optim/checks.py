@@ -129,6 +129,46 @@ def refuse_exact(group: Mapping[str, Any], k: int) -> None:
     )
 
 
+PRECISIONS = ("float32", "bfloat16")
+
+
+def check_precision(
+    precision: Any, group: Mapping[str, Any] | None = None, network: CoordinatewiseLSTM | None = None
+) -> None:
+    """Raise TypeError or ValueError unless ``precision`` is one, and the steps of a group with its network have it."""
+    if not isinstance(precision, str):
+        raise TypeError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}")
+    if precision == "float32" or group is None or network is None:
+        return
+    if network.communicates or network.has_memory or not network.config.is_plain:
+        raise ValueError(
+            "precision: expected 'float32' for a network whose coordinates communicate, or with a memory, extra inputs "
+            f"or several outputs, got {precision!r}"
+        )
+    if network.config.num_layers == 0:
+        raise ValueError(
+            f"precision: expected 'float32' for a network without layers, which has no products, got {precision!r}"
+        )
+    for k, param in enumerate(group["params"]):
+        if param.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"precision: {precision!r} is of the CPU; expected 'float32' for parameter {_name(group, k)}, which is "
+                f"on {param.device}"
+            )
+        if torch.float64 in (param.dtype, param.dtype if param.grad is None else param.grad.dtype):
+            refuse_reference(precision, group, k)
+
+
+def refuse_reference(precision: str, group: Mapping[str, Any], k: int) -> None:
+    """Raise ValueError for the k-th parameter, which goes through the reference."""
+    raise ValueError(
+        "precision: expected 'float32' for float64 parameters and gradients, which are stepped in float64, got "
+        f"{precision!r} and parameter {_name(group, k)}"
+    )
+
+
 def check_parameters(group: Mapping[str, Any]) -> None:
     """Raise unless all parameters of a group are of a kind that the optimizer can write.
 

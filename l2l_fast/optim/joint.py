@@ -103,6 +103,7 @@ def fused_step(
             return _joint_step(batch, gradients, places, begun, check_only)
     options = {"record": gradients, "record_tiles": places, "seeds": batch.seeds, **batch.common._asdict()}
     scalars = batch.lr, batch.weight_decay, batch.maximize
+    options["precision"] = batch.precision
     tensors = batch.params, batch.grads, batch.states, batch.phi.float()
     _launch(tensors, batch.config, *scalars, begun=begun, check_only=check_only, **options)
     return None

@@ -22,8 +22,15 @@ def check_recordable(
     reduce: Reduce | None,
     sampling: Sampling | None = None,
     state_dtype: torch.dtype = torch.float32,
+    precision: str = "float32",
 ) -> None:
-    """Raise NotImplementedError, with ``name`` in front, unless the steps of ``network`` can be back-propagated."""
+    """Raise NotImplementedError, with ``name`` in front, unless the steps of ``network`` can be back-propagated;
+    ValueError for another ``precision`` than float32."""
+    if precision != "float32":
+        raise ValueError(
+            f"{name}: meta-training needs precision='float32', got {precision!r}: the way back is computed in float32 "
+            "and would not be the derivative of such steps"
+        )
     if state_dtype is not torch.float32:
         raise NotImplementedError(
             f"{name}: meta-training needs state_dtype='float32', got {str(state_dtype)[6:]!r}: what rounding does to a "

@@ -87,6 +87,7 @@ def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
             "first_phase": 0,
             "last_phase": 3,
             "check_only": False,
+            "precision": "float32",
         }
     if name == "segment_backward":
         record = torch.nn.functional.pad(grad, (0, 58))

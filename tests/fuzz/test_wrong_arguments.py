@@ -174,6 +174,7 @@ def test_a_strange_number_or_string(operator, name, strange):
         "check_only": not isinstance(strange, str),
         "total_steps": strange is None or (isinstance(strange, int) and 1 <= strange < 2**63),
         "optimizees": strange == usual,
+        "precision": strange == usual,
     }[name]
     if accepted:
         actual = calls.call(operator, arguments)

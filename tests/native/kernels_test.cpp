@@ -109,6 +109,19 @@ void check_step(const Kernels& kernels, const Case& test, const l2l::PackedNetwo
   compare(test, kernels.name, "outputs out of place", other_outputs.data(), expected, 2e-5);
   compare(test, kernels.name, "state", state.data(), new_state, 2e-5);
   compare(test, kernels.name, "state out of place", out_of_place.data(), new_state, 2e-5);
+
+  // With bfloat16 products, whose oracle is in Python, near to the same; every buffer has its exact size here.
+  const l2l::Bfloat16Kernels& narrow = kernels.bfloat16;
+  const std::vector<float> floats(phi.begin(), phi.end());
+  const l2l::PackedNetwork packed(config, floats.data(), l2l::Direction::forward, narrow.operands);
+  std::copy(start.data(), start.data() + start.size(), state.data());
+  narrow.step(packed.network(), {}, all.data(), start.data(), out_of_place.data(), kTile, nullptr,
+              other_outputs.data());
+  narrow.step(packed.network(), {}, all.data(), state.data(), state.data(), kTile, start.data(), outputs.data());
+  compare(test, kernels.name, "bfloat16 outputs", outputs.data(), expected, 1e-2);
+  compare(test, kernels.name, "bfloat16 outputs out of place", other_outputs.data(), expected, 1e-2);
+  compare(test, kernels.name, "bfloat16 state", state.data(), new_state, 1e-2);
+  compare(test, kernels.name, "bfloat16 state out of place", out_of_place.data(), new_state, 1e-2);
 }
 
 void check_case(const Kernels& kernels, const Case& test, unsigned seed) {

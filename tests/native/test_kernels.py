@@ -20,7 +20,8 @@ import l2l_fast as l2l
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CSRC = REPOSITORY / "csrc"
-KERNELS = ["baseline", "avx2", "avx512"] if platform.machine().lower() in ("x86_64", "amd64") else ["baseline"]
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+KERNELS = ["baseline", "avx2", "avx512", "avx512bf16"] if X86 else ["baseline"]
 SOURCES = [
     *(CSRC / "cpu" / "isa" / f"{name}.cpp" for name in KERNELS),
     CSRC / "cpu" / "dispatch.cpp",

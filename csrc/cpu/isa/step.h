@@ -14,29 +14,48 @@ namespace L2L_ISA {
 // Accumulators: 4 gates x kStepVectors, in 32 registers (AVX-512) or 16.
 constexpr int kStepVectors = kLanes == 16 ? 4 : 2;
 
+// How a layer is computed, here in float32; bfloat16.h has the other way. `operands` gives the rows that the products
+// read, made of rows of floats: these are such.
+struct FloatProducts {
+  static constexpr bool kCopies = false;  // whether operands are copies of the rows
+  struct Buffer {};
+
+  static L2L_ALWAYS_INLINE const float* operands(const float* rows, int, int, Buffer&) { return rows; }
+
+  template <int Units, int Vectors>
+  static L2L_ALWAYS_INLINE void preactivations(const LayerForward& f, int j, int lane, Wide<Vectors> (&a)[Units][4]) {
+    gate_preactivations<Units, Vectors>(f.weights + 4L * j * (1 + f.inputs + f.recurrent),
+                                        f.bias ? f.bias + 4L * j : nullptr, {f.x + lane, kTile}, f.inputs,
+                                        {f.h + lane, kTile}, f.recurrent, a);
+  }
+  template <int N>
+  static L2L_ALWAYS_INLINE Wide<N> cell(const Wide<N> (&a)[4], Wide<N>& c) {
+    return cell_step<Math<N>>(a[0], a[1], a[2], a[3], c);
+  }
+};
+
 // Units [j, j + Units) of one layer for Vectors vectors of coordinates.
-template <int Units, int Vectors, class Cells>
+template <class Products, int Units, int Vectors, class Cells>
 static L2L_ALWAYS_INLINE void forward_block(const LayerForward& f, int j, int lane, Cells& cells) {
   Wide<Vectors> a[Units][4];
-  gate_preactivations<Units, Vectors>(f.weights + 4L * j * (1 + f.inputs + f.recurrent),
-                                      f.bias ? f.bias + 4L * j : nullptr, {f.x + lane, kTile}, f.inputs,
-                                      {f.h + lane, kTile}, f.recurrent, a);
+  Products::template preactivations<Units, Vectors>(f, j, lane, a);
   L2L_UNROLL for (int u = 0; u < Units; u++) {
     Wide<Vectors> cell = cells.template load<Vectors>(j + u, lane);
-    const Wide<Vectors> out = cell_step<Math<Vectors>>(a[u][0], a[u][1], a[u][2], a[u][3], cell);
+    const Wide<Vectors> out = Products::cell(a[u], cell);
     cells.store(j + u, lane, cell, out);
   }
 }
 
-template <int Units, int Vectors, class Cells>
+template <class Products, int Units, int Vectors, class Cells>
 static L2L_ALWAYS_INLINE void forward_units(const LayerForward& f, Cells& cells) {
   int j = 0;
   for (; j + Units <= f.hidden; j += Units) {
-    for (int lane = 0; lane < f.lanes; lane += Vectors * kLanes) forward_block<Units, Vectors>(f, j, lane, cells);
+    for (int lane = 0; lane < f.lanes; lane += Vectors * kLanes)
+      forward_block<Products, Units, Vectors>(f, j, lane, cells);
     for (int u = 0; u < Units; u++) cells.end(j + u);
   }
   for (; Units > 1 && j < f.hidden; j++) {
-    for (int lane = 0; lane < f.lanes; lane += Vectors * kLanes) forward_block<1, Vectors>(f, j, lane, cells);
+    for (int lane = 0; lane < f.lanes; lane += Vectors * kLanes) forward_block<Products, 1, Vectors>(f, j, lane, cells);
     cells.end(j);
   }
 }
@@ -50,14 +69,14 @@ static L2L_ALWAYS_INLINE int computed_lanes(int lanes) {
 // One layer, unit by unit, of as few vectors as hold its coordinates; a single one leaves registers for two units, whose
 // multiply-adds hide each other's latency. Where its cells are is the caller's: cells.load<Vectors>(unit, lane) gives c,
 // cells.store(unit, lane, c, h) takes the new ones, cells.end(unit) comes behind all lanes of a unit.
-template <class Cells>
+template <class Products, class Cells>
 static L2L_ALWAYS_INLINE void forward_units(const LayerForward& f, Cells& cells) {
   if (f.lanes <= kLanes)
-    forward_units<2, 1>(f, cells);
+    forward_units<Products, 2, 1>(f, cells);
   else if (kStepVectors > 2 && f.lanes <= 2 * kLanes)
-    forward_units<1, 2>(f, cells);
+    forward_units<Products, 1, 2>(f, cells);
   else
-    forward_units<1, kStepVectors>(f, cells);
+    forward_units<Products, 1, kStepVectors>(f, cells);
 }
 
 // Behind the lanes that a layer computes there are zeros: rows of h and c hold no garbage.
@@ -95,10 +114,13 @@ struct FloatCells {
   }
 };
 
-static void layer_forward(const LayerForward& f) {
+template <class Products>
+static L2L_ALWAYS_INLINE void float_layer(const LayerForward& f) {
   FloatCells cells{f.c, f.new_c, f.new_h, f.next_h, f.next_c, computed_lanes(f.lanes)};
-  forward_units(f, cells);
+  forward_units<Products>(f, cells);
 }
+
+static void layer_forward(const LayerForward& f) { float_layer<FloatProducts>(f); }
 
 // [read_outs][64] from the h of the last layer.
 static void read_out(const Network& net, const float* h, float* out) {
@@ -111,25 +133,36 @@ static void read_out(const Network& net, const float* h, float* out) {
     }
 }
 
-static void step(const Network& net, const TensorStep& tensor, const float* inputs, const float* state,
-                 float* new_state, int count, const float* next_state, float* out) {
+template <class Products>
+static L2L_ALWAYS_INLINE void step_with(const Network& net, const TensorStep& tensor, const float* inputs,
+                                        const float* state, float* new_state, int count, const float* next_state,
+                                        float* out) {
   const Config& config = net.config;
-  const int hidden = config.hidden;
+  const int hidden = config.hidden, lanes = computed_lanes(count);
   // New h of a layer: all its units still read the old h, so in place it waits here.
-  alignas(64) float waiting[kMaxHidden * kTile];
+  alignas(64) float waiting[Products::kCopies ? 1 : kMaxHidden * kTile];
+  const bool waits = !Products::kCopies && state == new_state;
+  typename Products::Buffer x_buffer, h_buffer;
   const float* below = inputs;
   for (int l = 0; l < config.layers; l++) {
     const long h = (long)config.h_row(l) * kTile, c = (long)config.c_row(l) * kTile;
-    float* new_h = state == new_state ? waiting : new_state + h;
+    float* new_h = waits ? waiting : new_state + h;
     const float *next_h = next_state ? next_state + h : nullptr, *next_c = next_state ? next_state + c : nullptr;
-    layer_forward({net.layer[l].forward, l == 0 ? tensor.bias : nullptr, hidden, below, config.inputs(l), state + h,
-                   hidden, state + c, new_state + c, new_h, count, next_h, next_c});
-    if (new_h == waiting) __builtin_memcpy(new_state + h, waiting, sizeof(float) * kTile * hidden);
+    const float* x = Products::operands(below, config.inputs(l), lanes, x_buffer);
+    const float* old_h = Products::operands(state + h, hidden, lanes, h_buffer);
+    float_layer<Products>({net.layer[l].forward, l == 0 ? tensor.bias : nullptr, hidden, x, config.inputs(l), old_h,
+                           hidden, state + c, new_state + c, new_h, count, next_h, next_c});
+    if (waits) __builtin_memcpy(new_state + h, waiting, sizeof(float) * kTile * hidden);
     below = new_state + h;
   }
   for (int r = 0; next_state && r < config.averages(); r++)
     prefetch_row(next_state + (config.average_row() + r) * kTile);
   read_out(net, below, out);
+}
+
+static void step(const Network& net, const TensorStep& tensor, const float* inputs, const float* state,
+                 float* new_state, int count, const float* next_state, float* out) {
+  step_with<FloatProducts>(net, tensor, inputs, state, new_state, count, next_state, out);
 }
 
 }  // namespace L2L_ISA

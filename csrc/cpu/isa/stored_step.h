@@ -119,19 +119,27 @@ static void encode_averages(const Config& config, StateType type, const float* r
 
 // One step of all layers: inputs [inputs(0)][64], out [read_outs][64] or, of kinds with averages, the update [64] in its
 // first row.
-static void stored_step(const Network& net, const TensorStep& tensor, StateType type, const float* inputs, void* tile,
-                        int count, uint64_t seed, int64_t number, const void* next, const float* grad,
-                        const float* averages, float* out) {
+template <class Products>
+static L2L_ALWAYS_INLINE void stored_step_with(const Network& net, const TensorStep& tensor, StateType type,
+                                               const float* inputs, void* tile, int count, uint64_t seed,
+                                               int64_t number, const void* next, const float* grad,
+                                               const float* averages, float* out) {
   const Config& config = net.config;
   const TileLayout layout(config, type);
-  const int hidden = config.hidden;
+  const int hidden = config.hidden, lanes = computed_lanes(count);
+  typename Products::Buffer x_buffer, h_buffer;
   alignas(64) float h[kMaxHidden * kTile], rows[2][kMaxHidden * kTile], cell[2][kTile];
   Draws draws(seed, number);
   const float* below = inputs;
   for (int l = 0; l < config.layers; l++) {
     float* new_h = rows[l & 1];
-    const LayerForward f{net.layer[l].forward, l == 0 ? tensor.bias : nullptr, hidden, below, config.inputs(l), h,
-                         hidden, nullptr, nullptr, new_h, count, nullptr, nullptr};
+    const float* x = Products::operands(below, config.inputs(l), lanes, x_buffer);
+    const auto layer = [&](auto& cells) __attribute__((always_inline)) {
+      const float* old_h = Products::operands(h, hidden, lanes, h_buffer);
+      forward_units<Products>({net.layer[l].forward, l == 0 ? tensor.bias : nullptr, hidden, x, config.inputs(l), old_h,
+                               hidden, nullptr, nullptr, new_h, count, nullptr, nullptr},
+                              cells);
+    };
     if (type == StateType::int8) {
       int8_t* codes = (int8_t*)tile + config.h_row(l) * kTile;
       const bool any_nan = has_nan_code(codes, 2 * hidden);
@@ -140,15 +148,15 @@ static void stored_step(const Network& net, const TensorStep& tensor, StateType 
                    *next_c = next ? (const int8_t*)next + config.c_row(l) * kTile : nullptr;
       Int8Cells cells{codes, codes + hidden * kTile, (int8_t*)tile + layout.exponents + l * hidden, new_h, draws,
                       l * hidden, count, any_nan, next_h, next_c, cell};
-      forward_units(f, cells);
+      layer(cells);
     } else {
       uint16_t* codes = (uint16_t*)tile + config.h_row(l) * kTile;
       for (int j = 0; j < hidden; j++) decode_bfloat16_row(codes + j * kTile, h + j * kTile);
       const uint16_t *next_h = next ? (const uint16_t*)next + config.h_row(l) * kTile : nullptr,
                      *next_c = next ? (const uint16_t*)next + config.c_row(l) * kTile : nullptr;
       Bfloat16Cells cells{codes, codes, codes + hidden * kTile, new_h, draws, l * hidden,
-                           computed_lanes(count), next_h, next_c, cell};
-      forward_units(f, cells);
+                           lanes, next_h, next_c, cell};
+      layer(cells);
     }
     below = new_h;
   }
@@ -159,6 +167,12 @@ static void stored_step(const Network& net, const TensorStep& tensor, StateType 
     tile_update(net, tensor, grad, averages, inputs, out);
     encode_averages(config, type, averages, draws, tile);
   }
+}
+
+static void stored_step(const Network& net, const TensorStep& tensor, StateType type, const float* inputs, void* tile,
+                        int count, uint64_t seed, int64_t number, const void* next, const float* grad,
+                        const float* averages, float* out) {
+  stored_step_with<FloatProducts>(net, tensor, type, inputs, tile, count, seed, number, next, grad, averages, out);
 }
 
 }  // namespace L2L_ISA

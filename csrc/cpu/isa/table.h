@@ -1,7 +1,7 @@
 // The kernel table of one instruction set. Each .cpp of this folder defines L2L_ISA and L2L_LANES, is compiled with
 // that set's flags, and includes this file and nothing else.
+#include "bfloat16.h"
 #include "layer.h"
-#include "stored_step.h"
 #include "sums.h"
 
 namespace l2l {
@@ -70,6 +70,7 @@ extern const Kernels kernels = {L2L_STRING(L2L_ISA),
                                 layer_backward_scratch,
                                 layer_backward,
                                 read_out_backward,
+                                {kBfloat16Operands, bfloat16_step, bfloat16_stored_step},
                                 vector_function,
                                 multiply_adds};
 

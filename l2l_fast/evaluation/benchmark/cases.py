@@ -299,4 +299,5 @@ def default_isas(device: torch.device) -> tuple[str, ...]:
     """The instruction set in use and, where the processor has it, AVX2 (of a GPU: its architecture)."""
     if device.type == "cuda":
         return (f"sm_{''.join(map(str, torch.cuda.get_device_capability(device)))}",)
-    return tuple(dict.fromkeys([_C.isa(), *(isa for isa in _C.isa_available()[:-1] if isa == "avx2")]))
+    best = _C.isa().removesuffix("bf16")  # avx512bf16 differs from avx512 only in steps with bfloat16 products
+    return tuple(dict.fromkeys([best, *(isa for isa in _C.isa_available()[:-1] if isa == "avx2")]))
