@@ -58,8 +58,9 @@ def test_a_description_without_its_network_is_refused():
     description, own = one.param_groups[0]["network"], l2l.CoordinatewiseLSTM()
     other = l2l.LearnedOptimizer([param(4)], own)
     for foreign in (description, copy.deepcopy(description)):
-        with pytest.raises(ValueError, match="network: expected a network in a new group"):
-            other.add_param_group({"params": [param(5)], "network": foreign})
+        for each in (other, copy.deepcopy(other)):
+            with pytest.raises(ValueError, match="network: expected a network in a new group"):
+                each.add_param_group({"params": [param(5)], "network": foreign})
     with pytest.raises(ValueError, match="network: expected a network in a new group"):
         l2l.LearnedOptimizer(one.param_groups, l2l.CoordinatewiseLSTM(hidden_size=8))
     with pytest.raises(ValueError, match="network: expected a network in a new group"):

@@ -111,6 +111,8 @@ class LearnedOptimizer(Optimizer):
     Meta-training: :meth:`start_segment` and :meth:`backward_segment`.
     """
 
+    _adopts = False  # groups of another optimizer; while it is made
+
     @renamed.takes_groups()
     def __init__(
         self,
@@ -137,7 +139,7 @@ class LearnedOptimizer(Optimizer):
         self._failure: str | None = None
         defaults: dict[str, Any] = {"network": network, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         defaults.update(num_problems=num_problems, total_steps=total_steps, state_dtype=state_dtype)
-        self._adopts = True  # groups of another optimizer
+        self._adopts = True
         super().__init__(params, defaults)
         self._adopts = False
         told = (network.communicates or network.tensor_inputs for network in self.networks)
