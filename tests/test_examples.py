@@ -16,12 +16,11 @@ from pathlib import Path
 import pytest
 
 import l2l_fast as l2l
+from tests.helpers import AT_EXIT
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 FULL = os.environ.get("L2L_FAST_FULL") == "1"
-# A worker thread of gloo that lets go of tensors while Python shuts down: once in some ten runs, after all was said.
-AT_EXIT = "terminate called without an active exception"
 
 if not SCRIPTS:
     pytest.skip("a copy of the sources alone: there is no examples/", allow_module_level=True)
