@@ -67,9 +67,8 @@ class TrainingLog:
             line = file.readline()
         if not line.endswith(b"\n"):
             return  # torn, and with it all of the log
-        former = {key: value for key, value in json.loads(line).items() if key not in ("event", "torch")}
-        present = json.loads(json.dumps(_plain(settings)))
-        different = sorted(key for key in {*former, *present} if former.get(key) != present.get(key))
+        former, present = json.loads(line), json.loads(json.dumps(_plain(settings)))
+        different = _other(former, present)
         if different:
             raise ValueError(
                 f"log: {str(self.path)!r} is that of another run (other {', '.join(different)}), whose lines would be "
@@ -137,6 +136,19 @@ def _event(line: bytes) -> Any:
         return json.loads(line).get("event")
     except (ValueError, AttributeError, RecursionError):
         return None
+
+
+def _other(former: dict[str, Any], present: dict[str, Any], within: str = "") -> list[str]:
+    """Which of the present settings are others in a log. What is not there counts as None; what is there beside them is
+    somebody's."""
+    found = []
+    for key, value in present.items():
+        old = former.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            found += _other(old, value, f"{within}{key}.")
+        elif old != value:
+            found.append(within + key)
+    return found
 
 
 def _plain(value: Any) -> Any:

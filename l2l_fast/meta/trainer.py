@@ -184,7 +184,8 @@ class MetaTrainer(Arguments):
             self._roll_back()
         if self.log is not None and not (self.episode or self._log_is_ours):
             self.log.check_unused()
-        if checkpoint is not None and not self.episode and self._saved is None and os.path.lexists(checkpoint):
+        ours = self.episode or (self._saved is not None and self._saved[0] == checkpoint)
+        if checkpoint is not None and not ours and checkpoint.exists() and checkpoint.stat().st_size:
             raise ValueError(
                 f"checkpoint: {str(checkpoint)!r} is there already, and is not of this run; "
                 "MetaTrainer.from_checkpoint goes on with the run that wrote it, another file begins a new one"

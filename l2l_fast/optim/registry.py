@@ -91,8 +91,8 @@ def adopted(description: Mapping[str, Any], default: CoordinatewiseLSTM | None) 
     options = {key: value for key, value in description.items() if key not in ("id", "digest")}
     if default is None or options != identity(default):
         raise ValueError(
-            "network: expected a network in a new group ({'params': ..., 'network': net}), got a description of one of "
-            f"another optimizer, which does not hold its weights: {dict(description)!r}"
+            "network: expected a network in a new group ({'params': ..., 'network': net}), got a description that is "
+            f"none of this optimizer's own, and holds no weights: {dict(description)!r}"
         )
     return default
 

@@ -76,7 +76,7 @@ class ModuleProblem(Problem):
         self._loss = loss
 
     def make_task(self, generator: torch.Generator, split: str, device: torch.device) -> ModuleTask:
-        before = [(parameter, parameter._version, parameter.detach().clone()) for parameter in _given()]
+        before = _marks()
         with _own_randomness(generator, torch.device("cpu")):
             module = self._make(generator, **_split_option(self._make, split))
         if not isinstance(module, nn.Module):
@@ -89,31 +89,55 @@ class ModuleProblem(Problem):
         return {"name": self.name}
 
 
-# Trainable parameters that a `make` gave, by identity, as long as somebody holds them: hardly ever any.
-_GIVEN: dict[int, weakref.ref[nn.Parameter]] = {}
+# What a `make` gave, as long as somebody holds it: of modules with trainable parameters of their own, the versions that
+# these had then. Of modules, as parameters to which there are weak references cannot be swapped.
+_GIVEN: weakref.WeakKeyDictionary[nn.Module, dict[str, int]] = weakref.WeakKeyDictionary()
+
+_Marks = dict[str, tuple[int, tuple[float, ...]]]
 
 
-def _given() -> list[nn.Parameter]:
-    return [parameter for parameter in (reference() for reference in list(_GIVEN.values())) if parameter is not None]
+def _own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    found = module.named_parameters(recurse=False)
+    return {
+        name: each
+        for name, each in found
+        if each.requires_grad and not (is_lazy(each) or each.is_inference() or each.is_meta)
+    }
 
 
-def _check_fresh(module: nn.Module, before: list[tuple[nn.Parameter, int, torch.Tensor]]) -> None:
-    """Raise ValueError if the module has a parameter that was given before and has not been made anew since."""
-    former = {id(parameter): (version, value) for parameter, version, value in before}
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad or is_lazy(parameter) or parameter.is_inference() or parameter.is_meta:
-            continue  # shared or, as theta will say, of no use
-        if id(parameter) in former:
-            version, value = former[id(parameter)]
-            same = parameter.shape == value.shape and torch.equal(parameter.detach(), value)
-            if parameter._version == version and same:
+def _marks() -> dict[nn.Module, _Marks]:
+    """Of what was given and has been written since: version, some elements and the sum of every such parameter."""
+    found: dict[nn.Module, _Marks] = {}
+    for module, given in list(_GIVEN.items()):
+        written = {
+            name: (each._version, _glance(each))
+            for name, each in _own_parameters(module).items()
+            if given.get(name, each._version) != each._version
+        }
+        if written:
+            found[module] = written
+    return found
+
+
+def _glance(parameter: nn.Parameter) -> tuple[float, ...]:
+    value = parameter.detach()
+    if value.untyped_storage().nbytes() == 0:
+        return ()
+    return (*map(float, value.flatten()[:8]), float(value.sum(dtype=torch.float64)))
+
+
+def _check_fresh(module: nn.Module, before: dict[nn.Module, _Marks]) -> None:
+    """Raise ValueError if a part of the module was given before, and is as training has left it."""
+    for part in module.modules():
+        own = _own_parameters(part)
+        for name, (version, glance) in before.get(part, {}).items():
+            if name in own and own[name]._version == version and _glance(own[name]) == glance:
                 raise ValueError(
-                    f"make returned a module whose parameter {name!r} it had returned before, as the last task has "
-                    "left it; it must build a fresh module for every call"
+                    f"make returned a module whose parameter {name!r} (of a {type(part).__name__}) it had returned "
+                    "before, as the last task has left it; it must build a fresh module for every call"
                 )
-        else:
-            key = id(parameter)
-            _GIVEN[key] = weakref.ref(parameter, lambda _, key=key: _GIVEN.pop(key, None))  # type: ignore[misc]
+        if own:
+            _GIVEN[part] = {name: each._version for name, each in own.items()}
 
 
 def _split_option(function: Callable[..., object], split: str) -> dict[str, str]:

@@ -47,7 +47,9 @@ def test_one_module_for_all_tasks_is_refused():
     module = nn.Linear(4, 1)
     problem = ModuleProblem(lambda generator: module, loss)
     baselines.run(problem, "sgd", 0.1, range(1), 3)
-    with pytest.raises(ValueError, match="make returned a module whose parameter 'weight' it had returned before"):
+    with pytest.raises(
+        ValueError, match=r"make returned a module whose parameter 'weight' \(of a Linear\) it had returned"
+    ):
         baselines.run(problem, "sgd", 0.1, range(1), 3)
 
 
@@ -58,10 +60,33 @@ def test_a_module_that_is_made_anew_in_place_and_frozen_parts_that_are_shared_ar
         module.reset_parameters()
         return module
 
+    def anew_in_data(generator):
+        for parameter in module.parameters():
+            parameter.data.normal_(generator=generator)
+        return module
+
+    def always_the_same(generator):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.data.zero_()
+        return module
+
     shared = ModuleProblem(lambda generator: nn.Sequential(frozen, nn.Linear(4, 1)), loss)
-    for problem in (ModuleProblem(anew, loss), shared):
+    for problem in (*(ModuleProblem(each, loss) for each in (anew, anew_in_data, always_the_same)), shared):
         runs = [baselines.run(problem, "sgd", 0.1, range(2), 3) for _ in range(2)]
         assert torch.equal(*runs)
+        first, second = problem.sample(0), problem.sample(0)  # untouched in between
+        assert all(torch.equal(*pair) for pair in zip(first.parameters(), second.parameters()))
+
+
+def test_modules_stay_as_torch_takes_them():
+    """To parameters with weak references torch.utils.swap_tensors would say no."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        module = ModuleProblem(make, loss).sample(0).module
+        assert module.to(torch.float64).weight.dtype is torch.float64
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
 
 
 def test_the_log_of_another_run_is_left_alone(tmp_path):
@@ -77,7 +102,21 @@ def test_the_log_of_another_run_is_left_alone(tmp_path):
     assert going_on.episode == 3 and len(second.read_text().splitlines()) == 4
 
 
+def test_the_log_of_an_earlier_release_goes_on(tmp_path):
+    """It knows less; and a log of the user's own class may know more."""
+    path = tmp_path / "a.jsonl"
+    trainer(log=path).fit(2, checkpoint=tmp_path / "a.ckpt", progress=False)
+    first, *others = path.read_text().splitlines()
+    settings = json.loads(first)
+    del settings["validation"]["patience"]
+    path.write_text("\n".join([json.dumps({**settings, "host": "mine"}), *others, ""]))
+    run = l2l.MetaTrainer.from_checkpoint(tmp_path / "a.ckpt", ModuleProblem(make, loss), log=path)
+    assert run.fit(3, progress=False).episode == 3 and len(path.read_text().splitlines()) == 4
+
+
 def test_a_checkpoint_that_is_there_is_not_begun_anew(tmp_path):
+    (tmp_path / "empty").touch()
+    trainer().fit(1, checkpoint=tmp_path / "empty", progress=False)  # as of tempfile
     path = tmp_path / "a.ckpt"
     run = trainer().fit(2, checkpoint=path, progress=False)
     before = path.read_bytes()
