@@ -14,7 +14,7 @@ from torch import nn
 import l2l_fast as l2l
 from l2l_fast.kernels import operators, reference, state_types
 from l2l_fast.kernels.state import Averages
-from l2l_fast.optim.checks import check_precision
+from l2l_fast.optim.checks import check_precision_of
 from tests.helpers import phi_of, random_network, random_state, relative_error, structured_gradient
 
 # The steps with bfloat16 products are all that the last one has of its own (tests/conftest.py leaves it out).
@@ -379,9 +379,9 @@ def test_optimizer_refuses_what_it_does_not_have():
 
 def test_it_is_of_the_cpu():
     elsewhere = SimpleNamespace(device=torch.device("cuda", 1), dtype=torch.float32, grad=None, shape=(3,))
-    check_precision("float32", {"params": [elsewhere]}, random_network())
+    check_precision_of("float32", {"params": [elsewhere]})
     with pytest.raises(ValueError, match="precision: 'bfloat16' is of the CPU; expected 'float32' for .* cuda:1"):
-        check_precision("bfloat16", {"params": [elsewhere]}, random_network())
+        check_precision_of("bfloat16", {"params": [elsewhere]})
 
 
 def test_float64_gradients_are_refused_in_time():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from ..networks import interchange, trained
 from .console import UserError, check_outputs, say, user_errors
@@ -30,11 +29,8 @@ def add_to(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     check_outputs(out=arguments.out)
-    if (
-        Path(arguments.out).exists()
-        and Path(arguments.file).exists()
-        and os.path.samefile(arguments.file, arguments.out)
-    ):
+    paths = arguments.file, arguments.out
+    if all(map(os.path.exists, paths)) and os.path.samefile(*paths):
         raise UserError(f"--out: {arguments.out!r} is the file to import, which would be lost; name another")
     kind = arguments.kind or ("deepmind" if arguments.file.endswith(".l2l") else "torch")
     options = arguments.file, arguments.preprocess, arguments.p, arguments.output_scale

@@ -29,6 +29,7 @@ from .checks import (
     check_total_steps,
     number,
     refuse_exact,
+    refuse_reference,
     truth,
 )
 from .joint import Reduce
@@ -125,7 +126,7 @@ def gather(
     if batch.joint:
         batch, all_exact = _with_others(group, batch, state, reduce)
     if precision != "float32":
-        check_precision(precision, group, network)
+        check_precision(precision, network)
         batch = batch._replace(precision=precision)
     on_cpu, state_dtype = phi.is_cpu, check_state_dtype(group, network)
     rounded = state_dtype is not torch.float32
@@ -154,6 +155,8 @@ def gather(
             check_gradient("grad", grad)
             if rounded and not fused:
                 refuse_exact(group, k)
+            if precision != "float32" and not fused:
+                refuse_reference(precision, group, k)
         if not (on_cpu and param.is_cpu and grad.is_cpu):
             check_devices(param, grad, phi, fused)
         dtype = state_dtype if fused else torch.float64

@@ -132,15 +132,13 @@ def refuse_exact(group: Mapping[str, Any], k: int) -> None:
 PRECISIONS = ("float32", "bfloat16")
 
 
-def check_precision(
-    precision: Any, group: Mapping[str, Any] | None = None, network: CoordinatewiseLSTM | None = None
-) -> None:
-    """Raise TypeError or ValueError unless ``precision`` is one, and the steps of a group with its network have it."""
+def check_precision(precision: Any, network: CoordinatewiseLSTM) -> None:
+    """Raise TypeError or ValueError unless ``precision`` is one, and the steps of this network have it."""
     if not isinstance(precision, str):
         raise TypeError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}")
-    if precision == "float32" or group is None or network is None:
+    if precision == "float32":
         return
     if network.communicates or network.has_memory or not network.config.is_plain:
         raise ValueError(
@@ -151,13 +149,17 @@ def check_precision(
         raise ValueError(
             f"precision: expected 'float32' for a network without layers, which has no products, got {precision!r}"
         )
-    for k, param in enumerate(group["params"]):
+
+
+def check_precision_of(precision: str, group: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the parameters of a group can be stepped with this precision."""
+    for k, param in enumerate(group["params"] if precision != "float32" else ()):
         if param.device.type not in ("cpu", "meta"):
             raise ValueError(
                 f"precision: {precision!r} is of the CPU; expected 'float32' for parameter {_name(group, k)}, which is "
                 f"on {param.device}"
             )
-        if torch.float64 in (param.dtype, param.dtype if param.grad is None else param.grad.dtype):
+        if param.dtype is torch.float64:
             refuse_reference(precision, group, k)
 
 

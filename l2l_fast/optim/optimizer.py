@@ -24,6 +24,7 @@ from .checks import (
     check_new_options,
     check_parameters,
     check_precision,
+    check_precision_of,
     check_state_dtype,
     check_together,
     plain,
@@ -95,7 +96,7 @@ class LearnedOptimizer(Optimizer):
             option of a parameter group; a checkpoint of one type loads into another. Not for meta-training, networks
             whose coordinates communicate, or float64 parameters.
         precision: "float32", or "bfloat16": the two matrix products of every layer take weights and inputs rounded to
-            bfloat16 and add up in float32, which is faster where the processor has AVX512-BF16 and no slower elsewhere;
+            bfloat16 and add up in float32, which is faster where the processor has AVX512-BF16, and nowhere else;
             all else, what is stored included, stays as it is. On the CPU, for networks with layers whose coordinates do
             not communicate, not for meta-training or float64 parameters. Of all groups, no part of a state dict, kept
             by copies and pickles.
@@ -176,7 +177,8 @@ class LearnedOptimizer(Optimizer):
             network = self._registry.network_of(group)
             check_group_problems(group, network, self._kept.reduce)
             check_state_dtype(group, network)
-            check_precision(self._precision, group, network)
+            check_precision(self._precision, network)
+            check_precision_of(self._precision, group)
             if self._segment is not None:
                 name, sampling = "add_param_group, with a segment open", self._segment.sampling
                 check_recordable(name, network, self._kept.reduce, sampling, state_dtype_of(group))

@@ -118,9 +118,8 @@ struct Bfloat16Products : FloatProducts {
   static L2L_ALWAYS_INLINE const float* operands(const float* rows, int count, int lanes, Buffer& buffer) {
     for (int k = 0; k < count; k++)
       for (int lane = 0; lane < lanes; lane += kLanes) {
-        const vu bits = (vu)load(rows + (long)k * kTile + lane);
-        const vu number = (vu)((vf)bits == (vf)bits), nearest = bits + 0x7fffu + ((bits >> 16) & 1u);
-        store(buffer.rows + (long)k * kTile + lane, (vf)(((number & nearest) | (~number & (bits | 0x400000u))) & 0xffff0000u));
+        const long at = (long)k * kTile + lane;
+        store(buffer.rows + at, (vf)(nearest_bfloat16(load(rows + at)) & 0xffff0000u));
       }
     return buffer.rows;
   }

@@ -136,12 +136,14 @@ static L2L_ALWAYS_INLINE void decode_bfloat16_row(const uint16_t* from, float* t
   L2L_UNROLL for (int v = 0; v < kRowVectors; v++) store(to + v * kLanes, load_bfloat16(from + v * kLanes));
 }
 
+// In the high half; the low one is what is left of it.
+static L2L_ALWAYS_INLINE vu nearest_bfloat16(vf x) {
+  return unless_finite(x, (vu)x + 0x7fffu + (((vu)x >> 16) & 1u));
+}
+
 static L2L_ALWAYS_INLINE void encode_bfloat16_row(const Wide<kRowVectors>& row, uint16_t* to) {
   vu x[kRowVectors];
-  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) {
-    const vu bits = (vu)row.v[v];
-    x[v] = unless_finite(row.v[v], bits + 0x7fffu + ((bits >> 16) & 1u));
-  }
+  L2L_UNROLL for (int v = 0; v < kRowVectors; v++) x[v] = nearest_bfloat16(row.v[v]);
   store_high_halves(to, x);
 }
 
