@@ -45,7 +45,7 @@ def sources() -> list[str]:
     if platform.machine().lower() in ("x86_64", "amd64"):
         kernels += ["avx2", "avx512", "avx512bf16"]
     cpu = ["averages", "backend", "backward", "dispatch", "layered_backward", "layered_forward"]
-    cpu += ["packing", "parallel", "step", "tensor_inputs", "tensor_steps", "tensor_sums"]
+    cpu += ["orthogonalized", "packing", "parallel", "step", "tensor_inputs", "tensor_steps", "tensor_sums"]
     cpu += [f"isa/{name}" for name in kernels]
     ops = ["aliasing", "arguments", "operators", "overlap", "schema"]
     return ["csrc/module.cpp", *(f"csrc/ops/{name}.cpp" for name in ops), *(f"csrc/cpu/{name}.cpp" for name in cpu)]

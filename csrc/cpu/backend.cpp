@@ -36,6 +36,7 @@ TORCH_LIBRARY_IMPL(l2l_fast, CPU, m) {
   register_backend(m, at::kCPU, kCpu);
   m.impl("_vector_math", &vector_math);
   m.impl("_tensor_inputs", &tensor_inputs);
+  m.impl("_orthogonalized", &orthogonalized);
 }
 
 }  // namespace l2l

@@ -20,4 +20,7 @@ std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> tensor_inputs(
     const at::Tensor& sums, at::TensorList alignments, at::IntArrayRef fan_ins, at::IntArrayRef ages,
     std::optional<int64_t> total_steps, const std::optional<at::Tensor>& weight_nominal, int64_t optimizees);
 
+// Newton-Schulz iterations on each matrix of a stack, see l2l_fast/kernels/orthogonal.py.
+at::Tensor orthogonalized(const at::Tensor& updates, int64_t steps);
+
 }  // namespace l2l

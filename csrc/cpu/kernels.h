@@ -104,6 +104,31 @@ struct Bfloat16Kernels {
                       float* out);
 };
 
+// One block of a product of matrices that are stored in panels (csrc/cpu/panels.h):
+//   out[i][j] = factor * sum_k left[k][i] right[k][j] + base_factor * base[i][j].
+struct PanelProduct {
+  const float *left, *right;
+  long left_stride, right_stride;  // from one k to the next
+  int64_t depth;                   // of k, at least one
+  int rows, vectors;               // of the block: i up to a panel's width, j in whole vectors
+  const float* base;               // or null
+  float* out;                      // not one of the others
+  long stride;                     // of out and base, from one i to the next; rows up to padded_rows are written
+  float factor, base_factor;
+};
+
+// What products of whole matrices are made of. What is not finite counts as zero where numbers come in.
+struct PanelKernels {
+  int width;       // of a panel
+  int block_rows;  // that a product computes at once; it divides the width
+  void (*product)(const PanelProduct&);
+  // to[c][r] = from[r][c] for c < columns and r < width, both widths multiples of 4; rows of `from` from `rows` on
+  // count as zero.
+  void (*transpose)(const float* from, long from_stride, int rows, int columns, float* to, long to_stride, int width);
+  double (*squares)(const float* x, int64_t n);  // their sum
+  void (*scale)(const float* x, int64_t n, double factor, float* out);
+};
+
 struct Kernels {
   const char* name;
   int lanes;
@@ -150,6 +175,7 @@ struct Kernels {
   // dh is added to; grad_out [outputs][64].
   void (*read_out_backward)(const Network&, const float* h, const float* grad_out, float* dh, double* grad_phi);
   Bfloat16Kernels bfloat16;
+  PanelKernels panels;
   // For tests: y = function(x). For the roofline: `repeats` rounds of independent multiply-adds, returns how many.
   void (*vector_function)(VectorFunction, const float* x, float* y, int64_t n);
   int64_t (*multiply_adds)(int64_t repeats, float* sink);

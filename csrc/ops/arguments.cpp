@@ -492,4 +492,12 @@ void check_tensor_inputs(const TensorInputsArguments& a) {
   check_dense(weight, "weight_nominal", dtype, shape, a.sums);
 }
 
+void check_orthogonalized(const at::Tensor& updates, int64_t steps) {
+  TORCH_CHECK_VALUE(updates.layout() != at::kStrided || updates.dim() == 3,
+                    "updates: expected shape [K, rows, cols], got ", updates.sizes());
+  check_dense(updates, "updates", at::kFloat, updates.sizes(), updates);
+  TORCH_CHECK_VALUE(steps >= 0 && steps <= kMaxOrthogonalSteps, "steps: expected 0..", kMaxOrthogonalSteps, ", got ",
+                    steps);
+}
+
 }  // namespace l2l

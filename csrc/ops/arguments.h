@@ -91,6 +91,12 @@ constexpr int kSumColumns = 6, kDefaultInputs = 15, kNominalRows = 4;
 // TypeError / ValueError unless it all fits together.
 void check_tensor_inputs(const TensorInputsArguments& arguments);
 
+// More is no closer: the singular values keep moving around 1.
+constexpr int64_t kMaxOrthogonalSteps = 100;
+
+// TypeError / ValueError unless updates are a contiguous float32 stack of matrices [K, rows, cols].
+void check_orthogonalized(const at::Tensor& updates, int64_t steps);
+
 // TypeError / ValueError unless it all fits together and what is written shares no memory.
 void check_step(const Config& config, const StepArguments& arguments, int64_t alignment);
 

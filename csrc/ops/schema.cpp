@@ -35,6 +35,7 @@ TORCH_LIBRARY(l2l_fast, m) {
   m.def(
       "_tensor_inputs(Tensor sums, Tensor[] alignments, int[] fan_ins, SymInt[] ages, int? total_steps, Tensor? "
       "weight_nominal, int optimizees) -> (Tensor inputs, Tensor nominal, Tensor[] alignments_after)");
+  m.def("_orthogonalized(Tensor updates, int steps) -> Tensor");
 }
 
 namespace {
@@ -52,8 +53,8 @@ void refuse_transforms(const c10::OperatorHandle& op, torch::jit::Stack*) {
 TORCH_LIBRARY_IMPL(l2l_fast, CompositeExplicitAutograd, m) { m.impl("_check_apart", &l2l::check_apart); }
 
 TORCH_LIBRARY_IMPL(l2l_fast, FuncTorchDynamicLayerFrontMode, m) {
-  for (const char* name :
-       {"step", "step_backward", "step_", "segment_backward", "_vector_math", "_tensor_sums", "_tensor_inputs"})
+  for (const char* name : {"step", "step_backward", "step_", "segment_backward", "_vector_math", "_tensor_sums",
+                           "_tensor_inputs", "_orthogonalized"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_transforms>());
 }
 

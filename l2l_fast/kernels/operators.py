@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import _C as _C  # loading the extension registers the operators
-from . import normalized, reference
+from . import normalized, orthogonal, reference
 from .config import Config
 from .state import Averages, State
 from .state_types import decode_averages
@@ -339,6 +339,27 @@ def tensor_inputs(
     return inputs, nominal, [each.clone() for each in after]
 
 
+def orthogonalized(updates: Tensor, steps: int = 5) -> Tensor:
+    """:func:`l2l_fast.kernels.orthogonal.orthogonalized`, and of float32 matrices on the CPU by an operator: the same
+    from run to run, for any number of threads, and for a matrix alone or anywhere in a stack. It has no derivative;
+    float64 matrices, and those on other devices, go through plain PyTorch.
+
+    Args:
+        updates: float32 or float64 ``[K, rows, cols]``. What is not finite counts as zero.
+        steps: 0 ... 100.
+
+    Returns:
+        A contiguous tensor of the same shape and dtype.
+
+    Raises:
+        TypeError, ValueError: another dtype, layout, shape or number of steps.
+    """
+    orthogonal.check(updates, steps)
+    if updates.is_cpu and updates.dtype is torch.float32:
+        return torch.ops.l2l_fast._orthogonalized(updates.contiguous(), steps)
+    return orthogonal.orthogonalized(updates, steps)
+
+
 # ---- fake kernels: shapes and dtypes for torch.compile, export and the meta device ----
 
 
@@ -473,6 +494,11 @@ def _(
     return inputs, nominal, [torch.empty_like(each) for each in alignments]
 
 
+@torch.library.register_fake("l2l_fast::_orthogonalized")
+def _(updates: Tensor, steps: int) -> Tensor:
+    return torch.empty_like(updates, memory_format=torch.contiguous_format)
+
+
 # ---- autograd formulas ----
 
 
@@ -531,6 +557,14 @@ def _segment_backward_vjp(ctx: Any, *grad_outputs: Any) -> Any:
     )
 
 
+def _orthogonalized_vjp(ctx: Any, grad_output: Tensor) -> Any:
+    raise RuntimeError(
+        "l2l_fast::_orthogonalized has no derivative; detach the updates, or use "
+        "l2l_fast.kernels.orthogonal.orthogonalized instead"
+    )
+
+
 torch.library.register_autograd("l2l_fast::step", _step_vjp, setup_context=_save_step)
 torch.library.register_autograd("l2l_fast::step_backward", _step_backward_vjp, setup_context=_save_step_backward)
 torch.library.register_autograd("l2l_fast::segment_backward", _segment_backward_vjp)
+torch.library.register_autograd("l2l_fast::_orthogonalized", _orthogonalized_vjp)

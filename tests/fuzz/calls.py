@@ -21,7 +21,7 @@ COMMUNICATING = tuple(f"{name} (communicating)" for name in PLAIN)
 # And of one with normalized inputs, which takes what all coordinates of a tensor have in common.
 NORMALIZED = tuple(f"{name} (normalized)" for name in PLAIN)
 ABOUT_TENSORS = ("_tensor_sums", "_tensor_inputs")
-OPERATORS = (*PLAIN, *COMMUNICATING, *NORMALIZED, "_vector_math", *ABOUT_TENSORS)
+OPERATORS = (*PLAIN, *COMMUNICATING, *NORMALIZED, "_vector_math", *ABOUT_TENSORS, "_orthogonalized")
 
 # How the operators take a configuration.
 SIZES = ("hidden_size", "num_layers", "gac_cells", "extra_inputs", "num_outputs")
@@ -55,6 +55,8 @@ def valid_call(operator: str, seed: int = 0) -> dict[str, Any]:
             "weight_nominal": torch.randn(2, 4, 15, generator=random),
             "optimizees": 2,
         }
+    if name == "_orthogonalized":
+        return {"updates": structured_gradient((2, 5, 7), seed=seed), "steps": 5}
     options: dict[str, int] = {"gac_cells": 2} if communicating else {}
     if communicating and name != "segment_backward":
         options |= {"extra_inputs": 2, "num_outputs": 3}

@@ -2,6 +2,7 @@
 // that set's flags, and includes this file and nothing else.
 #include "bfloat16.h"
 #include "layer.h"
+#include "panels.h"
 #include "sums.h"
 
 namespace l2l {
@@ -71,6 +72,7 @@ extern const Kernels kernels = {L2L_STRING(L2L_ISA),
                                 layer_backward,
                                 read_out_backward,
                                 {kBfloat16Operands, bfloat16_step, bfloat16_stored_step},
+                                {kPanelWidth, kBlockRows, panel_product, transpose_block, sum_of_squares, scale_finite},
                                 vector_function,
                                 multiply_adds};
 
