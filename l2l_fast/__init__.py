@@ -37,6 +37,7 @@ from .kernels.config import Config, GacConfig
 from .kernels.state import State
 from .networks.lstm import CoordinatewiseLSTM
 from .networks.ntm_bfgs import NTMBFGS
+from .networks.orthogonal import OrthogonalLSTM
 from .optim.optimizer import LearnedOptimizer
 
 moved.install(__name__)
@@ -57,6 +58,7 @@ __all__ = [
     "LearnedOptimizer",
     "MetaTrainer",
     "NTMBFGS",
+    "OrthogonalLSTM",
     "State",
     "baselines",
     "data",

@@ -35,6 +35,11 @@ SHAPES = ((6, 5), (3,), (2, 3, 4), (), (67, 3))
 def network(kind: str) -> l2l.CoordinatewiseLSTM:
     if kind == "general":
         return l2l.load_pretrained("general")
+    if kind == "orthogonal":
+        net = l2l.OrthogonalLSTM()
+        general = l2l.load_pretrained("general-small").state_dict()
+        net.load_state_dict({**general, "weight_orthogonal": 0.5 * general["weight_nominal"][0]})
+        return net
     return random_network(seed=1, hidden_size=6, gac_cells=2 if kind == "averages" else 0)
 
 
@@ -501,13 +506,14 @@ def refusals(ranks: int) -> float:
 
 
 def checks(ranks: int, folder: Path) -> dict:
-    kinds, rounded = ("plain", "averages", "general"), ("bfloat16", "int8")
+    recorded, rounded = ("plain", "averages", "general"), ("bfloat16", "int8")
+    kinds = (*recorded, "orthogonal")
     found = {f"fsdp-{kind}": lambda kind=kind: fsdp(kind) for kind in kinds}
     found |= {f"hsdp-{kind}": lambda kind=kind: hsdp(kind, ranks) for kind in kinds}
     for layout in ("columns", "copies", "partial", "grid", "beside plain"):
         found |= {f"{layout}-{kind}": lambda kind=kind, layout=layout: placed(kind, layout, ranks) for kind in kinds}
     for layout in ("grid", "beside plain"):
-        for kind in kinds:
+        for kind in recorded:
             found[f"segment-{layout}-{kind}"] = lambda kind=kind, layout=layout: placed(kind, layout, ranks, True)
     grid = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "shard"))
     return found | {

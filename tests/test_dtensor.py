@@ -21,7 +21,8 @@ from l2l_fast.optim import sharding
 from tests import dtensor_worker
 from tests.helpers import run_processes
 
-KINDS = ("plain", "averages", "general")
+RECORDED = ("plain", "averages", "general")  # by segments
+KINDS = (*RECORDED, "orthogonal")
 LAYOUTS = ("fsdp", "hsdp", "columns", "copies", "partial", "grid", "beside plain")
 BOUNDS = {f"{layout}-{kind}": 1e-6 for layout in LAYOUTS for kind in KINDS}
 BOUNDS |= {f"{layout}-plain": 0.0 for layout in LAYOUTS}  # nothing is added up over processes
@@ -30,7 +31,7 @@ ROUNDED = ("bfloat16", "int8")  # types of states
 BOUNDS |= {f"load-{kind}": 0.0 for kind in ROUNDED}
 BOUNDS |= {f"rounded-{copies}{kind}": 0.0 for kind in ROUNDED for copies in ("", "copies-")} | {"rounded apart": 0.0}
 SEGMENTS = ("plain", "general", "averages", "copies", "averages-copies", "states", "averages-states", "sampled")
-SEGMENTS += tuple(f"{layout}-{kind}" for layout in ("grid", "beside plain") for kind in KINDS)
+SEGMENTS += tuple(f"{layout}-{kind}" for layout in ("grid", "beside plain") for kind in RECORDED)
 BOUNDS |= {f"segment-{kind}": 1e-6 for kind in SEGMENTS}
 BOUNDS |= {"tensor parallel-plain": 2e-6, "tensor parallel-general": 1e-9}  # the latter in float64
 BOUNDS |= {"clipping": 1e-6, "float64": 1e-12, "mixed dtypes": 0.0, "copies of the optimizer": 0.0}

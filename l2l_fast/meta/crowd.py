@@ -12,6 +12,7 @@ from ..kernels import operators
 from ..kernels.config import Config
 from ..kernels.state import TILE, num_tiles
 from ..kernels.tensor_inputs import fan_ins_of
+from ..networks.orthogonal import gains_of, matrix_shape, scales_of
 from ..problems.zoo.task import ZooTask
 
 
@@ -38,6 +39,8 @@ class Crowd:
         self._numels = [math.prod(shape) for shape in self._shapes.values()]
         row = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
         self.theta = row.expand(members, -1).clone().requires_grad_()
+        matrices = [matrix_shape(shape) for shape in self._shapes.values()]
+        self._matrices = {j: matrix for j, matrix in enumerate(matrices) if matrix is not None}
         self._fan_ins = fan_ins_of(self._shapes.values()) * members
         tiles = [num_tiles(numel) for numel in self._numels]
         state = torch.zeros(members, sum(tiles), config.rows, TILE, dtype=torch.float32, device=row.device)
@@ -54,13 +57,14 @@ class Crowd:
         named = zip(self._shapes.items(), parts, strict=True)
         return self.task.losses_of({name: part.view(-1, *shape) for (name, shape), part in named}, batch)
 
-    def step(self, grad: Tensor, phis: Tensor, nominals: Tensor) -> None:
+    def step(self, grad: Tensor, phis: Tensor, nominals: Tensor, orthogonals: Tensor | None = None) -> None:
         """One step of every member.
 
         Args:
             grad: of theta, ``[members, coordinates]``.
             phis: the members' weights, float32 ``[members, P]``; nominals: their ``weight_nominal``,
                 ``[members, 4, inputs]``.
+            orthogonals: ``weight_orthogonal`` of members that have it, ``[members, inputs]``.
         """
         self.age += 1
         grads = [list(row.split(self._numels)) for row in grad]
@@ -71,10 +75,27 @@ class Crowd:
             *(sums, self._alignments, self._fan_ins, ages * self.members, self.total_steps, nominals, self.members)
         )
         inputs, nominal = (each.view(self.members, len(ages), -1) for each in (inputs, nominal))
+        targets, updates = self._thetas, None
+        if orthogonals is not None:  # what the kernel adds to zero are the updates
+            updates = torch.zeros_like(self.theta.detach())
+            targets = [list(row.split(self._numels)) for row in updates]
         for k in range(self.members):
             operators.step_(
-                *(self._thetas[k], grads[k], self._states[k], phis[k], self.config, 1.0, 0.0, False),
+                *(targets[k], grads[k], self._states[k], phis[k], self.config, 1.0, 0.0, False),
                 ages=ages,
                 tensor_inputs=inputs[k],
                 nominal=nominal[k],
             )
+        if updates is not None and orthogonals is not None:
+            self._orthogonalize(updates, gains_of(orthogonals.unsqueeze(1), inputs))
+            self.theta.detach().add_(updates)
+
+    def _orthogonalize(self, updates: Tensor, gains: Tensor) -> None:
+        """Add the orthogonal terms to the updates ``[members, coordinates]``."""
+        if not self._matrices:
+            return
+        scales = scales_of(self.config.output_scale, gains[:, list(self._matrices)], list(self._matrices.values()))
+        parts = updates.split(self._numels, dim=1)
+        for (j, shape), scale in zip(self._matrices.items(), scales.float().unbind(1), strict=True):
+            direction = operators.orthogonalized(parts[j].reshape(-1, *shape))
+            parts[j].addcmul_(direction.flatten(1), scale.unsqueeze(1))

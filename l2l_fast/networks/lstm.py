@@ -162,6 +162,7 @@ class CoordinatewiseLSTM(nn.Module):
         """Whether its update is not its first output but what :meth:`move` makes of all of them and the memory."""
         return False
 
+    orthogonal: bool = False  # whether updates of matrices are orthogonalized: :class:`l2l_fast.OrthogonalLSTM`
     add_read: bool = False  # whether the first of the extra inputs is added to the update
 
     def options(self) -> dict[str, Any]:
@@ -209,6 +210,14 @@ class CoordinatewiseLSTM(nn.Module):
         if not self.tensor_inputs:
             raise ValueError("tensor_inputs: the network has none")
         return normalized.nominal_of(effective.weight(self, "weight_nominal"), tensor_inputs)
+
+    def beside_phi(self) -> list[Tensor]:
+        """Weights that act on steps and are no part of :meth:`phi`: constants in the meta-gradient."""
+        return [effective.weight(self, "weight_nominal")] if self.tensor_inputs else []
+
+    def orthogonal_gains(self, tensor_inputs: Tensor) -> Tensor:
+        """Of a network that is ``orthogonal``: see :meth:`l2l_fast.OrthogonalLSTM.orthogonal_gains`."""
+        raise NotImplementedError(f"{type(self).__name__} orthogonalizes nothing")
 
     def init_state(
         self, numel: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32

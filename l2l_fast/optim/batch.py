@@ -27,6 +27,7 @@ from .checks import (
     check_sharding,
     check_state_dtype,
     check_total_steps,
+    check_whole_matrices,
     number,
     refuse_exact,
     refuse_reference,
@@ -200,6 +201,7 @@ def _with_common(
 ) -> Batch:
     """The batch with what a network with averages has to know of every tensor. entries: of the optimizer's state, in
     the order of ``batch.moving()``."""
+    check_whole_matrices(batch.network, reduce)
     total_steps = check_total_steps(group["total_steps"])
     moving = batch.moving()
     params = batch.keys()

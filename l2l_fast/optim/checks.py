@@ -220,6 +220,7 @@ def check_group_problems(group: Mapping[str, Any], network: CoordinatewiseLSTM, 
             f"vector of inputs each, got {problems}; give every problem parameters of its own"
         )
     check_sharding(group, network, reduce)
+    check_whole_matrices(network, reduce)
     if not network.communicates:
         return
     for param in group["params"]:
@@ -234,17 +235,27 @@ def check_sharding(group: Mapping[str, Any], network: CoordinatewiseLSTM, reduce
     sharding.check_group(group["params"], name, network, group["num_problems"], reduce)
 
 
+def check_whole_matrices(network: CoordinatewiseLSTM, reduce: Reduce | None) -> None:
+    """Raise NotImplementedError for matrices that are sharded by hand, whose shards cannot be put together."""
+    if network.orthogonal and reduce is not None:
+        raise NotImplementedError(
+            "process_group: a network that orthogonalizes its updates needs whole matrices, and shards given by hand "
+            "do not say what they are shards of; use DTensors"
+        )
+
+
 def check_together(batches: Sequence[Batch]) -> None:
     """Raise unless the kernels will take the tensors of every group, and none that is written is another's: the launch
     of a group checks as much, but by then the groups before it have been written."""
     launches = [batch for batch in batches if batch.params]
     exact = [each for batch in batches for each in batch.exact]
     memories = [(k, batch.memory) for k, batch in enumerate(batches) if batch.memory is not None]
-    if len(launches) < 2 and not exact and not memories:
+    in_parts = any(batch.network.orthogonal for batch in launches)  # of several launches, to other memory
+    if len(launches) < 2 and not exact and not memories and not in_parts:
         return
     for batch in batches:
         # The first launch has nothing before it: what it refuses, it refuses in time.
-        if batch.params and (batch is not launches[0] or exact):
+        if batch.params and (batch is not launches[0] or exact or in_parts):
             joint.fused_step(batch, None, (), check_only=True)
         for param, grad, _ in batch.exact:
             if param.shape != grad.shape:

@@ -18,7 +18,7 @@ from ..kernels import operators, reference
 from ..kernels.state import State
 from ..kernels.surroundings import without_autocast
 from ..networks.memory import Memory
-from . import sharding
+from . import orthogonal, sharding
 from .state import as_state, modernized
 
 if TYPE_CHECKING:
@@ -101,11 +101,23 @@ def fused_step(
     if batch.joint:
         with without_autocast(batch.phi.device):
             return _joint_step(batch, gradients, places, begun, check_only)
-    options = {"record": gradients, "record_tiles": places, "seeds": batch.seeds, **batch.common._asdict()}
     scalars = batch.lr, batch.weight_decay, batch.maximize
-    options["precision"] = batch.precision
-    tensors = batch.params, batch.grads, batch.states, batch.phi.float()
-    _launch(tensors, batch.config, *scalars, begun=begun, check_only=check_only, **options)
+    phi = batch.phi.float()
+    if batch.network.orthogonal and not check_only:
+        for part in orthogonal.parts_of(batch):
+            own = part.places
+            targets = orthogonal.targets_of(batch, part)
+            tensors = targets, [batch.grads[k] for k in own], [batch.states[k] for k in own], phi
+            seeds = [batch.seeds[k] for k in own] if batch.seeds else ()
+            options = {"seeds": seeds, "precision": batch.precision, **batch.common.of(own)._asdict()}
+            _launch(tensors, batch.config, *scalars, begun=begun, check_only=False, **options)
+            with without_autocast(phi.device):
+                orthogonal.move(batch, part, targets)
+        return None
+    recorded = {"record": gradients, "record_tiles": places, "seeds": batch.seeds, **batch.common._asdict()}
+    recorded["precision"] = batch.precision
+    tensors = batch.params, batch.grads, batch.states, phi
+    _launch(tensors, batch.config, *scalars, begun=begun, check_only=check_only, **recorded)
     return None
 
 
@@ -258,6 +270,9 @@ def exact_step(batch: Batch, together: Sequence[tuple[Tensor, Tensor, Tensor]], 
             return
         update = out[0] if extra is None or not batch.network.add_read else out[0] + extra[0]
         for (param, _, _), part in zip(together, reference.separate(update, numels, num_problems), strict=True):
+            if batch.network.orthogonal:
+                orthogonal.move_exact(batch, param, batch.lr * part, common)
+                continue
             param.mul_(1.0 - batch.lr * batch.weight_decay).add_(part.view_as(param).to(param.dtype), alpha=batch.lr)
         if batch.memory is not None:
             batch.network.write_(out, batch.memory)

@@ -263,7 +263,7 @@ class LearnedOptimizer(Optimizer):
             for group, network, first in zip(self.param_groups, networks, firsts, strict=False)
         ]
         segment = self._segment
-        if len(batches) != 1 or batches[0].exact or batches[0].memory is not None:
+        if len(batches) != 1 or batches[0].exact or batches[0].memory is not None or batches[0].network.orthogonal:
             check_together(batches)
         if segment is None:
             groups, reduce = self.param_groups, self._kept.reduce
@@ -324,7 +324,7 @@ class LearnedOptimizer(Optimizer):
     def _is_whole(self, last: Batch, error: BaseException) -> bool:
         """Whether a step that an interrupt ended had only to be told that it is done: Ctrl-C waits for the operator."""
         parts = (last.memory, last.reduce, last.mesh, self._segment)  # what goes on behind the operator
-        alone = not last.exact and not last.owners and all(part is None for part in parts)
+        alone = not (last.exact or last.owners or last.network.orthogonal) and all(part is None for part in parts)
         return alone and not isinstance(error, Exception) and self._done == id(last)
 
     def _keep(self, batch: Batch, steps: int = 1) -> None:

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from ..kernels import renamed
-from ..networks import effective
 from ..networks.lstm import CoordinatewiseLSTM
 
 # A state that was written by a network which differs in one of these means something else.
@@ -125,9 +124,7 @@ def identity(network: CoordinatewiseLSTM) -> dict[str, Any]:
 def digest(network: CoordinatewiseLSTM) -> str:
     """Tells networks of different weights apart: the start of the SHA-256 of phi in float32, and what is beside it."""
     with torch.no_grad():
-        parts = [network.phi()]
-        if network.tensor_inputs:
-            parts.append(effective.weight(network, "weight_nominal"))
+        parts = [network.phi(), *network.beside_phi()]
         content = b"".join(part.float().cpu().contiguous().numpy().tobytes() for part in parts)
     return hashlib.sha256(content).hexdigest()[:16]
 

@@ -36,6 +36,11 @@ def check_recordable(
             f"{name}: meta-training needs state_dtype='float32', got {str(state_dtype)[6:]!r}: what rounding does to a "
             "state has no derivative"
         )
+    if network.orthogonal:
+        raise NotImplementedError(
+            f"{name}: a network that orthogonalizes its updates has no backward of segments; it is trained by "
+            'evolution strategies (estimator="evolution")'
+        )
     if network.has_memory or network.num_outputs > 1:
         raise NotImplementedError(
             f"{name}: a network with memory or several outputs is unrolled in autograd, not in segments"

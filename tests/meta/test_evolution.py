@@ -32,18 +32,28 @@ def network(**options):
     return net
 
 
+def orthogonal_network(seed: int) -> l2l.OrthogonalLSTM:
+    net = l2l.OrthogonalLSTM()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
 def zoo(family: str, **options) -> Zoo:
     return Zoo(family, problems=1, data="mnist-10k-embedded", **options)
 
 
+@pytest.mark.parametrize("make", [network, orthogonal_network])
 @pytest.mark.parametrize("family", ["teacher-regression", "noisy-quadratic", "convolutions"])
-def test_a_member_goes_the_way_of_the_optimizer(family):
+def test_a_member_goes_the_way_of_the_optimizer(family, make):
     """Steps of a crowd are those of LearnedOptimizer on the task's parameters without their leading dimension."""
-    nets = [network(seed=seed) for seed in (1, 2)]
+    nets = [make(seed=seed) for seed in (1, 2)]
     task, twin = (zoo(family).sample(5, "train") for _ in range(2))
     crowd = Crowd(task, 2, nets[0].config, 20)
-    phis = torch.stack([net.phi().detach() for net in nets])
-    nominals = torch.stack([net.weight_nominal.detach() for net in nets])
+    named = ([net.phi(), *net.beside_phi()] for net in nets)
+    weights = [torch.stack([each.detach() for each in alike]) for alike in zip(*named, strict=True)]
     alone = []
     for net in nets:
         params = {n: torch.nn.Parameter(p.detach()[0].clone()) for n, p in twin.named_parameters()}
@@ -52,7 +62,7 @@ def test_a_member_goes_the_way_of_the_optimizer(family):
         crowd.theta.grad = None
         losses = crowd.losses()
         losses.sum().backward()
-        crowd.step(crowd.theta.grad, phis, nominals)
+        crowd.step(crowd.theta.grad, *weights)
         batch = twin.minibatch()
         for k, (params, optimizer) in enumerate(alone):
             optimizer.zero_grad()
@@ -62,7 +72,7 @@ def test_a_member_goes_the_way_of_the_optimizer(family):
             optimizer.step()
     for k, (params, _) in enumerate(alone):
         flat = torch.cat([param.detach().flatten() for param in params.values()])
-        assert_close(crowd.theta[k].detach(), flat, 1e-3)
+        assert_close(crowd.theta[k].detach(), flat, 3e-3)  # what is orthogonalized makes more of rounding
 
 
 def trainer(seed=3, **options):
@@ -179,3 +189,20 @@ def test_members_do_not_meet():
         ends.append(crowd.theta.detach())
     assert not torch.allclose(ends[1][0], ends[1][1], rtol=0.1)
     assert_close(ends[1][0], ends[0][0], 1e-5)
+
+
+def test_all_that_acts_beside_phi_is_trained(tmp_path):
+    """Of a network that orthogonalizes, too, and after resuming."""
+    problem = zoo("teacher-regression", rescale=False)
+    options = {"horizon": 20, "unroll": 10, "seed": 3, "validate_every": 0}
+    runs = []
+    for steps in ((4,), (2, 4)):
+        run = l2l.MetaTrainer(orthogonal_network(0), problem, estimator=Evolution(2, 0.1, 10), **options)
+        run.fit(steps[0], progress=False, checkpoint=tmp_path / f"{len(steps)}")
+        if len(steps) > 1:
+            run = l2l.MetaTrainer.from_checkpoint(tmp_path / "2", problem).fit(steps[1], progress=False)
+        runs.append(run.net.state_dict())
+    before = orthogonal_network(0).state_dict()
+    for name in before:
+        assert torch.equal(runs[0][name], runs[1][name])
+        assert torch.equal(runs[0][name], before[name]) == (name not in ("weight_nominal", "weight_orthogonal"))

@@ -55,9 +55,12 @@ def choose(
         if given:
             raise ValueError(f"{given[0]}: is of back-propagation, expected estimator='bptt', got {_told(estimator)}")
         made = _BY_NAME[estimator]() if isinstance(estimator, str) else estimator
+        if not isinstance(made, Evolution):
+            _refuse_orthogonal(net, _told(estimator))
         if isinstance(made, SyntheticGradients):
             _check_segments(net)
         return made
+    _refuse_orthogonal(net, "'bptt'")
     networks = members(net).values()
     with_memory = any(member.has_memory for member in networks)
     unrolled = autograd or second_derivatives or meta_loss is not None or with_memory
@@ -66,6 +69,15 @@ def choose(
     if fraction < 1.0 and any(member.communicates for member in networks):
         raise ValueError("coordinate_fraction: expected 1 with a network whose coordinates communicate")
     return AutogradBPTT(meta_loss) if unrolled else FusedBPTT(fraction)
+
+
+def _refuse_orthogonal(net: Networks, told: str) -> None:
+    """ValueError for a network whose steps only :class:`Evolution` takes."""
+    if any(member.orthogonal for member in members(net).values()):
+        raise ValueError(
+            "estimator: expected 'evolution' for a network that orthogonalizes its updates of matrices, which has no "
+            f"backward of its own, got {told}"
+        )
 
 
 def _told(estimator: str | Estimator) -> str:

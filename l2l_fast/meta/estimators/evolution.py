@@ -49,6 +49,7 @@ class Evolution(Estimator):
         sigma: standard deviation of a perturbation.
         shortest: the least number of steps of an episode.
         parameters: names of those of the network that are trained; the variance of the estimate grows with their size.
+            Default: all that act beside phi, ``weight_nominal`` and, of a network that has it, ``weight_orthogonal``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -59,16 +60,18 @@ class Evolution(Estimator):
         pairs: int = 4,
         sigma: float = 0.1,
         shortest: int = 200,
-        parameters: Sequence[str] = ("weight_nominal",),
+        parameters: Sequence[str] | None = None,
     ) -> None:
         self.pairs = checks.positive_int("pairs", pairs)
         self.sigma = checks.real("sigma", sigma)
         self.shortest = checks.positive_int("shortest", shortest)
         if not 0.0 < self.sigma < math.inf:
             raise ValueError(f"sigma: expected a positive number, got {sigma}")
-        if isinstance(parameters, str) or not all(isinstance(name, str) for name in parameters) or not parameters:
-            raise TypeError(f"parameters: expected names such as ('weight_nominal',), got {parameters!r}")
-        self.parameters = tuple(parameters)
+        if parameters is not None:
+            if isinstance(parameters, str) or not parameters or not all(isinstance(name, str) for name in parameters):
+                raise TypeError(f"parameters: expected names such as ('weight_nominal',), or None, got {parameters!r}")
+            parameters = tuple(parameters)
+        self.parameters = parameters
 
     def episode(
         self,
@@ -98,13 +101,13 @@ class Evolution(Estimator):
         curve: list[Tensor] = []
         losses = _evaluate(crowd)
         while crowd.age < total:
-            phis, nominals = self._perturbed(network, copies, eps)
+            weights = self._perturbed(network, copies, eps)
             segment = []
             for _ in range(min(protocol.unroll, total - crowd.age)):
                 curve.append(losses)
                 grad = crowd.theta.grad
                 assert grad is not None
-                crowd.step(grad, phis, nominals)
+                crowd.step(grad, *weights)
                 losses = _evaluate(crowd)
                 segment.append(losses)
             progress = crowd.age / total
@@ -119,7 +122,8 @@ class Evolution(Estimator):
 
     def config(self) -> dict[str, Any]:
         """See :meth:`Estimator.config`."""
-        own = {"pairs": self.pairs, "sigma": self.sigma, "shortest": self.shortest, "parameters": list(self.parameters)}
+        names = None if self.parameters is None else list(self.parameters)
+        own = {"pairs": self.pairs, "sigma": self.sigma, "shortest": self.shortest, "parameters": names}
         return {**super().config(), "estimator": "evolution", **own}
 
     def follows(self, member: CoordinatewiseLSTM) -> bool:
@@ -128,21 +132,23 @@ class Evolution(Estimator):
 
     def _trained(self, network: CoordinatewiseLSTM) -> list[torch.nn.Parameter]:
         own = dict(network.named_parameters())
-        unknown = [name for name in self.parameters if name not in own]
+        default = ("weight_nominal", "weight_orthogonal") if network.orthogonal else ("weight_nominal",)
+        names = default if self.parameters is None else self.parameters
+        unknown = [name for name in names if name not in own]
         if unknown:
             raise ValueError(f"parameters: the network has {sorted(own)}, not {unknown}")
-        return [own[name] for name in self.parameters if own[name].requires_grad]
+        return [own[name] for name in names if own[name].requires_grad]
 
     @torch.no_grad()
     def _perturbed(
         self, network: CoordinatewiseLSTM, copies: list[CoordinatewiseLSTM], eps: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """phi and weight_nominal of the members."""
+    ) -> list[Tensor]:
+        """phi and what is beside it, of the members."""
         centre = parameters_to_vector(self._trained(network))
         for twin, row in zip(copies, eps.to(centre), strict=True):
             vector_to_parameters(centre + row, self._trained(twin))
-        phis = torch.stack([twin.phi().float() for twin in copies])
-        return phis, torch.stack([twin.weight_nominal.float() for twin in copies])
+        named = ([twin.phi(), *twin.beside_phi()] for twin in copies)
+        return [torch.stack([each.float() for each in weights]) for weights in zip(*named, strict=True)]
 
 
 def _checked(task: Task, net: Networks) -> tuple[ZooTask, CoordinatewiseLSTM]:
