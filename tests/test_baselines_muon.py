@@ -150,15 +150,16 @@ def test_a_copy_goes_on_as_the_optimizer_does(how):
         assert p is not q and torch.equal(p, q)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 8e-3), (torch.float16, 1e-3)])
 def test_low_precision_is_orthogonalized_in_float32(dtype, tolerance):
-    (mine,), (exact,) = parameters((8, 12), dtype=dtype), parameters((8, 12), dtype=dtype)
-    exact = nn.Parameter(exact.detach().double())
+    # From zero, so that what is compared is the update, but for the rounding of momentum and parameter.
+    mine, exact = nn.Parameter(torch.zeros(8, 12, dtype=dtype)), nn.Parameter(torch.zeros(8, 12, dtype=torch.float64))
+    draw([mine], 0)
+    exact.grad = mine.grad.double()
     for p in (mine, exact):
-        p.grad = torch.linspace(-1, 1, 96).sin().view(8, 12).to(dtype).to(p.dtype)
         Muon([p], lr=0.1).step()
     assert mine.dtype == dtype
-    assert (mine.double() - exact).norm() < tolerance * (exact.detach()).norm()
+    assert (mine.double() - exact).norm() < tolerance * exact.norm()
 
 
 def test_memory_formats_do_not_matter():

@@ -17,7 +17,8 @@ EXPLAINED = (
     "half the loss). Over networks: the interquartile mean with its 95 % bootstrap interval over networks and seeds, "
     "and the worst. Tuned Adam: at its best constant rate for each network; best Adam(W): the lowest of Adam and AdamW "
     "with constant and cosine rates, each tuned; tuned NAG, tuned Muon: likewise. Adam's steps: when tuned Adam's "
-    "smoothed curve is where the contender ends. Diverged: a loss that is not finite, or a final loss above that of theta_0."
+    "smoothed curve is where the contender ends. Diverged: a loss that is not finite, or a final loss above that of "
+    "theta_0."
 )
 
 
