@@ -132,8 +132,9 @@ def test_defaults():
         "rmsprop": {"alpha": 0.99, "momentum": 0.0},
         "adam": {"beta1": 0.9, "beta2": 0.999},
         "adamw": {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01},
+        "muon": {},
     }
-    assert tuple(every) == baselines.NAMES
+    assert tuple(every) == (*baselines.NAMES, "muon")  # no part of the paper's comparisons
     for name, defaults in every.items():
         one, other = (baselines.run(bowl, name, 0.05, [0], 5, options=given) for given in (None, defaults))
         assert torch.equal(one, other)

@@ -148,7 +148,7 @@ def test_the_legend_explains_the_band_and_names_everybody_once():
         colours[text.get_text()] = handle.get_color()
     assert colours["heavy ball"] == plots.COLOURS["momentum"] and colours["Adam"] == plots.COLOURS["adam"]
     assert 0 < band.get_alpha() < 1 and band.get_width() > 0 and not figure.axes[0].get_legend()
-    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS) == 1 + len(l2l.baselines.NAMES)
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS) == 1 + len(l2l.baselines.RULES)
 
 
 LONG = "A title of a setting with many words in it, as they stand in the files of experiments, and still some more"

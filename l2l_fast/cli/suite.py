@@ -17,7 +17,7 @@ from .options import Commands, add_command, add_quiet
 
 def add_to(commands: Commands) -> None:
     """Add the command to the parser."""
-    text = "measure optimizers on networks that none was made for, beside Adam, AdamW and NAG at their best"
+    text = "measure optimizers on networks that none was made for, beside Adam, AdamW, NAG and Muon at their best"
     parser = add_command(commands, "suite", _run, text, "general", "general Adam:lr=1e-3 --networks mlp-relu conv")
     what = "a pretrained optimizer, a .safetensors file, Adam:lr=1e-3 (any class of torch.optim), package.module:Class"
     parser.add_argument("contender", nargs="*", metavar="CONTENDER", help=what)

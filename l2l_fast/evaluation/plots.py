@@ -26,6 +26,7 @@ COLOURS = {
     "rmsprop": "#009E73",
     "adam": "#CC79A7",
     "adamw": "#E69F00",
+    "muon": "#332288",
 }
 _SPREAD = (0.1, 0.9)
 _CENTRES = ("median", "mean")

@@ -9,7 +9,7 @@ import pytest
 from l2l_fast.evaluation.suite import measures
 from l2l_fast.evaluation.suite.curves import summarise
 from l2l_fast.evaluation.suite.networks import NETWORKS
-from l2l_fast.evaluation.suite.outcome import TUNED, USUAL_NAME, Baseline, Outcome, Row, summary
+from l2l_fast.evaluation.suite.outcome import ADAMS, MUONS, TUNED, USUAL_NAME, Baseline, Outcome, Row, summary
 from tests.suite.helpers import falling
 
 INF = math.inf
@@ -91,6 +91,8 @@ def outcome():
 
     def baselines():
         found = {USUAL_NAME: Baseline("Adam 0.001", [level(2.0)] * 2), TUNED: Baseline("Adam 0.01", [level(1.0)] * 2)}
+        found["muon cosine"] = Baseline("Muon 0.01 cosine", [level(0.75)] * 2)
+        found["muon constant"] = Baseline("Muon 0.1", [level(0.8)] * 2)
         return {**found, "adamw cosine": Baseline("AdamW 0.01 cosine", [level(0.25)] * 2, edge=True)}
 
     rows = {"softmax": [level(0.5), level(0.5)], "conv": [level(INF), level(3.0, start=2.0)]}
@@ -131,4 +133,33 @@ def test_a_tables_cells():
     (row,) = [line for line in text.splitlines() if line.startswith("| softmax |")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:6] == ["9.0000", "0.5000", "2.0000", "1.0000 (Adam 0.01)", "0.2500 (AdamW 0.01 cosine)"]
-    assert cells[7:11] == ["-0.69", "+0.69", "", ">1,000"]
+    assert cells[6:8] == ["", "0.7500 (Muon 0.01 cosine)"]
+    assert cells[8:13] == ["-0.69", "+0.69", "", "-0.41", ">1,000"]
+    header = next(line for line in text.splitlines() if line.startswith("| network |"))
+    names = [cell.strip() for cell in header.strip("|").split("|")]
+    assert names[5:12] == [
+        "best Adam(W)", "tuned NAG", "tuned Muon", "ln to tuned Adam", "ln to best Adam(W)", "ln to NAG", "ln to Muon",
+    ]  # fmt: skip
+    assert "| ... lower on (tuned Muon) | 1 of 3, every seed on 1 |" in text and "ln ratio to tuned NAG" not in text
+
+
+def test_muon_is_the_lower_of_two_and_no_adam():
+    found = outcome()
+    assert found.rows["softmax"].best(MUONS) == "muon cosine" and not set(MUONS) & set(ADAMS)
+    ratios = found.to_json()["ln ratios"]
+    assert ratios["Muon"]["wins"] == 1 and ratios["best Adam(W)"]["wins"] == 0 and "NAG" not in ratios
+    assert found.rows["gru"].ratios("muon cosine") == pytest.approx([math.log(2)] * 2)
+    assert found.to_json()["networks"]["gru"]["baselines"]["muon cosine"]["setting"] == "Muon 0.01 cosine"
+
+
+def test_a_pictures_legend_has_the_baselines_that_are_there(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    from l2l_fast.evaluation import plots
+    from l2l_fast.evaluation.suite import pictures
+
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    pictures.curves([outcome()], tmp_path / "x.png")
+    (legend,) = drawn[0].legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["Adam 0.001", "tuned Adam", "best Adam(W)", "tuned Muon", "x"]

@@ -55,6 +55,22 @@ def test_adamw_and_long_runs_begin_where_a_search_has_ended(formula):
     assert {run[5] for run in formula} == {10_000}
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_muon_begins_where_adam_ended_with_that_schedule(formula, schedule):
+    made = baselines()
+    assert made.search(NETWORK, "adam", schedule, 1000).setting.lr == 3.16e-3
+    formula.clear()
+    from tests.suite import helpers
+
+    # Muon's best is two half decades higher: it walks there, down from the beginning first, and tries one more.
+    helpers.formula.best = -1.5
+    found = made.search(NETWORK, "muon", schedule, 1000)
+    assert found.setting.lr == 3.16e-2 and not found.edge
+    assert [run[1:4] for run in formula] == [
+        ("muon", lr, schedule) for lr in (3.16e-3, 1e-3, 1e-2, 3.16e-2, 0.1)
+    ]  # fmt: skip
+
+
 def test_tuning_and_testing_share_no_seed(formula):
     assert TUNING_SEED not in seeds(1000)
     made = baselines()
@@ -70,7 +86,8 @@ def test_tuning_and_testing_share_no_seed(formula):
 
 def test_what_matters_most_is_measured_first(formula):
     order = [found[:3] for found in baselines().everything(choose(["softmax", "conv"]), [10_000, 1000], seeds(1))]
-    assert order[:2] == [(1000, "adam", "constant")] * 2 and order[12:14] == [(10_000, "adam", "constant")] * 2
+    assert order[:2] == [(1000, "adam", "constant")] * 2 and order[16:18] == [(10_000, "adam", "constant")] * 2
+    assert order[12:16] == [(1000, "muon", "cosine")] * 2 + [(1000, "muon", "constant")] * 2
 
 
 def test_a_stopped_search_goes_on(formula, tmp_path):

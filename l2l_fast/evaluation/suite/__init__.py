@@ -1,6 +1,7 @@
 """The evaluation suite: how good a general-purpose optimizer is on networks that it was not made for.
 
-Sixteen small networks, three seeds each, 1,000 and 10,000 steps, beside Adam, AdamW and NAG tuned for each network::
+Sixteen small networks, three seeds each, 1,000 and 10,000 steps, beside Adam, AdamW, NAG and Muon tuned for each
+network::
 
     python -m l2l_fast suite mnist-mlp torch.optim.RMSprop:lr=1e-3
 

@@ -20,6 +20,7 @@ USUAL_NAME = "Adam 0.001"
 TUNED = "adam constant"  # Adam at its best constant rate
 ADAMS = tuple(f"{rule} {schedule}" for rule, schedule in STAGES if rule.startswith("adam"))
 NAGS = tuple(f"{rule} {schedule}" for rule, schedule in STAGES if rule == "nag")
+MUONS = tuple(f"{rule} {schedule}" for rule, schedule in STAGES if rule == "muon")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """All figures; what is infinite is null."""
-        named = {"tuned Adam": [TUNED], "best Adam(W)": ADAMS, "NAG": NAGS, "Adam 0.001": [USUAL_NAME]}
+        named: dict[str, Iterable[str]] = {"tuned Adam": [TUNED], "best Adam(W)": ADAMS, "NAG": NAGS, "Muon": MUONS}
+        named["Adam 0.001"] = [USUAL_NAME]
         sums = {name: self.against(names) for name, names in named.items()}
         sums.update({f"tuned Adam, step {step}": self.early(step) for step in (100, 300)})
         return {

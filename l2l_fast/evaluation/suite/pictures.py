@@ -14,7 +14,7 @@ from .. import plots
 from ..comparison import LEARNED
 from . import measures
 from .curves import Run, smoothed
-from .outcome import ADAMS, NAGS, TUNED, USUAL_NAME, Outcome
+from .outcome import ADAMS, MUONS, NAGS, TUNED, USUAL_NAME, Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +40,7 @@ def curves(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) -> Path:
             ("tuned Adam", TUNED, "adam", "-"),
             ("best Adam(W)", row.best(ADAMS), "adamw", "--"),
             ("tuned NAG", row.best(NAGS), "nag", "--"),
+            ("tuned Muon", row.best(MUONS), "muon", "-."),
         )
         for label, chosen, colour, style in beside:
             if chosen is not None:

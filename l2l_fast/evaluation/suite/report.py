@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..experiments.tables import number
 from .curves import EARLY
 from .measures import mean
-from .outcome import ADAMS, NAGS, TUNED, USUAL_NAME, Outcome, Row, Summary
+from .outcome import ADAMS, MUONS, NAGS, TUNED, USUAL_NAME, Outcome, Row, Summary
 from .tuning import SWEPT_STEPS
 
 EXPLAINED = (
@@ -16,8 +16,9 @@ EXPLAINED = (
     "baseline's, from the same theta_0 and minibatches, averaged over seeds; below 0 the contender is lower (-0.69: "
     "half the loss). Over networks: the interquartile mean with its 95 % bootstrap interval over networks and seeds, "
     "and the worst. Tuned Adam: at its best constant rate for each network; best Adam(W): the lowest of Adam and AdamW "
-    "with constant and cosine rates, each tuned. Adam's steps: when tuned Adam's smoothed curve is where the contender "
-    "ends. Diverged: a loss that is not finite, or a final loss above that of theta_0."
+    "with constant and cosine rates, each tuned; tuned NAG, tuned Muon: likewise. Adam's steps: when tuned Adam's "
+    "smoothed curve is where the contender ends. Diverged: a loss that is not finite, or a final loss above that of "
+    "theta_0."
 )
 
 
@@ -41,7 +42,8 @@ def summary_table(outcomes: Sequence[Outcome]) -> list[str]:
     for step in EARLY if outcomes[0].steps <= SWEPT_STEPS else ():
         early = _ratio_rows(f"tuned Adam at step {step}", [outcome.early(step) for outcome in outcomes])
         rows |= {label: cells for label, cells in early.items() if "lower on" not in label}
-    for label, names in (("tuned Adam", (TUNED,)), ("best Adam(W)", ADAMS), ("tuned NAG", NAGS)):
+    beside = {"tuned Adam": (TUNED,), "best Adam(W)": ADAMS, "tuned NAG": NAGS, "tuned Muon": MUONS}
+    for label, names in beside.items():
         rows |= _ratio_rows(label, [outcome.against(names) for outcome in outcomes])
     rows["steps that tuned Adam needs, median"] = [_steps(o.median_adam_steps(), o.steps) for o in outcomes]
     header = ["measure", *(outcome.contender for outcome in outcomes)]
@@ -50,13 +52,13 @@ def summary_table(outcomes: Sequence[Outcome]) -> list[str]:
 
 def network_table(outcome: Outcome) -> list[str]:
     """A row per network."""
-    header = ["network", "start", "final", "Adam 0.001", "tuned Adam", "best Adam(W)", "tuned NAG"]
-    header += ["ln to tuned Adam", "ln to best Adam(W)", "ln to NAG", "Adam's steps", "notes"]
+    header = ["network", "start", "final", "Adam 0.001", "tuned Adam", "best Adam(W)", "tuned NAG", "tuned Muon"]
+    header += ["ln to tuned Adam", "ln to best Adam(W)", "ln to NAG", "ln to Muon", "Adam's steps", "notes"]
     return _table(header, [_network_cells(name, row, outcome.steps) for name, row in outcome.rows.items()])
 
 
 def _network_cells(name: str, row: Row, steps: int) -> list[str]:
-    best = {TUNED: row.best((TUNED,)), "adams": row.best(ADAMS), "nags": row.best(NAGS)}
+    best = {TUNED: row.best((TUNED,)), "adams": row.best(ADAMS), "nags": row.best(NAGS), "muons": row.best(MUONS)}
     cells = [name, number(_start(row)), number(row.final), number(row.baselines[USUAL_NAME].final)]
     for chosen in best.values():
         found = None if chosen is None else row.baselines[chosen]

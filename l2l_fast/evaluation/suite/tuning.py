@@ -1,11 +1,11 @@
-"""The suite's baselines: Adam, AdamW and NAG, tuned network by network, and their runs on the test seeds.
+"""The suite's baselines: Adam, AdamW, NAG and Muon, tuned network by network, and their runs on the test seeds.
 
 - Rates are half decades. At up to 1,000 steps Adam (constant and cosine) is tried at all of 1e-5..1e-1 and NAG
   (constant) at all of 1e-4..1e1; beyond an end that is the best, further rates follow until a neighbour is worse.
-- The other searches begin at a rate found before and walk until both neighbours are worse: AdamW at Adam's, NAG with
-  cosine at NAG's, and everything at more than 1,000 steps at the best of 1,000.
+- The other searches begin at a rate found before and walk until both neighbours are worse: AdamW and Muon at Adam's,
+  NAG with cosine at NAG's, and everything else at more than 1,000 steps at the best of 1,000.
 - All on TUNING_SEED, for the lowest final loss. Hopeless runs are given up.
-- AdamW has weight decay 0.01, NAG momentum 0.9, betas are torch's.
+- AdamW has weight decay 0.01, NAG momentum 0.9, betas are torch's; Muon is that of :class:`~..baselines.muon.Muon`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LIMITS = (-14, 6)  # no rate beyond 1e-7 and 1e3
 
 @dataclass(frozen=True)
 class Setting:
-    """A hand-written optimizer: its rule ("adam", "adamw", "nag"), schedule and rate."""
+    """A hand-written optimizer: its rule ("adam", "adamw", "nag", "muon"), schedule and rate."""
 
     rule: str
     schedule: str
@@ -66,6 +66,8 @@ STAGES: tuple[tuple[str, str], ...] = (
     ("adamw", "constant"),
     ("nag", "constant"),
     ("nag", "cosine"),
+    ("muon", "cosine"),
+    ("muon", "constant"),
 )
 USUAL = Setting("adam", "constant", 1e-3)
 
@@ -111,7 +113,7 @@ class Baselines:
 
     def _begin(self, network: Network, rule: str, schedule: str, steps: int) -> int | None:
         """Where a search begins, in half decades; None: with a sweep."""
-        if rule == "adamw":
+        if rule in ("adamw", "muon"):
             known = self.search(network, "adam", schedule, steps)
         elif steps > SWEPT_STEPS:
             known = self.search(network, rule, schedule, SWEPT_STEPS)
