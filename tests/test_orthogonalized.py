@@ -102,10 +102,12 @@ def test_the_scale_does_not_matter(isa, function, scale):
 
 
 @pytest.mark.parametrize("function", [ops.orthogonalized, orthogonalized])
-def test_below_the_least_norm_the_scale_stays(isa, function):
+@pytest.mark.parametrize("rows", [1, 2])
+def test_below_the_least_norm_the_scale_stays(isa, function, rows):
     """Numbers of which only float32's denormals are left, too."""
     for scale in (1e-3, 1e-10):
-        update = torch.tensor([[[scale * LEAST_NORM, 0.0, 0.0]]])
+        update = torch.zeros(1, rows, 3)
+        update[0, 0, 0] = scale * LEAST_NORM
         expected = COEFFICIENTS[0] ** 5 * float(update[0, 0, 0]) / LEAST_NORM if scale < 1e-5 else None
         found = float(function(update)[0, 0, 0])
         assert found == pytest.approx(expected, rel=1e-5) if expected else 0.3 < found < 1.3
@@ -127,10 +129,11 @@ def test_nothing_but_what_is_not_finite(isa, function):
     assert torch.equal(function(torch.full((1, 3, 4), math.nan)), torch.zeros(1, 3, 4))
 
 
-THREADED = [(3, 10, 64), (1, 17, 5000), (2, 300, 310), (1, 310, 300), (5, 64, 64), (2, 5000, 40)]
+VECTORS = [(1, 1, 70_000), (1, 70_000, 1)]
+MATRICES = [(3, 10, 64), (1, 17, 5000), (2, 300, 310), (1, 310, 300), (5, 64, 64), (2, 5000, 40)]
 
 
-@pytest.mark.parametrize("shape", THREADED)
+@pytest.mark.parametrize("shape", VECTORS + MATRICES)
 def test_the_same_bits_for_any_number_of_threads(isa, shape):
     updates, results = random_stack(*shape), []
     for threads in (1, 2, 3, 2):
