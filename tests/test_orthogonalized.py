@@ -37,6 +37,15 @@ def test_as_the_oracle(isa, shape):
     assert torch.equal(updates, before)
 
 
+def test_every_rest_of_a_block(isa):
+    """Of rows and columns that fill no block, no vector and no panel of any instruction set."""
+    sizes = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 25, 47, 48, 49)
+    for rows in sizes:
+        for cols in sizes:
+            updates = random_stack(1, rows, cols)
+            assert_as_the_oracle(updates, ops.orthogonalized(updates, 3), 3)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 8, 100])
 @pytest.mark.parametrize("shape", [(7, 20), (20, 7), (50, 50)])
 def test_any_number_of_steps(isa, shape, steps):
