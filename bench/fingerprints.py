@@ -4,9 +4,9 @@
     python -m bench.fingerprints after.json --against before.json
 
 For every instruction set of the machine: the functional step and its gradients, steps and segments of LearnedOptimizer,
-for plain and communicating networks, extra inputs, several outputs and the shipped optimizers, in four dtypes; then
-evaluations on three tasks of the experiments that need no other data than the package has, and two short
-meta-trainings. Of torch's own arithmetic some depends on the number of threads: one is used.
+for plain and communicating networks, extra inputs, several outputs and the shipped optimizers, in four dtypes, and
+orthogonalized matrices; then evaluations on three tasks of the experiments that need no other data than the package
+has, and two short meta-trainings. Of torch's own arithmetic some depends on the number of threads: one is used.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 import l2l_fast as l2l
 from l2l_fast import _C
+from l2l_fast.kernels import operators as ops
 
 SIZES = (0, 1, 63, 64, 65, 1000, 20001)
 SHAPES = ((1,), (63,), (64,), (65,), (10, 20, 3), (130, 7), (0, 3), ())
+MATRICES = ((1, 1), (10, 784), (64, 64), (130, 17), (300, 310))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EXPERIMENTS = {"quadratic-uniform": "quadratic", "quadratic-gaussian": "quadratic-gaussian", "mnist": "mnist-mlp"}
 EMBEDDED = {"mnist": "mnist-10k-embedded"}
@@ -140,6 +142,9 @@ def of_kernels() -> dict[str, str]:
         param.grad = torch.randn(50, generator=random)
         optimizer.step()
     found["memory"] = fingerprint(param)
+    for shape in MATRICES:
+        matrices = torch.randn(3, *shape, generator=random)
+        found[f"orthogonalized/{shape}"] = fingerprint(ops.orthogonalized(matrices))
     return found
 
 

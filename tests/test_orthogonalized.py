@@ -37,6 +37,15 @@ def test_as_the_oracle(isa, shape):
     assert torch.equal(updates, before)
 
 
+def test_every_rest_of_a_block(isa):
+    """Of rows and columns that fill no block, no vector and no panel of any instruction set."""
+    sizes = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 25, 47, 48, 49)
+    for rows in sizes:
+        for cols in sizes:
+            updates = random_stack(1, rows, cols)
+            assert_as_the_oracle(updates, ops.orthogonalized(updates, 3), 3)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 8, 100])
 @pytest.mark.parametrize("shape", [(7, 20), (20, 7), (50, 50)])
 def test_any_number_of_steps(isa, shape, steps):
@@ -102,10 +111,12 @@ def test_the_scale_does_not_matter(isa, function, scale):
 
 
 @pytest.mark.parametrize("function", [ops.orthogonalized, orthogonalized])
-def test_below_the_least_norm_the_scale_stays(isa, function):
+@pytest.mark.parametrize("rows", [1, 2])
+def test_below_the_least_norm_the_scale_stays(isa, function, rows):
     """Numbers of which only float32's denormals are left, too."""
     for scale in (1e-3, 1e-10):
-        update = torch.tensor([[[scale * LEAST_NORM, 0.0, 0.0]]])
+        update = torch.zeros(1, rows, 3)
+        update[0, 0, 0] = scale * LEAST_NORM
         expected = COEFFICIENTS[0] ** 5 * float(update[0, 0, 0]) / LEAST_NORM if scale < 1e-5 else None
         found = float(function(update)[0, 0, 0])
         assert found == pytest.approx(expected, rel=1e-5) if expected else 0.3 < found < 1.3
@@ -127,10 +138,11 @@ def test_nothing_but_what_is_not_finite(isa, function):
     assert torch.equal(function(torch.full((1, 3, 4), math.nan)), torch.zeros(1, 3, 4))
 
 
-THREADED = [(3, 10, 64), (1, 17, 5000), (2, 300, 310), (1, 310, 300), (5, 64, 64), (2, 5000, 40)]
+VECTORS = [(1, 1, 70_000), (1, 70_000, 1)]
+MATRICES = [(3, 10, 64), (1, 17, 5000), (2, 300, 310), (1, 310, 300), (5, 64, 64), (2, 5000, 40)]
 
 
-@pytest.mark.parametrize("shape", THREADED)
+@pytest.mark.parametrize("shape", VECTORS + MATRICES)
 def test_the_same_bits_for_any_number_of_threads(isa, shape):
     updates, results = random_stack(*shape), []
     for threads in (1, 2, 3, 2):

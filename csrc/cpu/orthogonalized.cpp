@@ -15,7 +15,7 @@
 namespace l2l {
 namespace {
 
-constexpr float kA = 3.4445f, kB = -4.7750f, kC = 2.0315f;
+constexpr double kA = 3.4445, kB = -4.7750, kC = 2.0315;
 constexpr double kLeastNorm = 1e-30;
 constexpr int64_t kSquares = 1 << 14;  // numbers in a partial sum
 
@@ -54,9 +54,11 @@ class Iteration {
   Iteration(const Kernels& kernels, Shape shape, Run run)
       : kernels_(kernels), shape_(shape), rows_(padded_rows(shape.low(), kernels.panels.block_rows)), run_(run) {}
 
-  int64_t scratch() const { return 2 * tall(nullptr).floats() + 2 * square(nullptr).floats(); }
+  // Floats. No more than a few matrices, but for those of fewer rows or columns than a vector has lanes.
+  int64_t scratch() const { return shape_.low() == 1 ? 0 : 2 * tall(nullptr).floats() + 2 * square(nullptr).floats(); }
 
   void operator()(const float* update, int64_t steps, float* out, float* scratch) const {
+    if (shape_.low() == 1) return of_vector(update, steps, out);
     float *x = scratch, *beside = x + tall(nullptr).floats();
     const Panels gram = square(beside + tall(nullptr).floats()), mix = square(gram.at(0) + gram.floats());
     if (shape_.tall()) {
@@ -68,7 +70,7 @@ class Iteration {
     for (int64_t step = 0; step < steps; step++) {
       if (step > 0 || !shape_.tall()) transpose(wide(x), tall(beside));
       symmetric_product(tall(beside), shape_.high(), nullptr, 1.f, 0.f, gram);
-      symmetric_product(gram, shape_.low(), &gram, kC, kB, mix);
+      symmetric_product(gram, shape_.low(), &gram, static_cast<float>(kC), static_cast<float>(kB), mix);
       advance(mix, wide(x), wide(beside));
       std::swap(x, beside);
     }
@@ -104,6 +106,20 @@ class Iteration {
     double total = 0.0;
     for (const double sum : sums) total += sum;
     return std::sqrt(total);
+  }
+
+  // Of which the only singular value is the norm.
+  void of_vector(const float* update, int64_t steps, float* out) const {
+    const double before = norm(update);
+    double factor = 1.0 / std::max(before, kLeastNorm);
+    for (int64_t step = 0; step < steps; step++) {
+      const double square = before * factor * before * factor;
+      factor *= kA + (kB + kC * square) * square;
+    }
+    run_((shape_.numel() + kSquares - 1) / kSquares, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kSquares, count = std::min(end * kSquares, shape_.numel()) - first;
+      kernels_.panels.scale(update + first, count, factor, out + first);
+    });
   }
 
   void load(const float* update, const Panels& to) const {
@@ -170,8 +186,9 @@ class Iteration {
   // next = a x + mix x; mix is symmetric.
   void advance(const Panels& mix, const Panels& x, const Panels& next) const {
     const int64_t blocks = mix.count();
-    for_each(x.count() * blocks,
-             [&](int64_t i) { product(mix, x, shape_.low(), &x, 1.f, kA, next, i / blocks, i % blocks); });
+    for_each(x.count() * blocks, [&](int64_t i) {
+      product(mix, x, shape_.low(), &x, 1.f, static_cast<float>(kA), next, i / blocks, i % blocks);
+    });
   }
 
   const Kernels& kernels_;
