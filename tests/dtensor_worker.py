@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import l2l_fast as l2l
-from l2l_fast.optim import sharding
+from l2l_fast.optim import orthogonal, sharding
 from tests.helpers import random_network
 
 STEPS = 10
@@ -505,6 +505,24 @@ def refusals(ranks: int) -> float:
     return 0.0
 
 
+def in_parts(ranks: int) -> float:
+    """Of uneven shards: parts are cut alike on all processes, which gather in one order."""
+    mesh, usual, found = init_device_mesh("cpu", (ranks,)), orthogonal.PART, []
+    for part in (usual, 20):
+        orthogonal.PART = part
+        shapes = (3, 4), (3, 5), (3, 4)
+        params = [nn.Parameter(distribute_tensor(torch.ones(shape), mesh, [Shard(0)])) for shape in shapes]
+        optimizer = optimizer_of(params, network("orthogonal"))
+        for t in range(3):
+            for k, param in enumerate(params):
+                grad = torch.randn(param.shape, generator=torch.Generator().manual_seed(10 * t + k))
+                param.grad = distribute_tensor(grad, mesh, [Shard(0)])
+            optimizer.step()
+        found.append([full(param) for param in params])
+    orthogonal.PART = usual
+    return difference(*found)
+
+
 def checks(ranks: int, folder: Path) -> dict:
     recorded, rounded = ("plain", "averages", "general"), ("bfloat16", "int8")
     kinds = (*recorded, "orthogonal")
@@ -540,6 +558,7 @@ def checks(ranks: int, folder: Path) -> dict:
         **{f"rounded-{kind}": lambda kind=kind: rounded_alike(kind) for kind in rounded},
         **{f"rounded-copies-{kind}": lambda kind=kind: rounded_alike(kind, grid) for kind in rounded},
         "rounded apart": rounded_apart,
+        "in parts": lambda: in_parts(ranks),
         "refusals": lambda: refusals(ranks),
     }
 

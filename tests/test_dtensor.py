@@ -35,7 +35,7 @@ SEGMENTS += tuple(f"{layout}-{kind}" for layout in ("grid", "beside plain") for 
 BOUNDS |= {f"segment-{kind}": 1e-6 for kind in SEGMENTS}
 BOUNDS |= {"tensor parallel-plain": 2e-6, "tensor parallel-general": 1e-9}  # the latter in float64
 BOUNDS |= {"clipping": 1e-6, "float64": 1e-12, "mixed dtypes": 0.0, "copies of the optimizer": 0.0}
-BOUNDS |= dict.fromkeys(("stale gradients", "only initialises", "whole files", "refusals"), 0.0)
+BOUNDS |= dict.fromkeys(("stale gradients", "only initialises", "whole files", "in parts", "refusals"), 0.0)
 DOCS = Path(__file__).parents[1] / "docs" / "distributed.md"
 RANKS = pytest.mark.parametrize("ranks", [2, 4])
 

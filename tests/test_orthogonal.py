@@ -13,8 +13,12 @@ from torch import nn
 import l2l_fast as l2l
 from l2l_fast.kernels import operators
 from l2l_fast.kernels.tensor_inputs import DEFAULT_INPUTS
+from l2l_fast.meta.crowd import Crowd
+from l2l_fast.networks import effective
 from l2l_fast.networks.orthogonal import matrix_shape
 from l2l_fast.optim import orthogonal
+from l2l_fast.problems import Quadratic
+from l2l_fast.problems.zoo import Zoo
 
 SHAPES = ((), (5,), (1,), (4, 3), (3, 70), (70, 3), (1, 6), (6, 1), (3, 2, 2), (4, 1, 3, 3), (2, 2, 2, 1, 2), (0, 4))
 
@@ -302,8 +306,6 @@ def test_segments_are_refused():
 
 @pytest.mark.parametrize("options", [{}, {"autograd": True}, {"estimator": "pes"}, {"synthetic_gradients": True}])
 def test_only_evolution_trains_it(options):
-    from l2l_fast.problems.zoo import Zoo
-
     problem = Zoo("noisy-quadratic", problems=1, data="mnist-10k-embedded")
     with pytest.raises(ValueError, match="estimator: expected 'evolution' for a network that orthogonalizes"):
         l2l.MetaTrainer(network(), problem, **options)
@@ -332,6 +334,81 @@ def test_shards_by_hand_are_refused():
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         l2l.OrthogonalLSTM(**options)
+
+
+def test_problems_side_by_side_are_matrices_of_their_own(monkeypatch):
+    """An evaluation goes the way of training, whose members have no dimension of problems."""
+    net, problem = network(), Zoo("teacher-regression", problems=1, rescale=False, data="mnist-10k-embedded")
+    crowd = Crowd(problem.sample(3, "test"), 1, net.config, 20)
+    weights = [each.detach()[None] for each in (net.phi(), *net.beside_phi())]
+    curve = []
+    for _ in range(20):
+        crowd.theta.grad = None
+        losses = crowd.losses()
+        losses.sum().backward()
+        curve.append(losses.item())
+        crowd.step(crowd.theta.grad, *weights)
+    assert l2l.meta.evaluate(net, problem, [3], 20)[0, :20].tolist() == pytest.approx(curve, rel=1e-3)
+    monkeypatch.setattr(operators, "orthogonalized", None)
+    assert Quadratic().sample(0, "test").side_by_side > 1  # vectors, of which there is nothing to orthogonalize
+    assert l2l.meta.evaluate(net, Quadratic(), [0], 5).isfinite().all()
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written():
+    net, params = network(), parameters()
+    optimizer = l2l.LearnedOptimizer(params, net, total_steps=20)
+    before = [param.detach().clone() for param in params]
+    set_gradients(params, 0)
+    for wrong in (torch.zeros(7), torch.zeros(1), torch.zeros(15, device="meta")):
+        net.weight_orthogonal = nn.Parameter(wrong)
+        with pytest.raises(ValueError, match=r"weight_orthogonal: expected shape \(15,\)"):
+            optimizer.step()
+    assert all(map(torch.equal, before, params)) and not optimizer.state
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_function_rounds_once(dtype):
+    net, told = network(output_scale=1e-4), torch.linspace(-0.5, 0.5, 15)
+    grad = torch.randn(9, 7).to(dtype)
+    ours, _ = net(grad, net.init_state(63), tensor_inputs=told)
+    wide, _ = net(grad.float(), net.init_state(63), tensor_inputs=told)
+    assert ours.dtype is dtype and torch.equal(ours, wide.to(dtype))
+
+
+def test_forward_derivatives():
+    net, told = network(hidden_size=4, num_layers=1), torch.linspace(-0.5, 0.5, 15)
+    grad = torch.randn(3, 4)
+
+    def update(bias, net, grad, state):
+        return torch.func.functional_call(net, {"bias_out": bias}, (grad, state, 1, None, told))[0]
+
+    found = []
+    for kind in (torch.float32, torch.float64):
+        own = copy.deepcopy(net).to(kind)
+        bias = own.bias_out.detach()
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(bias, torch.ones(2, dtype=kind))
+            result = update(dual, own, grad.to(kind), own.init_state(12, dtype=kind))
+            found.append(torch.autograd.forward_ad.unpack_dual(result).tangent)
+    assert torch.allclose(found[0].double(), found[1], rtol=1e-4, atol=1e-7) and found[1].any()
+
+
+def test_it_steps_on_the_meta_device():
+    net = network().to("meta")
+    param = nn.Parameter(torch.empty(3, 4, device="meta"))
+    param.grad = torch.empty(3, 4, device="meta")
+    l2l.LearnedOptimizer([param], net, total_steps=20).step()
+
+
+def test_a_noisy_weight_is_noticed():
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + 0.1 * torch.randn_like(x)
+
+    net = network()
+    assert not effective.changes_by_itself(net)
+    nn.utils.parametrize.register_parametrization(net, "weight_orthogonal", Noise())
+    assert effective.changes_by_itself(net)
 
 
 def test_with_an_lstm_it_is_differentiable():

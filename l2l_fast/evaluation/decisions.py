@@ -20,11 +20,10 @@ from ..kernels import checks
 from ..kernels.checks import positive_int
 from ..kernels.state import Averages, State
 from ..kernels.surroundings import own_loop
-from ..meta.assignment import names_by_network, optimizer_groups
+from ..meta.assignment import names_by_network, optimizer_for
 from ..meta.rollout import rollout
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.several import Networks, as_networks, members
-from ..optim.optimizer import LearnedOptimizer
 from ..problems import Task
 from ..problems.base import horizon_of
 from ..problems.theta import Theta
@@ -138,7 +137,7 @@ def _trajectory(net: Networks, task: Task, horizon: int) -> tuple[dict[str, Tens
     """All gradients ``[horizon, numel]`` by parameter, and how far every coordinate went."""
     theta = Theta(task)
     parameters = theta.parameters
-    optimizer = LearnedOptimizer(optimizer_groups(task, net, horizon))
+    optimizer = optimizer_for(task, net, horizon)
     start = {name: value.detach().clone() for name, value in parameters.items()}
     history: dict[str, list[Tensor]] = {name: [] for name in parameters}
     for _ in rollout(theta, optimizer, horizon):

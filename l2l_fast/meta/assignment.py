@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..networks.lstm import CoordinatewiseLSTM
 from ..networks.several import Networks, as_networks, members
+from ..optim.optimizer import LearnedOptimizer
 from ..problems import Problem, Task
 from ..problems.theta import trainable
 
@@ -62,3 +64,26 @@ def optimizer_groups(task: Task, net: Networks, total_steps: int | None = None) 
         for key, names in names_by_network(task, net).items()
         if names
     ]
+
+
+def optimizer_for(task: Task, net: Networks, total_steps: int | None = None) -> LearnedOptimizer:
+    """The optimizer of a task's parameters. Of problems side by side a network that orthogonalizes is given each one's
+    own tensors: it would take the dimension of the problems for that of a matrix."""
+    if not (task.leads and any(member.orthogonal for member in members(net).values())):
+        return LearnedOptimizer(optimizer_groups(task, net, total_steps))
+    networks, parameters = members(net), dict(task.named_parameters())
+    groups, parts = [], []
+    for key, names in names_by_network(task, net).items():
+        for k in range(task.side_by_side):
+            own = [nn.Parameter(parameters[name].detach()[k]) for name in names]  # in the memory of theta
+            parts += [(part, parameters[name], k) for part, name in zip(own, names, strict=True)]
+            if own:
+                groups.append({"params": own, "network": networks[key], "total_steps": total_steps})
+    optimizer = LearnedOptimizer(groups)
+
+    def share_gradients(*_: Any) -> None:
+        for part, parameter, k in parts:
+            part.grad = None if parameter.grad is None else parameter.grad[k]
+
+    optimizer.register_step_pre_hook(share_gradients)
+    return optimizer

@@ -12,11 +12,10 @@ from torch import Tensor
 from ..kernels import checks
 from ..kernels.surroundings import own_loop
 from ..networks.several import Networks, as_networks
-from ..optim.optimizer import LearnedOptimizer
 from ..problems import Problem, Task
 from ..problems.base import horizon_of, seeds_of
 from ..problems.theta import Theta
-from .assignment import optimizer_groups
+from .assignment import optimizer_for
 from .mismatch import warn_of_mismatch
 from .rollout import finite_prefix, rollout
 
@@ -60,7 +59,7 @@ def evaluate(
 
 def _episode(net: Networks, task: Task, horizon: int, on_end: Callable[[Task], None] | None = None) -> list[float]:
     theta = Theta(task)
-    optimizer = LearnedOptimizer(optimizer_groups(task, net, horizon))
+    optimizer = optimizer_for(task, net, horizon)
     losses = [*rollout(theta, optimizer, horizon), theta.value()]
     curve = finite_prefix(losses, task.num_problems)
     if on_end is not None and math.isfinite(curve[-1]):

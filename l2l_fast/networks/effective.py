@@ -104,7 +104,7 @@ def changes_by_itself(net: CoordinatewiseLSTM) -> bool:
     with torch.random.fork_rng(devices=[]):
         for parameter in net.parameters():  # an estimate that has settled would look still until the first update
             parameter.add_(torch.randn_like(parameter) * parameter.abs().mean())
-        looks = [net.phi().clone() for _ in range(2)]
+        looks = [torch.cat([part.flatten() for part in (net.phi(), *net.beside_phi())]) for _ in range(2)]
     net.load_state_dict(before)
     return not torch.equal(*looks)
 

@@ -334,7 +334,7 @@ class CoordinatewiseLSTM(nn.Module):
         reference.check_common(self.config, num_problems, *common)
         if self.tensor_inputs and common[1] is None:
             common[1] = self.nominal_of(common[0].unsqueeze(0))[0].to(common[0].dtype)  # type: ignore[union-attr]
-        if wide or _is_transformed(grad, state.data, extra, *self.parameters()):
+        if wide or is_transformed(grad, state.data, extra, *self.parameters()):
             update, logical = reference.step(self, grad, state.to_logical(), num_problems, extra, *common)
             return update, State.from_logical(logical)
         phi = self.phi().float()
@@ -486,7 +486,7 @@ class CoordinatewiseLSTM(nn.Module):
         files.save(self, path)
 
 
-def _is_transformed(*tensors: Tensor | None) -> bool:
+def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether someone asks for what the operators do not have: forward-mode derivatives or torch.func's transforms."""
     if torch._C._functorch.maybe_current_level() is not None:
         return True

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ..kernels import normalized, operators
 from ..kernels.orthogonal import orthogonalized
+from ..kernels.renamed import takes_groups
 from ..kernels.state import State
 from ..kernels.surroundings import without_autocast
 from ..kernels.tensor_inputs import DEFAULT_INPUTS
 from . import effective, files
-from .lstm import CoordinatewiseLSTM
+from .lstm import CoordinatewiseLSTM, is_transformed
 
 RMS = 0.2
 """Root mean square of the orthogonal direction at gain 1: about what Adam's has (Liu et al. 2025, "Muon is scalable for
@@ -99,26 +100,48 @@ class OrthogonalLSTM(CoordinatewiseLSTM):
         return [*super().beside_phi(), effective.weight(self, "weight_orthogonal")]
 
     def orthogonal_gains(self, tensor_inputs: Tensor) -> Tensor:
-        """``exp(gain)`` float64 ``[tensors]`` of tensors with these inputs ``[tensors, tensor_inputs]``; detached."""
-        return gains_of(effective.weight(self, "weight_orthogonal"), tensor_inputs)
+        """``exp(gain)`` float64 ``[tensors]`` of tensors with these inputs ``[tensors, tensor_inputs]``; detached.
 
-    def forward(self, grad: Tensor, state: State, *args: Any, **kwargs: Any) -> tuple[Tensor, State]:
+        Raises:
+            ValueError: ``weight_orthogonal`` is no longer of its shape, or on another device.
+        """
+        weight = effective.weight(self, "weight_orthogonal")
+        expected = (self.tensor_inputs,), tensor_inputs.device
+        if (tuple(weight.shape), weight.device) != expected:
+            found = f"{tuple(weight.shape)} on {weight.device}"
+            raise ValueError(f"weight_orthogonal: expected shape {expected[0]} on {expected[1]}, got {found}")
+        return gains_of(weight, tensor_inputs)
+
+    @takes_groups(stacklevel=4)  # through torch's __call__
+    def forward(
+        self,
+        grad: Tensor,
+        state: State,
+        num_problems: int = 1,
+        extra: Tensor | None = None,
+        tensor_inputs: Tensor | Sequence[float] | None = None,
+        nominal: Tensor | Sequence[float] | None = None,
+    ) -> tuple[Tensor, State]:
         """As :meth:`CoordinatewiseLSTM.forward`, for one tensor; ``grad`` has its shape. The orthogonal term is
         differentiable in u, and a constant in ``weight_orthogonal`` as the nominal term is in ``weight_nominal``."""
-        update, state = super().forward(grad, state, *args, **kwargs)
+        dtype = grad.dtype if isinstance(grad, Tensor) else None
+        wide = grad.float() if dtype in (torch.bfloat16, torch.float16) else grad  # to be rounded once, at the end
+        update, state = super().forward(wide, state, num_problems, extra, tensor_inputs, nominal)
         shape = matrix_shape(grad.shape)
-        if shape is None:
-            return update, state
-        names = ("num_problems", "extra", "tensor_inputs", "nominal")
-        inputs = {**dict(zip(names, args, strict=False)), **kwargs}["tensor_inputs"]
-        inputs = torch.as_tensor(inputs, dtype=torch.float64, device=grad.device)
-        wide = update if update.dtype is torch.float64 else update.float()
-        own = wide.requires_grad or torch._C._functorch.maybe_current_level() is not None
-        how = orthogonalized if own else operators.orthogonalized
-        with without_autocast(grad.device):
-            direction = how(wide.reshape(1, *shape)).view(grad.shape)
-        scale = scales_of(self.output_scale, self.orthogonal_gains(inputs.unsqueeze(0)), [shape])[0]
-        return (wide + scale.to(wide.dtype) * direction).to(update.dtype), state
+        if shape is not None:
+            inputs = torch.as_tensor(tensor_inputs, dtype=torch.float64, device=grad.device)
+            scale = scales_of(self.output_scale, self.orthogonal_gains(inputs.unsqueeze(0)), [shape])[0]
+            differentiable = update.requires_grad or is_transformed(update)
+            how = orthogonalized if differentiable else operators.orthogonalized  # which has no derivative
+            with without_autocast(grad.device):
+                direction = how(update.reshape(1, *shape)).view(grad.shape)
+            update = update + scale.to(update.dtype) * direction
+        return update.to(grad.dtype), state
+
+    @classmethod
+    def from_lstm_cells(cls, *args: Any, **kwargs: Any) -> Any:
+        """Not of such a network: ValueError."""
+        raise ValueError("tensor_inputs: torch.nn.LSTMCell has no inputs in common, and an OrthogonalLSTM needs some")
 
 
 def gains_of(weight: Tensor, tensor_inputs: Tensor) -> Tensor:

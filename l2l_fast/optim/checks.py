@@ -250,12 +250,18 @@ def check_together(batches: Sequence[Batch]) -> None:
     launches = [batch for batch in batches if batch.params]
     exact = [each for batch in batches for each in batch.exact]
     memories = [(k, batch.memory) for k, batch in enumerate(batches) if batch.memory is not None]
-    in_parts = any(batch.network.orthogonal for batch in launches)  # of several launches, to other memory
-    if len(launches) < 2 and not exact and not memories and not in_parts:
+    in_parts = [batch for batch in batches if batch.network.orthogonal]  # of several launches, to other memory
+    for batch in in_parts:
+        for common in (batch.common, batch.exact_common):
+            if common.tensor_inputs is not None:
+                batch.network.orthogonal_gains(common.tensor_inputs)
+    if len(launches) < 2 and not exact and not memories:
+        if launches and in_parts:
+            joint.fused_step(launches[0], None, (), check_only=True)
         return
     for batch in batches:
         # The first launch has nothing before it: what it refuses, it refuses in time.
-        if batch.params and (batch is not launches[0] or exact or in_parts):
+        if batch.params and (batch is not launches[0] or exact or batch in in_parts):
             joint.fused_step(batch, None, (), check_only=True)
         for param, grad, _ in batch.exact:
             if param.shape != grad.shape:

@@ -40,7 +40,7 @@ def parts_of(batch: Batch) -> Iterator[Part]:
     for k, shape in enumerate(shapes):
         if shape is None:
             continue
-        numel = batch.params[k].numel()
+        numel = shape[0] * shape[1]  # of the whole: processes that hold other shards must take the same parts
         if matrices and held + numel > PART:
             yield Part(places, matrices)
             places, matrices, held = [], [], 0

@@ -53,6 +53,12 @@ class Task(nn.Module):
         """How many independent problems the task holds: ``num_problems``, unless that only takes out a factor."""
         return int(self.num_problems)
 
+    @property
+    def leads(self) -> bool:
+        """Whether the first dimension of every parameter is that of the problems, so that a problem's own tensors have
+        one dimension less: it is, of several side by side."""
+        return self.side_by_side > 1
+
     def forward(self) -> torch.Tensor:
         """The loss at the present parameters: a scalar, differentiable in them."""
         raise TypeError(f"{type(self).__name__} must define forward()")

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.surroundings import own_loop
-from ...meta.assignment import optimizer_groups
+from ...meta.assignment import optimizer_for
 from ...meta.rollout import rollout
 from ...networks.several import Networks, device_of
-from ...optim.optimizer import LearnedOptimizer
 from ...problems import Task
 from ...problems.neural_art import NeuralArt, NeuralArtTask
 from ...problems.theta import Theta
@@ -64,7 +63,7 @@ def _pictures(setting: Setting, comparison: Comparison, net: Networks) -> dict[s
     for end in ends:
         assert isinstance(end, NeuralArtTask)
         _title(found, comparison.label(best), (end.picture(), losses[0, -1].item()))
-    learned = LearnedOptimizer(optimizer_groups(task, net, setting.horizon))
+    learned = optimizer_for(task, net, setting.horizon)
     _title(found, "learned LSTM", _optimised(task, learned, setting.horizon))
     return found
 

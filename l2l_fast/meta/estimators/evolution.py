@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ...kernels import checks
+from ...kernels.tensor_inputs import DEFAULT_INPUTS
 from ...networks import effective
 from ...networks.lstm import CoordinatewiseLSTM
 from ...networks.several import Networks, members
@@ -157,7 +158,13 @@ def _checked(task: Task, net: Networks) -> tuple[ZooTask, CoordinatewiseLSTM]:
     networks = list(members(net).values())
     if len(networks) != 1:
         raise ValueError(f"net: evolution trains one network, got {len(networks)}")
-    return task, networks[0]
+    network, expected = networks[0], len(DEFAULT_INPUTS)
+    if network.tensor_inputs != expected:
+        raise ValueError(
+            "net: evolution trains normalized networks with the default inputs, expected tensor_inputs="
+            f"{expected}, got {network.tensor_inputs}"
+        )
+    return task, network
 
 
 def _evaluate(crowd: Crowd) -> Tensor:
