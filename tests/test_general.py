@@ -66,6 +66,13 @@ def test_dropped_in_it_ends_below_adam():
     assert learned < train(lambda parameters: torch.optim.Adam(parameters, lr=1e-2)) * 1.1
 
 
+def test_the_one_for_matrices_ends_below_adam():
+    net = l2l.load_pretrained("general-matrix")
+    assert type(net) is l2l.OrthogonalLSTM and net.config == l2l.load_pretrained("general-small").config
+    learned = train(lambda parameters: l2l.LearnedOptimizer(parameters, net, total_steps=400))
+    assert learned < train(lambda parameters: torch.optim.Adam(parameters, lr=1e-2))
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e6])  # far above Adam's eps
 def test_the_scale_of_the_loss_does_not_matter(scale):
     # Few steps: later the ways part, as they do after any change of rounding.
