@@ -4,6 +4,7 @@
     python -m bench.state_types speed      # of a step, by network and type; in one thread unless --threads; --numel
     python -m bench.state_types cells      # how unlike cells are: what a step of codes has to be chosen for
     python -m bench.state_types losses     # after 1,000 steps on four networks, five seeds each: some ten minutes
+    python -m bench.state_types matrices   # a step on one square matrix, in microseconds; --threads
     python -m bench.state_types gpt2       # 124 million parameters, int8: 20 steps, within 24 GB; --network
 
 Timings want an idle machine.
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ from l2l_fast.kernels.state_types import STATE_DTYPES
 ROOT = Path(__file__).parent.parent
 LSTM = ROOT / "docs/general/weights/lstm-2x20.safetensors"
 STEPS, SEEDS, TAIL = 1000, 5, 50
+MATRIX = "general-matrix"  # whose state is that of general-small, and whose steps depend on shapes
 
 
 def networks() -> dict[str, l2l.CoordinatewiseLSTM]:
@@ -75,6 +78,29 @@ def show_speed(threads: int, numel: int) -> None:
         middle = {kind: median(each) / numel * 1e9 for kind, each in times.items()}
         row = "".join(f"   {kind} {each:6.1f} ({each / middle['float32']:.3f})" for kind, each in middle.items())
         print(f"{name:14}{row}", flush=True)
+
+
+def show_matrices(threads: int) -> None:
+    """Of whole steps on one square matrix, beside fused Adam's: medians over rounds that take one sample of each."""
+    torch.set_num_threads(threads)
+    print(f"microseconds per step, {threads} thread(s), {l2l._C.isa()}")
+    for size in (64, 256, 1024, 2048):
+        grad, optimizers = torch.randn(size, size), {}
+        for name in ("Adam", "general-small", MATRIX):
+            param = nn.Parameter(torch.zeros(size, size))
+            param.grad = grad
+            if name == "Adam":
+                optimizers[name] = torch.optim.Adam([param], fused=True)
+            else:
+                optimizers[name] = l2l.LearnedOptimizer([param], l2l.load_pretrained(name), total_steps=1000)
+        times: dict[str, list[float]] = {name: [] for name in optimizers}
+        for _ in range(300 if size < 1000 else 15):
+            for name, optimizer in optimizers.items():
+                begin = time.perf_counter()
+                optimizer.step()
+                times[name].append(time.perf_counter() - begin)
+        row = "".join(f"   {name} {median(each) * 1e6:9.0f}" for name, each in times.items())
+        print(f"{size:5}^2{row}", flush=True)
 
 
 def show_cells() -> None:
@@ -177,12 +203,17 @@ def show_gpt2(name: str, kind: str, steps: int = 20, length: int = 256) -> None:
     torch.manual_seed(0)
     model, successors = GPT2(), torch.randint(50257, (50257, 8))
     numel = sum(param.numel() for param in model.parameters())
-    network = networks()[name]
+    network = l2l.load_pretrained(name) if name == MATRIX else networks()[name]
     if not network.tensor_inputs:
         with torch.no_grad():
             network.weight_out.mul_(0.01)  # untrained: small random updates
     known = {"total_steps": steps} if network.tensor_inputs else {}
-    optimizer = l2l.LearnedOptimizer(model.parameters(), network, state_dtype=kind, **known)
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if network.orthogonal:  # rows of an embedding are no directions of one space
+        embeddings = [model.tokens.weight, model.positions.weight]
+        groups = [{"params": [*model.blocks.parameters(), *model.norm.parameters()]}]
+        groups.append({"params": embeddings, "network": l2l.load_pretrained("general-small")})
+    optimizer = l2l.LearnedOptimizer(groups, network, state_dtype=kind, **known)
     print(f"{numel:,} parameters, {length} tokens a step, {name}, {kind}, {torch.get_num_threads()} threads")
     times: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
     for step in range(steps):
@@ -210,21 +241,24 @@ def show_gpt2(name: str, kind: str, steps: int = 20, length: int = 256) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("bytes", "speed", "cells", "losses", "gpt2"))
+    parser.add_argument("what", choices=("bytes", "speed", "matrices", "cells", "losses", "gpt2"))
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--numel", type=int, default=2_000_000, help="coordinates of speed")
     parser.add_argument("--state-dtype", choices=tuple(STATE_DTYPES), default="int8", help="of gpt2")
-    parser.add_argument("--network", choices=tuple(networks()), default="LSTM 2x20", help="of gpt2")
+    parser.add_argument("--network", choices=(*networks(), MATRIX), default="LSTM 2x20", help="of gpt2")
+    parser.add_argument("--steps", type=int, default=20, help="of gpt2")
     options = parser.parse_args()
     if options.what == "bytes":
         show_bytes()
     elif options.what == "speed":
         show_speed(options.threads or 1, options.numel)
+    elif options.what == "matrices":
+        show_matrices(options.threads or 1)
     elif options.what == "cells":
         show_cells()
     else:
         torch.set_num_threads(options.threads or torch.get_num_threads())
-        show_losses() if options.what == "losses" else show_gpt2(options.network, options.state_dtype)
+        show_losses() if options.what == "losses" else show_gpt2(options.network, options.state_dtype, options.steps)
 
 
 if __name__ == "__main__":
