@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import l2l_fast as l2l
 from l2l_fast.kernels.tensor_inputs import DEFAULT_INPUTS
 from l2l_fast.meta import ProtocolWarning, evaluate, recipes
 from l2l_fast.problems import Zoo
+
+WEIGHTS = Path(__file__).parents[1] / "docs/general/weights"
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +74,20 @@ def test_the_one_for_matrices_ends_below_adam():
     assert type(net) is l2l.OrthogonalLSTM and net.config == l2l.load_pretrained("general-small").config
     learned = train(lambda parameters: l2l.LearnedOptimizer(parameters, net, total_steps=400))
     assert learned < train(lambda parameters: torch.optim.Adam(parameters, lr=1e-2))
+
+
+@pytest.mark.skipif(not WEIGHTS.is_dir(), reason="a copy of the sources without docs")
+def test_the_one_for_matrices_is_the_mean_of_three_runs(tmp_path, monkeypatch):
+    from bench import averaged
+
+    runs = [str(WEIGHTS / f"matrix-seed-{seed}.safetensors") for seed in (7, 8, 9)]
+    monkeypatch.setattr("sys.argv", ["averaged", *runs, "--out", str(tmp_path / "mean.safetensors")])
+    averaged.main()
+    mean, shipped = l2l.load(tmp_path / "mean.safetensors"), l2l.load_pretrained("general-matrix")
+    assert all(map(torch.equal, mean.state_dict().values(), shipped.state_dict().values()))
+    monkeypatch.setattr("sys.argv", ["averaged", runs[0], str(WEIGHTS / "start.safetensors"), "--out", "unused"])
+    with pytest.raises(SystemExit):
+        averaged.main()
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e6])  # far above Adam's eps
