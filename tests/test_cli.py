@@ -287,7 +287,7 @@ def test_bench_is_handed_over(monkeypatch):
         ([*EVALUATE, "--json", "~/x.json"], "~ is not expanded"),
         ([*EVALUATE, "--json", ""], "--json: expected the name of a file"),
         (["evaluate", "--optimizer", "quadratc", *SMALL], "did you mean 'quadratic'?"),
-        (["evaluate", "--optimizer", "nothing", *SMALL], "are fashion-conv, general, general-matrix, general-small, mn"),
+        (["evaluate", "--optimizer", "nothing", *SMALL], "are fashion-conv, general, general-matrix, general-small"),
         (["evaluate", "--optimizer", "", *SMALL], "no such file"),
         (["evaluate", "--optimizer", "fashion-conv", *SMALL], "the networks are for ['conv', 'fc']"),
         (["compare", "--optimizer", "fashion-conv", *SMALL], "the networks are for ['conv', 'fc']"),
