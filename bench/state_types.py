@@ -5,7 +5,7 @@
     python -m bench.state_types cells      # how unlike cells are: what a step of codes has to be chosen for
     python -m bench.state_types losses     # after 1,000 steps on four networks, five seeds each: some ten minutes
     python -m bench.state_types matrices   # a step on one square matrix, in microseconds; --threads
-    python -m bench.state_types gpt2       # 124 million parameters, int8: 20 steps, within 24 GB; --network
+    python -m bench.state_types gpt2       # 124 million parameters, int8: 20 steps, within 24 GB; --network, --steps
 
 Timings want an idle machine.
 """
@@ -44,8 +44,8 @@ def networks() -> dict[str, l2l.CoordinatewiseLSTM]:
 
 
 def show_bytes() -> None:
-    print(f"{'network':14}" + "".join(f"{kind:>12}" for kind in STATE_DTYPES) + "   bytes per parameter")
-    for name, network in networks().items():
+    print(f"{'network':16}" + "".join(f"{kind:>12}" for kind in STATE_DTYPES) + "   bytes per parameter")
+    for name, network in {**networks(), MATRIX: l2l.load_pretrained(MATRIX)}.items():
         found = []
         for kind in STATE_DTYPES:
             param = nn.Parameter(torch.zeros(1000, 640))
@@ -54,7 +54,7 @@ def show_bytes() -> None:
             optimizer.step()
             state = optimizer.state[param]["lstm_state"]
             found.append(state.numel() * state.element_size() / param.numel())
-        print(f"{name:14}" + "".join(f"{each:12.2f}" for each in found))
+        print(f"{name:16}" + "".join(f"{each:12.2f}" for each in found))
 
 
 def show_speed(threads: int, numel: int) -> None:

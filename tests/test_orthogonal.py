@@ -146,14 +146,32 @@ def test_what_is_no_matrix_moves_as_without():
     assert [matrix_shape(shape) for shape in ((4, 2, 3), (1, 6), (6, 1), (7,), (), (0, 4))] == [(4, 6), *5 * [None]]
 
 
-def test_parts_make_no_difference(monkeypatch):
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])  # which draw, by seeds of each tensor
+def test_parts_make_no_difference(monkeypatch, state_dtype):
     net, both = network(), [parameters() for _ in range(2)]
-    whole = take(both[0], l2l.LearnedOptimizer(both[0], net, total_steps=20))
+    options = {"total_steps": 20, "state_dtype": state_dtype}
+    whole = take(both[0], l2l.LearnedOptimizer(both[0], net, **options))
     launches, launch = [], operators.step_
     monkeypatch.setattr(operators, "step_", lambda *args, **options: (launches.append(1), launch(*args, **options)))
     monkeypatch.setattr(orthogonal, "PART", 40)
-    assert all(map(torch.equal, whole, take(both[1], l2l.LearnedOptimizer(both[1], net, total_steps=20))))
+    assert all(map(torch.equal, whole, take(both[1], l2l.LearnedOptimizer(both[1], net, **options))))
     assert len(launches) > 4 * 3
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_beside_groups_of_other_networks(order):
+    """Of as many parameters as the others have, too."""
+    net, params = network(), [nn.Parameter(torch.ones(3, 4)) for _ in range(4)]
+    groups = [{"params": params[:2], "network": net}, {"params": params[2:], "network": plain(net)}][::order]
+    optimizer = l2l.LearnedOptimizer(groups, total_steps=20)
+    take(params, optimizer, range(2))
+    alone = [nn.Parameter(torch.ones(3, 4)) for _ in range(4)]
+    for own, each in ((alone[:2], net), (alone[2:], plain(net))):
+        other = l2l.LearnedOptimizer(own, each, total_steps=20)
+        for step in range(2):
+            set_gradients(alone, step)
+            other.step()
+    assert all(map(torch.equal, params, alone))
 
 
 def test_the_scale_of_the_loss_makes_no_difference():

@@ -69,7 +69,7 @@ def optimizer_groups(task: Task, net: Networks, total_steps: int | None = None) 
 def optimizer_for(task: Task, net: Networks, total_steps: int | None = None) -> LearnedOptimizer:
     """The optimizer of a task's parameters. Of problems side by side a network that orthogonalizes is given each one's
     own tensors: it would take the dimension of the problems for that of a matrix."""
-    if not (task.leads and any(member.orthogonal for member in members(net).values())):
+    if not (task.has_problem_dimension and any(member.orthogonal for member in members(net).values())):
         return LearnedOptimizer(optimizer_groups(task, net, total_steps))
     networks, parameters = members(net), dict(task.named_parameters())
     groups, parts = [], []

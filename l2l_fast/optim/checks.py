@@ -261,7 +261,7 @@ def check_together(batches: Sequence[Batch]) -> None:
         return
     for batch in batches:
         # The first launch has nothing before it: what it refuses, it refuses in time.
-        if batch.params and (batch is not launches[0] or exact or batch in in_parts):
+        if batch.params and (batch is not launches[0] or exact or batch.network.orthogonal):
             joint.fused_step(batch, None, (), check_only=True)
         for param, grad, _ in batch.exact:
             if param.shape != grad.shape:

@@ -80,15 +80,13 @@ def move(batch: Batch, part: Part, updates: Sequence[Tensor]) -> None:
     for j, shape in enumerate(shapes):
         alike.setdefault(shape, []).append(j)
     for shape, chosen in alike.items():
-        chunk = max(1, PART // (shape[0] * shape[1]))
-        for first in range(0, len(chosen), chunk):
-            some = chosen[first : first + chunk]
-            own = [batch.params[part.matrices[j]] for j in some]
-            whole = [_whole(of[part.matrices[j]], batch.owners.get(id(param))) for j, param in zip(some, own)]
-            directions = operators.orthogonalized(torch.stack([each.reshape(shape) for each in whole]))
-            for param, j, direction in zip(own, some, directions, strict=True):
-                direction = _held(direction, batch.owners.get(id(param)), param)
-                add(param, of[part.matrices[j]], direction, scales[j], batch.lr * batch.weight_decay)
+        params = [batch.params[part.matrices[j]] for j in chosen]
+        owners = [batch.owners.get(id(param)) for param in params]
+        own = [of[part.matrices[j]] for j in chosen]
+        whole = [_whole(update, owner).reshape(shape) for update, owner in zip(own, owners, strict=True)]
+        directions = operators.orthogonalized(torch.stack(whole))
+        for param, owner, update, direction, j in zip(params, owners, own, directions, chosen, strict=True):
+            add(param, update, _held(direction, owner, param), scales[j], batch.lr * batch.weight_decay)
 
 
 @torch.no_grad()

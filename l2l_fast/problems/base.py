@@ -54,7 +54,7 @@ class Task(nn.Module):
         return int(self.num_problems)
 
     @property
-    def leads(self) -> bool:
+    def has_problem_dimension(self) -> bool:
         """Whether the first dimension of every parameter is that of the problems, so that a problem's own tensors have
         one dimension less: it is, of several side by side."""
         return self.side_by_side > 1

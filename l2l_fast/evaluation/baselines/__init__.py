@@ -3,7 +3,7 @@
 Heavy ball, NAG, RMSprop, Adam, AdamW and plain SGD, with learning rate, momenta or betas and schedule searched per
 problem for the best *final* loss. (Andrychowicz et al. 2016, section 3, tuned the rate alone, at Torch7's defaults,
 which are the defaults of ``run`` and ``make_optimizer``.) The search uses validation tasks, the comparison fresh ones.
-Muon ("muon") is there for the evaluation suite, and no part of a comparison unless it is asked for by name.
+Muon ("muon") is there for the evaluation suite; ``compare`` takes it if ``names`` has it.
 
 Reported losses are f at ``p``, the parameters that ``torch.optim`` holds, before each update: ``losses[:, 0]`` is
 f(theta_0). For NAG, ``p`` is the look-ahead point theta + momentum v at which the gradient is taken; Torch7 reports it

@@ -122,7 +122,7 @@ class Evolution(Estimator):
         return finite_prefix([each.double().sum() for each in curve], crowd.members)
 
     def config(self) -> dict[str, Any]:
-        """See :meth:`Estimator.config`."""
+        """See :meth:`Estimator.config`; ``parameters`` of None are all that act beside phi."""
         names = None if self.parameters is None else list(self.parameters)
         own = {"pairs": self.pairs, "sigma": self.sigma, "shortest": self.shortest, "parameters": names}
         return {**super().config(), "estimator": "evolution", **own}

@@ -29,7 +29,7 @@ class ZooTask(Task):
     """
 
     loss_scales: Tensor
-    leads = True  # of one problem, too
+    has_problem_dimension = True  # of one problem, too
 
     def __init__(
         self,
