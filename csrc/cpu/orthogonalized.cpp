@@ -3,7 +3,10 @@
 // sum has one order, which depends on the matrix's shape alone.
 #include <ATen/ops/empty_like.h>
 
+#include <algorithm>
 #include <cmath>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "../ops/arguments.h"
