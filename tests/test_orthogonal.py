@@ -229,12 +229,28 @@ def test_surroundings_make_no_difference(mode):
     assert all(map(torch.equal, a, b))
 
 
-def test_parameters_made_in_inference_mode_move():
+def test_parameters_made_in_inference_mode_move_in_it():
+    optimizer = l2l.LearnedOptimizer([nn.Parameter(torch.ones(3, 4))], network(), total_steps=20)
     with torch.inference_mode():
         param = nn.Parameter(torch.ones(3, 4), requires_grad=False)
         param.grad = torch.randn(3, 4)
-        l2l.LearnedOptimizer([param], network(), total_steps=20).step()
+        optimizer.add_param_group({"params": [param]})
+        optimizer.step()
     assert not torch.equal(param, torch.ones(3, 4))
+    before = param.clone()
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
+def test_a_step_in_inference_mode_is_known_to_autograd():
+    param = nn.Parameter(torch.ones(3, 4))
+    loss = param.square().sum()
+    param.grad = torch.ones(3, 4)
+    with torch.inference_mode():
+        l2l.LearnedOptimizer([param], network(), total_steps=20).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("state_dtype", ["float32", "bfloat16"])

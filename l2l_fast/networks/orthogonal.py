@@ -18,7 +18,6 @@ from ..kernels import normalized, operators
 from ..kernels.orthogonal import orthogonalized
 from ..kernels.renamed import takes_groups
 from ..kernels.state import State
-from ..kernels.surroundings import without_autocast
 from ..kernels.tensor_inputs import DEFAULT_INPUTS
 from . import effective, files
 from .lstm import CoordinatewiseLSTM, is_transformed
@@ -133,8 +132,7 @@ class OrthogonalLSTM(CoordinatewiseLSTM):
             scale = scales_of(self.output_scale, self.orthogonal_gains(inputs.unsqueeze(0)), [shape])[0]
             differentiable = update.requires_grad or is_transformed(update)
             how = orthogonalized if differentiable else operators.orthogonalized  # which has no derivative
-            with without_autocast(grad.device):
-                direction = how(update.reshape(1, *shape)).view(grad.shape)
+            direction = how(update.reshape(1, *shape)).view(grad.shape)
             update = update + scale.to(update.dtype) * direction
         return update.to(grad.dtype), state
 

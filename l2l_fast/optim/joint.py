@@ -111,8 +111,7 @@ def fused_step(
             seeds = [batch.seeds[k] for k in own] if batch.seeds else ()
             options = {"seeds": seeds, "precision": batch.precision, **batch.common.of(own)._asdict()}
             _launch(tensors, batch.config, *scalars, begun=begun, check_only=False, **options)
-            with without_autocast(phi.device):
-                orthogonal.move(batch, part, targets)
+            orthogonal.move(batch, part, targets)
         return None
     recorded = {"record": gradients, "record_tiles": places, "seeds": batch.seeds, **batch.common._asdict()}
     recorded["precision"] = batch.precision

@@ -106,14 +106,6 @@ def move_exact(batch: Batch, param: Tensor, update: Tensor, common: Common) -> N
 def add(param: Tensor, update: Tensor, direction: Tensor, scale: Tensor, decay: float) -> None:
     """``param = param * (1 - decay) + (update + scale * direction)``, computed in the dtype of ``update``."""
     step = torch.addcmul(update, direction, scale.to(direction.dtype))
-    if param.is_inference() != torch.is_inference_mode_enabled():
-        with torch.inference_mode(param.is_inference()), torch.no_grad():
-            _add_step(param, step, decay)
-    else:
-        _add_step(param, step, decay)
-
-
-def _add_step(param: Tensor, step: Tensor, decay: float) -> None:
     if param.dtype is not step.dtype:
         param.copy_(param.to(step.dtype).mul_(1.0 - decay).add_(step))
     elif decay:
