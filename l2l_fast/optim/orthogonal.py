@@ -28,27 +28,25 @@ class Part(NamedTuple):
     """Some of the fused tensors of a batch, by their places in it, that are stepped by one launch."""
 
     places: list[int]
-    matrices: list[int]  # those of the places that are matrices
+    matrices: dict[int, tuple[int, int]]  # those of the places that are matrices, with their shapes as a whole
 
 
 def parts_of(batch: Batch) -> Iterator[Part]:
     """Everything that is no matrix with the first matrices, then further matrices."""
     shapes = [_shape(batch, param) for param in batch.params]
-    places = [k for k, shape in enumerate(shapes) if shape is None]
-    matrices: list[int] = []
-    held = 0
+    part, held = Part([k for k, shape in enumerate(shapes) if shape is None], {}), 0
     for k, shape in enumerate(shapes):
         if shape is None:
             continue
         numel = shape[0] * shape[1]  # of the whole: processes that hold other shards must take the same parts
-        if matrices and held + numel > PART:
-            yield Part(places, matrices)
-            places, matrices, held = [], [], 0
-        places.append(k)
-        matrices.append(k)
+        if part.matrices and held + numel > PART:
+            yield part
+            part, held = Part([], {}), 0
+        part.places.append(k)
+        part.matrices[k] = shape
         held += numel
-    if places:
-        yield Part(places, matrices)
+    if part.places:
+        yield part
 
 
 def _shape(batch: Batch, param: Tensor) -> tuple[int, int] | None:
@@ -72,21 +70,22 @@ def move(batch: Batch, part: Part, updates: Sequence[Tensor]) -> None:
     if not part.matrices:
         return
     assert batch.common.tensor_inputs is not None
-    gains = batch.network.orthogonal_gains(batch.common.tensor_inputs[part.matrices])
-    shapes = [shape for shape in (_shape(batch, batch.params[k]) for k in part.matrices) if shape is not None]
-    scales = (batch.lr * scales_of(batch.config.output_scale, gains, shapes)).float()
-    of = dict(zip(part.places, updates, strict=True))
+    matrices = list(part.matrices)
+    gains = batch.network.orthogonal_gains(batch.common.tensor_inputs[matrices])
+    scales = batch.lr * scales_of(batch.config.output_scale, gains, list(part.matrices.values()))
+    scale_of = dict(zip(matrices, scales.float(), strict=True))
+    update_of = dict(zip(part.places, updates, strict=True))
+    owner_of = {k: batch.owners.get(id(batch.params[k])) for k in matrices}
     alike: dict[tuple[int, int], list[int]] = {}
-    for j, shape in enumerate(shapes):
-        alike.setdefault(shape, []).append(j)
-    for shape, chosen in alike.items():
-        params = [batch.params[part.matrices[j]] for j in chosen]
-        owners = [batch.owners.get(id(param)) for param in params]
-        own = [of[part.matrices[j]] for j in chosen]
-        whole = [_whole(update, owner).reshape(shape) for update, owner in zip(own, owners, strict=True)]
+    for k, shape in part.matrices.items():
+        alike.setdefault(shape, []).append(k)
+    for shape, places in alike.items():
+        whole = [_whole(update_of[k], owner_of[k]).reshape(shape) for k in places]
         directions = operators.orthogonalized(torch.stack(whole))
-        for param, owner, update, direction, j in zip(params, owners, own, directions, chosen, strict=True):
-            add(param, update, _held(direction, owner, param), scales[j], batch.lr * batch.weight_decay)
+        for k, direction in zip(places, directions, strict=True):
+            param = batch.params[k]
+            direction = _held(direction, owner_of[k], param)
+            add(param, update_of[k], direction, scale_of[k], batch.lr * batch.weight_decay)
 
 
 @torch.no_grad()

@@ -206,3 +206,10 @@ def test_all_that_acts_beside_phi_is_trained(tmp_path):
     for name in before:
         assert torch.equal(runs[0][name], runs[1][name])
         assert torch.equal(runs[0][name], before[name]) == (name not in ("weight_nominal", "weight_orthogonal"))
+
+
+def test_only_networks_with_the_default_inputs_are_trained():
+    problem = zoo("teacher-regression", rescale=False)
+    run = l2l.MetaTrainer(network(tensor_inputs=3), problem, horizon=20, unroll=10, estimator=Evolution(2, 0.1, 10))
+    with pytest.raises(ValueError, match="tensor_inputs=15, got 3"):
+        run.fit(1, progress=False)
